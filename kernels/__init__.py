@@ -1,0 +1,1 @@
+"""Triton kernels, one file per operation, installed as ``sfm_fast.kernels``."""

@@ -1,0 +1,194 @@
+"""Pre-train the shipped backbone on Fashion-MNIST without labels (NNCLR), on a CPU in about an hour.
+
+Method: Dwibedi et al., "With a Little Help from My Friends: Nearest-Neighbor Contrastive Learning of Visual
+Representations" (arXiv 2104.14548): the positive of a view is the nearest neighbour, in a queue of past
+embeddings, of the other view of the same image. Labels are read only to print the figures of the model card.
+
+    python scripts/pretrain_backbone.py --out sfm_fast/data/assets/fashion_vit.safetensors --minutes 55
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import time
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from sfm_fast.data import fashion_mnist
+
+SIZE = 28
+
+
+def make_vit(args: argparse.Namespace, patch_drop_rate: float) -> tuple[VisionTransformer, dict]:
+    config = {
+        "img_size": SIZE, "patch_size": args.patch, "in_chans": 1, "num_classes": 0, "embed_dim": args.dim, "depth": args.depth,
+        "num_heads": args.dim // 64, "class_token": False, "global_pool": "avg", "mlp_ratio": args.mlp_ratio,
+    }  # fmt: skip
+    return VisionTransformer(**config, patch_drop_rate=patch_drop_rate), config
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for n_in, n_out in zip(widths[:-2], widths[1:-1]):
+        layers += [nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
+
+
+def augment(x: torch.Tensor, generator: torch.Generator, min_area: float) -> torch.Tensor:
+    """One random view of each image: x (B, 1, 28, 28) in 0..1 -> normalised (B, 1, 28, 28)."""
+
+    def uniform(low: float, high: float) -> torch.Tensor:
+        return torch.rand(len(x), generator=generator) * (high - low) + low
+
+    area, ratio = uniform(min_area, 1.0), torch.exp(uniform(math.log(3 / 4), math.log(4 / 3)))
+    width, height = torch.sqrt(area * ratio).clamp(max=1.2), torch.sqrt(area / ratio).clamp(max=1.2)
+    flip = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    angle = uniform(-0.2, 0.2)
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    shift_x, shift_y = uniform(-1, 1) * (1 - width).abs(), uniform(-1, 1) * (1 - height).abs()
+    theta = torch.stack([flip * width * cos, -height * sin, shift_x, flip * width * sin, height * cos, shift_y], 1)
+    view = F.grid_sample(x, F.affine_grid(theta.view(-1, 2, 3), list(x.shape), align_corners=False), align_corners=False)
+    column = (-1, 1, 1, 1)
+    view = view.clamp(min=0) ** torch.exp(uniform(-0.5, 0.5)).view(column)  # gamma
+    view = view * uniform(0.5, 1.4).view(column) + (uniform(0, 1) < 0.2).float().view(column) * uniform(0, 0.6).view(column)
+    noisy = (uniform(0, 1) < 0.5).float() * uniform(0, 0.2)
+    view = view + noisy.view(column) * torch.randn(x.shape, generator=generator)
+    return (view - fashion_mnist.MEAN) / fashion_mnist.STD
+
+
+def symmetric_cross_entropy(similarity: torch.Tensor) -> torch.Tensor:
+    own = torch.arange(len(similarity))
+    return (F.cross_entropy(similarity, own) + F.cross_entropy(similarity.T, own)) / 2
+
+
+@torch.no_grad()
+def features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
+    model.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [model((x.float().unsqueeze(1) / 255 - fashion_mnist.MEAN) / fashion_mnist.STD).float() for x in images.split(1000)]
+    return torch.cat(parts)
+
+
+def nearest_class_mean(train: torch.Tensor, train_y: torch.Tensor, test: torch.Tensor, test_y: torch.Tensor) -> float:
+    centres = torch.stack([train[train_y == c].mean(0) for c in range(10)])
+    return (torch.cdist(test, centres).argmin(1) == test_y).float().mean().item()
+
+
+def linear_probe(train: torch.Tensor, train_y: torch.Tensor, test: torch.Tensor, test_y: torch.Tensor, epochs: int = 20) -> float:
+    mean, std = train.mean(0), train.std(0) + 1e-6
+    train, test = (train - mean) / std, (test - mean) / std
+    head = nn.Linear(train.shape[1], 10)
+    optimiser = torch.optim.AdamW(head.parameters(), 2e-3, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * (len(train) // 512))
+    for _ in range(epochs):
+        for index in torch.randperm(len(train))[: len(train) // 512 * 512].split(512):
+            loss = F.cross_entropy(head(train[index]), train_y[index])
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+    return (head(test).argmax(1) == test_y).float().mean().item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", required=True)
+    parser.add_argument("--data", default=None, help="folder of the IDX files")
+    parser.add_argument("--minutes", type=float, default=50, help="wall-clock budget; sets the length of the schedule")
+    parser.add_argument("--epochs", type=float, default=0, help="fixed length instead of --minutes")
+    parser.add_argument("--patch", type=int, default=7)
+    parser.add_argument("--dim", type=int, default=192)
+    parser.add_argument("--depth", type=int, default=5)
+    parser.add_argument("--mlp-ratio", type=float, default=4.0)
+    parser.add_argument("--patch-drop", type=float, default=0.0)
+    parser.add_argument("--batch", type=int, default=512)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--temperature", type=float, default=0.15)
+    parser.add_argument("--queue", type=int, default=16384)
+    parser.add_argument("--min-area", type=float, default=0.3)
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+
+    torch.manual_seed(args.seed)
+    generator = torch.Generator().manual_seed(args.seed)
+    (train, train_y), (test, test_y) = (fashion_mnist.load_full(s, args.data) for s in ("train", "test"))
+    train, train_y, test, test_y = (torch.from_numpy(a.copy()) for a in (train, train_y, test, test_y))
+
+    student, config = make_vit(args, args.patch_drop)
+    exported, _ = make_vit(args, 0.0)
+    average = copy.deepcopy(student).requires_grad_(False)
+    projector, predictor = mlp(args.dim, 512, 128), mlp(128, 512, 128)
+    parameters = [*student.parameters(), *projector.parameters(), *predictor.parameters()]
+    decayed, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
+    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], args.lr, betas=(0.9, 0.95), fused=True)
+    queue = F.normalize(torch.randn(args.queue, 128), dim=1)
+    steps_per_epoch = len(train) // args.batch
+    step, start, progress, last_print = 0, time.time(), 0.0, 0.0
+    losses: list[float] = []
+    while progress < 1:
+        order = torch.randperm(len(train), generator=generator)[: steps_per_epoch * args.batch]
+        for index in order.split(args.batch):
+            elapsed = time.time() - start
+            progress = step / (args.epochs * steps_per_epoch) if args.epochs else elapsed / (args.minutes * 60)
+            if progress >= 1:
+                break
+            lr = args.lr * min(1, (step + 1) / (2 * steps_per_epoch)) * (0.5 + 0.5 * math.cos(math.pi * progress))
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+            x = train[index].float().unsqueeze(1) / 255
+            views = torch.cat([augment(x, generator, args.min_area), augment(x, generator, args.min_area)])
+            student.train()
+            with torch.autocast("cpu", torch.bfloat16):
+                h = student(views)
+            z = projector(h.float())
+            p1, p2 = F.normalize(predictor(z), dim=1).chunk(2)
+            z1, z2 = F.normalize(z, dim=1).chunk(2)
+            with torch.no_grad():
+                n1, n2 = (queue[(z_ @ queue.T).argmax(1)] for z_ in (z1, z2))
+            # Half the weight on the other view itself: it carries the start, while the queue is still noise.
+            targets = ((n1, p2), (n2, p1), (z1.detach(), p2), (z2.detach(), p1))
+            loss = sum((symmetric_cross_entropy(a @ b.T / args.temperature) for a, b in targets), torch.zeros(())) / 4
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 3.0)
+            optimiser.step()
+            with torch.no_grad():
+                queue = torch.cat([z1.detach(), queue])[: args.queue]
+                decay = min(0.998, (1 + step) / (10 + step))
+                torch._foreach_lerp_(list(average.parameters()), list(student.parameters()), 1 - decay)
+            losses.append(loss.item())
+            step += 1
+        epoch = step / steps_per_epoch
+        if progress >= 1 or time.time() - last_print > 150:
+            last_print = time.time()
+            exported.load_state_dict(average.state_dict())
+            a, b = features(exported, train[::6]), features(exported, test)
+            ncm = nearest_class_mean(a, train_y[::6], b, test_y)
+            print(f"epoch {epoch:5.1f}  {time.time() - start:5.0f} s  loss {sum(losses[-100:]) / len(losses[-100:]):.3f}  nearest class mean {ncm:.4f} (1/6 of train)", flush=True)
+            save(args, exported, config, epoch, {"nearest_class_mean_interim": ncm})
+    a, b = features(exported, train), features(exported, test)
+    figures = {"nearest_class_mean": nearest_class_mean(a, train_y, b, test_y), "linear_probe": linear_probe(a, train_y, b, test_y), "seconds": round(time.time() - start)}
+    pixels = [t.flatten(1).float() / 255 for t in (train, test)]
+    figures["nearest_class_mean_raw_pixels"] = nearest_class_mean(pixels[0], train_y, pixels[1], test_y)
+    print(json.dumps(figures), flush=True)
+    save(args, exported, config, step / steps_per_epoch, figures)
+
+
+def save(args: argparse.Namespace, model: nn.Module, config: dict, epochs: float, figures: dict) -> None:
+    recipe = {k: v for k, v in vars(args).items() if k not in ("out", "data")}
+    metadata = {
+        "architecture": json.dumps({"timm_class": "VisionTransformer", **config}), "mean": json.dumps([fashion_mnist.MEAN]),
+        "std": json.dumps([fashion_mnist.STD]), "recipe": json.dumps({**recipe, "epochs_run": round(epochs, 2)}), "figures": json.dumps(figures),
+    }  # fmt: skip
+    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, args.out, metadata=metadata)
+
+
+if __name__ == "__main__":
+    main()

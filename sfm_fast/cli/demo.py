@@ -1,0 +1,84 @@
+"""`sfm-fast demo`: the whole road on the embedded data, with a page at its end."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from .. import __version__
+from ..data.backbones import load_backbone
+from ..data.datasets import EMBEDDED, open_dataset
+from ..distill.compare import compare_methods
+from ..distill.config import DistillConfig
+from ..distill.export import SyntheticSet
+from ..distill.prepare import make_distiller
+from ..distill.progress import iterate_log
+from ..distill.run import LOG, RESULT
+from ..files import locked_folder, write_json
+from ..probe.evaluate import Evaluator, ProbeConfig
+from ..probe.features import class_statistics
+from ..report.demo import cost_table, pixel_class_means, write_page
+from ..report.tables import accuracy_table
+from . import common
+
+NAME = "demo"
+SUMMARY = "Distil the embedded data set, evaluate it, measure LGM beside it, and write one HTML page."
+EXAMPLE = "sfm-fast demo --out demo"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--out", metavar="FOLDER", default="demo", help="folder for everything the demo makes; an earlier demo there is replaced")
+    parser.add_argument("--steps", type=int, default=1500, help="SFM steps")
+    parser.add_argument("--lr", type=float, default=0.02, help="Adam's step size (larger than the default 0.002: the run is short)")
+    parser.add_argument("--seeds", type=int, default=3, help="probes trained for every row")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved steps for the comparison with LGM")
+    common.add_machine_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    common.set_threads(args)
+    began, progress = time.perf_counter(), not args.quiet
+    config = DistillConfig(steps=args.steps, lr=args.lr, grow_every=max(1, args.steps // 15))
+    probe = ProbeConfig(seeds=args.seeds)
+    with locked_folder(args.out) as out:
+        backbone = load_backbone(device=args.device, precision=args.precision)
+        train, test = open_dataset(EMBEDDED, "train"), open_dataset(EMBEDDED, "test")
+
+        common.say(args, f"1/4 statistics: {len(train)} images of {len(train.class_names)} classes, once")
+        statistics, provenance = class_statistics(train, backbone, batch_size=args.batch_size, progress=progress)
+        statistics.save(out / "stats.safetensors", provenance)
+        statistics.provenance = provenance
+
+        common.say(args, f"2/4 distillation: {config.steps} steps of SFM")
+        distiller = make_distiller(config, backbone, train, statistics)
+        summary = distiller.run(out / "sfm", overwrite=True, progress=progress)
+
+        common.say(args, "3/4 evaluation: linear probes, beside the references")
+        evaluator = Evaluator(backbone, test, train, config=probe, batch_size=args.batch_size, progress=progress)
+        synthetic = SyntheticSet.load(out / "sfm" / RESULT)
+        size = synthetic.images.shape[-1]
+        accuracy = [evaluator.full(), evaluator.random_real(1, size), evaluator.nearest_real(1, size), evaluator.probe("sfm", synthetic.images, synthetic.labels)]
+
+        common.say(args, "4/4 cost: steps of SFM and LGM in turn")
+        costs = compare_methods(config, backbone, train, statistics, rounds=args.rounds)
+
+        seconds = time.perf_counter() - began
+        facts = {
+            "sfm_fast": __version__, "torch": torch.__version__, "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {backbone.device}",
+            "data": f"{EMBEDDED}: {len(train)} training and {len(test)} test images of Fashion-MNIST", "backbone": f"{backbone.name} ({backbone.fingerprint})",
+            "the whole demo": f"{seconds:.0f} s",
+        }  # fmt: skip
+        page = out / "report.html"
+        means = pixel_class_means(train, backbone.transform(train.channels))
+        nearest, _ = evaluator.nearest_images(1, size)
+        write_page(
+            page, synthetic=synthetic, nearest=nearest, means=means, log=iterate_log(out / "sfm" / LOG), accuracy=accuracy, costs=costs, facts=facts,
+        )  # fmt: skip
+        result = {"rows": accuracy, "costs": costs, "distillation": summary, "seconds": seconds, "facts": facts, "page": str(page)}
+        write_json(out / "result.json", result)
+    common.say(args, "", accuracy_table(accuracy), "", cost_table(costs), "", f"{seconds:.0f} s in all; look at {page.resolve()}, and at {Path(args.out) / 'sfm' / 'images'}")
+    common.write_result(args, result)

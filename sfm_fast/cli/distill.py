@@ -1,0 +1,70 @@
+"""`sfm-fast distill`: synthetic images from class statistics (SFM) or real images (LGM)."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from ..distill.config import DistillConfig
+from ..distill.images import PARAMETRIZATIONS
+from ..distill.methods import LGM_VARIANTS, METHODS
+from ..distill.prepare import make_distiller
+from ..loss import ALIGNMENTS, METRICS
+from . import common
+
+NAME = "distill"
+SUMMARY = "Distil one or a few synthetic images per class."
+EXAMPLE = "sfm-fast distill --data embedded --ipc 1 --steps 1000 --out runs/sfm"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    default = DistillConfig()
+    common.add_data_arguments(parser)
+    common.add_backbone_arguments(parser)
+    parser.add_argument("--stats", metavar="FILE", help="class statistics made by `sfm-fast stats` (default: computed first)")
+    parser.add_argument("--method", choices=METHODS, default=default.method, help="sfm: flows between class centres; lgm: linear gradient matching")
+    parser.add_argument("--ipc", type=int, default=default.ipc, help="synthetic images per class")
+    parser.add_argument("--steps", type=int, default=default.steps, help="optimisation steps")
+    parser.add_argument("--lr", type=float, default=default.lr, help="Adam's step size")
+    parser.add_argument("--views", type=int, metavar="A", help="augmented views of every image a step (default: 1 for sfm, 10 for lgm)")
+    parser.add_argument("--parametrization", choices=PARAMETRIZATIONS, default=default.parametrization, help="of the images")
+    parser.add_argument("--size", type=int, metavar="PX", help="side of the images (default: 8/7 of the backbone's input, small inputs as they are)")
+    parser.add_argument("--grow-every", type=int, default=default.grow_every, metavar="STEPS", help="steps between pyramid levels")
+    parser.add_argument("--alignment", choices=ALIGNMENTS, default=default.alignment, help="of sfm: all flows at once, class by class, or every pair")
+    parser.add_argument("--metric", choices=METRICS, default=default.metric, help="of sfm")
+    parser.add_argument("--alpha", type=float, default=default.alpha, help="of sfm-decoupled: weight of the class's own term")
+    parser.add_argument("--lgm-variant", choices=LGM_VARIANTS, default=default.lgm_variant, help="of lgm: how its gradients are computed")
+    parser.add_argument("--min-area", type=float, default=default.min_area, help="smallest random crop, as a part of the image")
+    parser.add_argument("--no-noise", dest="noise", action="store_false", help="views without Gaussian noise")
+    parser.add_argument("--seed", type=int, default=default.seed, help="of all random numbers")
+    parser.add_argument("--out", metavar="FOLDER", default="run", help="folder for images, log, checkpoint and result")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="continue the run in --out, bit for bit")
+    existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS", help="steps between checkpoints")
+    parser.add_argument("--grid-every", type=int, default=500, metavar="STEPS", help="steps between picture grids")
+    parser.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="steps between log lines")
+
+
+def run(args: argparse.Namespace) -> None:
+    common.set_threads(args)
+    config = DistillConfig(**{field.name: getattr(args, field.name) for field in fields(DistillConfig)})
+    backbone = common.open_backbone(args)
+    source = common.open_data(args, "train") if config.method == "lgm" or args.stats is None else None
+    distiller = make_distiller(
+        config, backbone, source, args.stats, batch_size=args.batch_size, progress=not args.quiet,
+    )  # fmt: skip
+    summary: dict[str, Any] = distiller.run(
+        args.out, resume=args.resume, overwrite=args.overwrite, checkpoint_every=args.checkpoint_every, grid_every=args.grid_every,
+        log_every=args.log_every, progress=not args.quiet,
+    )  # fmt: skip
+    step = summary["median_step_seconds"]
+    common.say(
+        args,
+        f"{config.method}: {summary['steps_this_run']} steps in {summary['seconds_this_run']:.1f} s"
+        + (f" ({step * 1e3:.1f} ms a step), loss {summary['last_loss']:.4f}" if step else "")
+        + f" -> {Path(args.out) / 'synthetic.safetensors'} and {Path(args.out) / 'images'}",
+    )
+    common.write_result(args, summary)

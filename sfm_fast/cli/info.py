@@ -1,0 +1,39 @@
+"""`sfm-fast info`: versions, devices, backends, the shipped backbone's card."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+
+import torch
+
+from .. import __version__, explain
+from ..data.backbones import SHIPPED, SHIPPED_FILE
+from ..files import load_tensors
+from . import common
+
+NAME = "info"
+SUMMARY = "Print versions, devices, backends and the shipped backbone's card, for bug reports."
+EXAMPLE = "sfm-fast info"
+_PACKAGES = ("torch", "numpy", "timm", "safetensors", "torchvision", "triton", "scikit-learn", "tensorboard")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    del parser  # no options of its own
+
+
+def run(args: argparse.Namespace) -> None:
+    versions = {"sfm_fast": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "not installed"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    choice = explain(torch.empty(2, 1))
+    card = load_tensors(SHIPPED_FILE)[1]
+    result = {"versions": versions, "machine": platform.machine(), "threads": torch.get_num_threads(), "gpus": gpus, "backend": choice.reasons, "backbone": card}
+    common.say(args, *(f"{name:14} {version}" for name, version in versions.items()), f"{'threads':14} {torch.get_num_threads()}", f"{'gpus':14} {', '.join(gpus) or 'none'}")
+    common.say(args, "loss backend: " + str(choice), f"{SHIPPED}: {card['figures']}")
+    common.write_result(args, result)

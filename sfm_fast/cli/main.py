@@ -1,0 +1,58 @@
+"""`sfm-fast`: find the command, run it, and turn a user's mistake into one line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..distill.run import Interrupted
+from ..errors import InputError
+from . import demo, distill, evaluate, info, stats
+
+COMMANDS = (demo, stats, distill, evaluate, info)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The whole command line, for `main` and for tests."""
+    top = argparse.ArgumentParser(prog="sfm-fast", description="Distil image data sets for frozen vision models by statistical flow matching.")
+    top.add_argument("--version", action="version", version=f"sfm-fast {__version__}")
+    commands = top.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.NAME, help=command.SUMMARY, description=command.SUMMARY, epilog=f"example:\n  {command.EXAMPLE}",
+            formatter_class=_Formatter,
+        )  # fmt: skip
+        command.add_arguments(sub)
+        sub.add_argument("--json", metavar="FILE", help="write the whole result as JSON here ('-': to stdout; what is printed then goes to stderr)")
+        sub.set_defaults(run=command.run)
+    return top
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Defaults after every option, the example as it is written."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0, 1 for bad input or a failed write, 2 for a bad command line, 128 + n for signal n."""
+    args = parser().parse_args(argv)
+    try:
+        args.run(args)
+    except InputError as error:
+        print(f"sfm-fast {args.command}: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as stop:
+        print(f"sfm-fast {args.command}: {stop}", file=sys.stderr)
+        return 128 + stop.signum
+    except KeyboardInterrupt:
+        print(f"sfm-fast {args.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""`sfm-fast stats`: class statistics of a data set on a backbone."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from .. import __version__
+from ..files import check_free_space
+from ..probe.features import class_statistics
+from . import common
+
+NAME = "stats"
+SUMMARY = "Compute the class centres of a data set once, in one pass."
+EXAMPLE = "sfm-fast stats --data embedded --out stats.safetensors"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    common.add_data_arguments(parser)
+    parser.add_argument("--split", default="train", help="split to read")
+    common.add_backbone_arguments(parser)
+    parser.add_argument("--clusters", type=int, default=0, metavar="K", help="k-means centres a class beside its mean")
+    parser.add_argument("--out", metavar="FILE", default="stats.safetensors", help="file to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    common.set_threads(args)
+    check_free_space(Path(args.out).parent, 1 << 20)
+    backbone = common.open_backbone(args)
+    source = common.open_data(args, args.split)
+    started = time.perf_counter()
+    statistics, provenance = class_statistics(source, backbone, clusters=args.clusters, batch_size=args.batch_size, progress=not args.quiet)
+    seconds = time.perf_counter() - started
+    statistics.save(args.out, {**provenance, "sfm_fast": __version__})
+    counts = statistics.counts
+    common.say(
+        args,
+        f"{int(counts.sum())} images of {len(counts)} classes ({int(counts.min())} to {int(counts.max())} each) in {seconds:.1f} s, "
+        f"{int(counts.sum()) / seconds:.0f} images/s -> {args.out}",
+    )
+    common.write_result(args, {"out": args.out, "seconds": seconds, "counts": counts.tolist(), "class_names": source.class_names, "provenance": provenance})

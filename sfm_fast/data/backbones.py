@@ -1,0 +1,235 @@
+"""Frozen backbones: the shipped ViT, or any timm model with a local checkpoint or the hub's weights."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import pickle
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InputError, require_package
+from ..files import load_tensors
+from ..reference.augment import normalize
+from .sources import ImageTransform, match_channels
+
+SHIPPED = "fashion_vit"
+SHIPPED_FILE = Path(__file__).parent / "assets" / f"{SHIPPED}.safetensors"
+PRECISIONS = ("auto", "fp32", "bf16")
+_HEAD_PREFIXES = ("head.", "fc.", "classifier.", "head_dist.")
+_WRAPPERS = ("module.", "backbone.", "model.", "encoder.")
+
+
+@dataclass
+class Backbone:
+    """A frozen model from normalised images (N, in_channels, input_size, input_size) to features (N, num_features).
+
+    ``resize`` is the side real images are resized to before the central crop; ``fingerprint`` is a hash of the weights.
+    """
+
+    name: str
+    model: nn.Module
+    mean: Tensor
+    std: Tensor
+    input_size: int
+    resize: int
+    in_channels: int
+    num_features: int
+    fingerprint: str
+    precision: str = "fp32"
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @property
+    def image_size(self) -> int:
+        """Side of synthetic images: 8/7 of the input (256 for 224), as the papers have it; small inputs keep theirs."""
+        return round(self.input_size * 8 / 7) if self.input_size >= 64 else self.input_size
+
+    def __call__(self, views: Tensor) -> Tensor:
+        """Features (N, num_features) float32 of normalised views; differentiable in ``views``."""
+        with self.autocast():
+            features: Tensor = self.model(views)
+        return features.float()
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """bfloat16 autocast where ``precision`` is "bf16", else nothing."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
+
+    def transform(self, channels: int) -> ImageTransform:
+        """How real images come to this backbone's centre view."""
+        return ImageTransform(self.resize, self.input_size, channels)
+
+    @torch.no_grad()
+    def features(self, images: Tensor, batch_size: int = 256) -> Tensor:
+        """Features of images (N, channels, input_size, input_size) in 0..1, batch by batch, without a graph."""
+        parts = [self(self.prepare(batch)) for batch in images.split(batch_size)]
+        return torch.cat(parts)
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Move to the device, match channels, normalise."""
+        images = images.to(self.device)
+        return normalize(match_channels(images, self.in_channels), self.mean, self.std)
+
+    def describe(self) -> dict[str, Any]:
+        """Provenance: what a file made with this backbone must name."""
+        return {
+            "name": self.name, "fingerprint": self.fingerprint, "num_features": self.num_features, "input_size": self.input_size,
+            "resize": self.resize, "mean": self.mean.tolist(), "std": self.std.tolist(), "precision": self.precision,
+        }  # fmt: skip
+
+
+def load_backbone(
+    name: str = SHIPPED,
+    checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    image_size: int | None = None,
+    precision: str = "auto",
+) -> Backbone:
+    """Load a backbone, frozen and in eval mode.
+
+    Args:
+        name: "fashion_vit" (shipped, self-supervised on Fashion-MNIST) or any name of ``timm.list_models()``.
+        checkpoint: local weights, .safetensors or .pth (read with ``weights_only=True``); None takes timm's pretrained
+            weights from the hub.
+        image_size: input side in pixels where the model can take another than its default.
+        precision: "fp32", "bf16" (autocast) or "auto": bf16 on GPUs that have it, else fp32.
+
+    Raises ``InputError``: unknown name, missing or damaged checkpoint, weights that don't fit, no network.
+    """
+    require_package("timm", "loading a backbone", "distill")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    device = resolve_device(device)
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if name == SHIPPED and checkpoint is None:
+        model, config = _shipped()
+    else:
+        model, config = _from_timm(name, checkpoint, image_size)
+    model = model.to(device).eval().requires_grad_(False)
+    channels, size = config["input_size"][0], config["input_size"][-1]
+    with torch.no_grad():
+        output = model(torch.zeros(1, channels, size, size, device=device))
+    if output.ndim != 2:
+        raise InputError(f"backbone {name!r} gives {tuple(output.shape)} for one image, wanted (1, features)")
+    mean, std = (torch.tensor(config[key], dtype=torch.float32, device=device) for key in ("mean", "std"))
+    return Backbone(
+        name=name, model=model, mean=mean, std=std, input_size=size, resize=round(size / config.get("crop_pct", 1.0)), in_channels=channels,
+        num_features=output.shape[1], fingerprint=fingerprint(model), precision=precision,
+    )  # fmt: skip
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """"auto" is the current GPU where there is one, else the CPU; raises ``InputError`` for a device torch can't use."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+        torch.empty(1, device=resolved)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device {str(device)!r} can't be used ({str(error).splitlines()[0]})") from error
+    return resolved
+
+
+def fingerprint(model: nn.Module) -> str:
+    """First 16 hex digits of the SHA-256 over names, dtypes and bytes of the state, in sorted order."""
+    digest = hashlib.sha256()
+    for key, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _shipped() -> tuple[nn.Module, dict[str, Any]]:
+    from timm.models.vision_transformer import VisionTransformer
+
+    tensors, metadata = load_tensors(SHIPPED_FILE)
+    architecture = dict(metadata["architecture"])
+    architecture.pop("timm_class")
+    model = VisionTransformer(**architecture)
+    model.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
+    size = (architecture["in_chans"], architecture["img_size"], architecture["img_size"])
+    return model, {"input_size": size, "mean": metadata["mean"], "std": metadata["std"]}
+
+
+def _from_timm(name: str, checkpoint: str | os.PathLike[str] | None, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
+    import timm
+    from timm.data import resolve_model_data_config
+
+    # "name.tag" and hub addresses are resolved by timm; a plain name must exist.
+    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
+        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        raise InputError(f"unknown backbone {name!r}; wanted {SHIPPED!r} or a name of timm.list_models(), such as {', '.join(close) or 'vit_base_patch14_dinov2'}")
+    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise InputError(f"checkpoint {checkpoint}: no such file")
+    try:
+        try:
+            model = timm.create_model(name, pretrained=checkpoint is None, num_classes=0, **options)
+        except TypeError:  # convolutional models take any size and no such argument
+            model = timm.create_model(name, pretrained=checkpoint is None, num_classes=0)
+    except Exception as error:  # the hub client raises many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"backbone {name!r}: no pretrained weights to be had ({reason}); give a local checkpoint") from error
+    config = dict(resolve_model_data_config(model))
+    if image_size is not None:
+        config["input_size"] = (config["input_size"][0], image_size, image_size)
+    if checkpoint is not None:
+        _load_weights(model, read_checkpoint(checkpoint), checkpoint)
+    return model, config
+
+
+def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The state dict in a .safetensors file, or in a torch file read with ``weights_only=True`` (never any code)."""
+    if str(path).endswith(".safetensors"):
+        return load_tensors(path)[0]
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
+        raise InputError(f"checkpoint {path}: damaged, or more than weights ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from error
+    for key in ("state_dict", "model", "model_ema", "teacher"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+            break
+    state = {key: value for key, value in loaded.items() if isinstance(value, Tensor)} if isinstance(loaded, dict) else {}
+    if not state:
+        raise InputError(f"checkpoint {path}: holds no weights")
+    return state
+
+
+def _load_weights(model: nn.Module, state: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
+    expected = model.state_dict()
+    state = _unwrap(state, expected.keys())
+    state = {key: value for key, value in state.items() if key in expected or not key.startswith(_HEAD_PREFIXES)}
+    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
+    if missing or extra:
+        raise InputError(f"checkpoint {path} doesn't fit the backbone: missing {missing[:3]} ({len(missing)}), unknown {extra[:3]} ({len(extra)})")
+    for key, value in state.items():
+        if value.shape != expected[key].shape:
+            raise InputError(f"checkpoint {path}: {key} is {tuple(value.shape)}, the backbone has {tuple(expected[key].shape)}")
+    model.load_state_dict(state)
+
+
+def _unwrap(state: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
+    wanted = set(expected)
+    while not wanted & state.keys():
+        prefix = next((p for p in _WRAPPERS if any(key.startswith(p) for key in state)), None)
+        if prefix is None:
+            return state
+        state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    return state
+
+
+def metadata_of_shipped() -> dict[str, Any]:
+    """Recipe and figures of the shipped backbone, as its file records them."""
+    return {key: value if not isinstance(value, str) else json.loads(value) for key, value in load_tensors(SHIPPED_FILE)[1].items()}

@@ -1,0 +1,1 @@
+"""Distillation: the synthetic images, the objectives, the step, and the loop around them."""

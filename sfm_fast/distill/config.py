@@ -1,0 +1,79 @@
+"""Everything that decides what a distillation run computes, checked once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from ..errors import InputError
+from ..loss import ALIGNMENTS, METRICS
+from ..reference.augment import Augmentation
+from .images import PARAMETRIZATIONS
+from .methods import LGM_VARIANTS, METHODS
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """Options of one run; the defaults are the papers'. A run is a function of these, the centres and the backbone.
+
+    ipc: images per class. views: augmented views of an image a step (None: 1 for SFM, 10 for LGM).
+    size: side of the synthetic images (None: from the backbone). grow_every: steps between pyramid levels.
+    min_area: smallest random crop as a part of the image. noise: whether views get Gaussian noise.
+    """
+
+    method: str = "sfm"
+    ipc: int = 1
+    steps: int = 5000
+    lr: float = 2e-3
+    views: int | None = None
+    parametrization: str = "pyramid"
+    size: int | None = None
+    grow_every: int = 200
+    alignment: str = "global"
+    metric: str = "cosine"
+    alpha: float = 1.0
+    min_area: float = 0.08
+    noise: bool = True
+    lgm_variant: str = "closed-form"
+    seed: int = 0
+
+    # What may differ between a run and its continuation.
+    RESUMABLE = ("steps",)
+
+    def __post_init__(self) -> None:
+        for name, choices in (
+            ("method", METHODS), ("parametrization", PARAMETRIZATIONS), ("alignment", ALIGNMENTS), ("metric", METRICS), ("lgm_variant", LGM_VARIANTS),
+        ):  # fmt: skip
+            if getattr(self, name) not in choices:
+                raise InputError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
+        for name, least in (("ipc", 1), ("steps", 1), ("views", 1), ("size", 1), ("grow_every", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise InputError(f"{name} must be at least {least}, got {value}")
+        if not 0 < self.lr < float("inf"):
+            raise InputError(f"lr must be positive, got {self.lr}")
+        if not 0 < self.min_area <= 1:
+            raise InputError(f"min_area must be in (0, 1], got {self.min_area}")
+        if not 0 <= self.alpha <= 1:
+            raise InputError(f"alpha must be in [0, 1], got {self.alpha}")
+
+    @property
+    def views_per_step(self) -> int:
+        return self.views if self.views is not None else (10 if self.method == "lgm" else 1)
+
+    @property
+    def augmentation(self) -> Augmentation:
+        return Augmentation(min_area=self.min_area, noise=self.noise)
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DistillConfig:
+        known = {field.name for field in fields(cls)}
+        return cls(**{name: value for name, value in values.items() if name in known})
+
+    def difference(self, other: DistillConfig) -> str:
+        """Names and values that forbid continuing ``other``'s run with this configuration; empty where none do."""
+        pairs = ((name, value, getattr(self, name)) for name, value in asdict(other).items() if name not in self.RESUMABLE)
+        return ", ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in pairs if old != new)

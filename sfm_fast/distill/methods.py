@@ -1,0 +1,109 @@
+"""What a step minimises: statistical flow matching, its decoupled form, linear gradient matching; one interface."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from ..data.backbones import Backbone
+from ..data.sources import ImageSource, ImageTransform
+from ..errors import InputError
+from ..loss import FlowAlignmentLoss, decoupled_flow_loss
+from ..reference import gradient_matching, philox
+from ..reference.augment import Augmentation, augment
+from ..reference.philox import Stream
+
+METHODS = ("sfm", "sfm-decoupled", "lgm")
+LGM_VARIANTS = ("closed-form", "frozen", "stock")
+CLASSIFIER_STD = 0.01
+
+
+class Objective(ABC):
+    """A loss on the features of the synthetic images.
+
+    ``views``: augmented views of every synthetic image a step. `prepare` runs before the synthetic side of a step and
+    may load real images; `loss` gets features (views * N, D) and labels (views * N,) int64.
+    """
+
+    views: int = 1
+
+    def prepare(self, step: int) -> None:  # noqa: B027 (nothing to prepare is a fine default)
+        """Whatever ``step`` needs before the synthetic images are rendered."""
+
+    @abstractmethod
+    def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
+        """Scalar loss of ``step``."""
+
+
+class FlowMatching(Objective):
+    """SFM: align the flows between class means with those between the centres, loaded once."""
+
+    def __init__(self, centers: Tensor, *, views: int = 1, alignment: str = "global", metric: str = "cosine", backend: str = "auto") -> None:
+        self.views = views
+        self.criterion = FlowAlignmentLoss(centers, alignment=alignment, metric=metric, backend=backend)
+
+    def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
+        loss: Tensor = self.criterion(features, labels)
+        return loss
+
+
+class DecoupledFlowMatching(Objective):
+    """SFM's decoupled variant: mean squared error to the centre and to the mean of the others."""
+
+    def __init__(self, centers: Tensor, *, views: int = 1, alpha: float = 1.0) -> None:
+        self.centers, self.views, self.alpha = centers, views, alpha
+
+    def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
+        return decoupled_flow_loss(features, self.centers, labels, alpha=self.alpha)
+
+
+class GradientMatching(Objective):
+    """LGM: match a fresh linear classifier's gradient on synthetic views with that on a batch of real images.
+
+    Variants: "closed-form" (frozen backbone, formula instead of double backward), "frozen" (double backward) and
+    "stock" (as the public code: backbone left requiring grad, the real side run with grad too, double backward).
+    """
+
+    def __init__(
+        self, backbone: Backbone, source: ImageSource, num_classes: int, ipc: int, image_size: int, channels: int,
+        *, views: int = 10, variant: str = "closed-form", augmentation: Augmentation = Augmentation(), seed: int = 0,
+    ) -> None:  # fmt: skip
+        if variant not in LGM_VARIANTS:
+            raise InputError(f"lgm_variant must be one of {LGM_VARIANTS}, got {variant!r}")
+        if not source.random_access:
+            raise InputError(f"{source.name}: LGM draws real images at random at every step, and this data set can only be read in order")
+        self.backbone, self.source, self.num_classes, self.views, self.variant, self.seed = backbone, source, num_classes, views, variant, seed
+        self.augmentation = augmentation
+        self.transform = ImageTransform(image_size, image_size, channels)
+        self.batch = min(ipc * views * num_classes, len(source))
+        # Frozen, the input's gradient still flows; "stock" leaves what the public code leaves on.
+        backbone.model.requires_grad_(variant == "stock")
+
+    def prepare(self, step: int) -> None:
+        device = self.backbone.device
+        classes = torch.arange(self.num_classes, device=device)
+        self.weight = CLASSIFIER_STD * philox.normal(classes, self.backbone.num_features, seed=self.seed, stream=Stream.LINEAR_CLASSIFIER, step=step)
+        self.bias = torch.zeros(self.num_classes, device=device)
+        chosen = philox.permutation(len(self.source), seed=self.seed, stream=Stream.REAL_BATCH, step=step)[: self.batch]
+        images, labels = self.source.take(chosen.tolist(), self.transform)
+        images, labels = images.to(device), labels.to(device)
+        with torch.set_grad_enabled(self.variant == "stock"):
+            views = augment(
+                images, torch.arange(len(images), device=device), self.backbone.input_size, self.backbone.mean, self.backbone.std, seed=self.seed,
+                step=step, augmentation=self.augmentation, parameter_stream=Stream.REAL_AUGMENT_PARAMETERS, noise_stream=Stream.REAL_AUGMENT_NOISE,
+            )  # fmt: skip
+            features = self.backbone(views)
+        del images, views
+        if self.variant == "closed-form":
+            self.real_gradient = gradient_matching.linear_gradient(features, labels, self.weight, self.bias)
+        else:
+            self.real_gradient = gradient_matching.linear_gradient_autograd(features, labels, self.weight, self.bias, create_graph=False)
+
+    def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
+        if self.variant == "closed-form":
+            gradient = gradient_matching.linear_gradient(features, labels, self.weight, self.bias)
+        else:
+            gradient = gradient_matching.linear_gradient_autograd(features, labels, self.weight, self.bias, create_graph=True)
+        return gradient_matching.gradient_distance(gradient, self.real_gradient)

@@ -1,0 +1,101 @@
+"""What a run shows and hears: progress bar, JSON lines, TensorBoard, memory, signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import resource
+import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+
+
+def peak_bytes(device: torch.device) -> int:
+    """Most memory so far: of torch's allocator on a GPU, of the whole process (resident) on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class Signals:
+    """While open, SIGINT, SIGTERM and SIGUSR1 only note themselves; a second SIGINT interrupts at once."""
+
+    HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+    def __enter__(self) -> Signals:
+        self.signum: int | None = None
+        self.previous: dict[int, Any] = {}
+        with contextlib.suppress(ValueError):  # not the main thread: its owner handles signals
+            for number in self.HANDLED:
+                self.previous[number] = signal.signal(number, self._note)
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.signum == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.signum = number
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+
+class Reporter:
+    """Progress bar, JSON lines and TensorBoard."""
+
+    def __init__(self, place: Path, log: Path, first: int, steps: int, progress: bool, log_every: int) -> None:
+        self.place, self.log, self.first, self.steps, self.progress, self.log_every = place, log, first, steps, progress, log_every
+        self.times: list[float] = []
+        self.last_loss: float | None = None
+        self.file: TextIO
+
+    def __enter__(self) -> Reporter:
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=self.steps, initial=self.first, desc="distil", unit="step", disable=not self.progress, mininterval=0.5 if sys.stderr.isatty() else 10)
+        self.file = open(self.log, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
+        self.board = _tensorboard(self.place)
+        return self
+
+    def step(self, step: int, loss: Tensor, seconds: float, peak: int) -> None:
+        self.times.append(seconds)
+        self.bar.update()
+        if step % self.log_every and step != self.steps:
+            return
+        self.last_loss = loss.item()
+        self.bar.set_postfix_str(f"loss {self.last_loss:.4f}, {seconds * 1e3:.0f} ms/step, peak {peak / 1e6:.0f} MB", refresh=False)
+        self.file.write(json.dumps({"step": step, "loss": self.last_loss, "step_seconds": round(seconds, 6), "peak_bytes": peak}) + "\n")
+        self.file.flush()
+        if self.board is not None:
+            self.board.add_scalar("loss", self.last_loss, step)
+            self.board.add_scalar("step_seconds", seconds, step)
+
+    def median_step(self) -> float | None:
+        return sorted(self.times)[len(self.times) // 2] if self.times else None
+
+    def __exit__(self, *exception: object) -> None:
+        self.bar.close()
+        self.file.close()
+        if self.board is not None:
+            self.board.close()
+
+
+def _tensorboard(place: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(place / "tensorboard"))
+
+
+def iterate_log(path: str | Path) -> Iterator[dict[str, Any]]:
+    """The rows of a run's log.jsonl."""
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)

@@ -1,0 +1,160 @@
+"""The Distiller: the loop around the step, with progress, logs, picture grids, checkpoints and signals."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.backbones import Backbone
+from ..errors import InputError
+from ..files import check_free_space, locked_folder, write_json, write_text
+from .checkpoint import load_checkpoint, save_checkpoint
+from .config import DistillConfig
+from .export import SyntheticSet, save_grid, save_image_folder
+from .images import SyntheticImages
+from .methods import Objective
+from .progress import Reporter, Signals, peak_bytes
+from .step import distillation_step
+
+CHECKPOINT, LOG, RESULT, SUMMARY = "checkpoint.safetensors", "log.jsonl", "synthetic.safetensors", "summary.json"
+ADAM_BETAS = (0.9, 0.999)
+
+
+class Interrupted(Exception):  # noqa: N818 (no error: the run was asked to stop, and its state is saved)
+    """A signal stopped the run after its state was saved; ``signum`` says which."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}; the state is saved, continue with --resume")
+        self.signum, self.step = signum, step
+
+
+class Distiller:
+    """Distils synthetic images by repeating `distillation_step`.
+
+    Args:
+        config: what to compute.
+        backbone: frozen model.
+        objective: the loss; see `sfm_fast.distill.methods`.
+        class_names: C names; there are ``config.ipc`` images of each, image i has label i mod C.
+        channels: of the synthetic images, 1 or 3.
+        provenance: what the run depends on besides config (backbone, centres, data); a resume checks it.
+    """
+
+    def __init__(
+        self, config: DistillConfig, backbone: Backbone, objective: Objective, class_names: list[str], channels: int, provenance: dict[str, Any] | None = None
+    ) -> None:
+        self.config, self.backbone, self.objective, self.class_names = config, backbone, objective, class_names
+        self.provenance = {"backbone": backbone.fingerprint, "precision": backbone.precision, **(provenance or {})}
+        classes = len(class_names)
+        self.labels = torch.arange(classes * config.ipc, device=backbone.device) % classes
+        size = config.size or backbone.image_size
+        self.images = SyntheticImages(len(self.labels), channels, size, parametrization=config.parametrization, seed=config.seed).to(backbone.device)
+        self.steps_done = 0
+        self._restart_adam()
+
+    def _restart_adam(self) -> None:
+        self.optimiser = torch.optim.Adam(self.images.levels, lr=self.config.lr, betas=ADAM_BETAS)
+
+    def step(self) -> Tensor:
+        """One step; adds a pyramid level first when one is due. Returns the loss as a tensor on the device."""
+        due = min(1 + self.steps_done // self.config.grow_every, len(self.images.sizes))
+        if len(self.images.levels) < due:
+            self.images.grow()
+            self._restart_adam()
+        loss = distillation_step(
+            self.images, self.labels, self.objective, self.backbone, self.optimiser,
+            augmentation=self.config.augmentation, seed=self.config.seed, step=self.steps_done,
+        )  # fmt: skip
+        self.steps_done += 1
+        return loss
+
+    @torch.no_grad()
+    def result(self) -> SyntheticSet:
+        """The images as they are now."""
+        metadata = {"config": self.config.to_dict(), "provenance": self.provenance, "backbone": self.backbone.describe(), "steps_done": self.steps_done}
+        return SyntheticSet(self.images().cpu(), self.labels.cpu(), self.class_names, metadata)
+
+    def run(
+        self, folder: str | Path, *, resume: bool = False, overwrite: bool = False, checkpoint_every: int = 500, grid_every: int = 500,
+        log_every: int = 10, progress: bool = True, on_step: Callable[[int], None] | None = None,
+    ) -> dict[str, Any]:  # fmt: skip
+        """Run to ``config.steps`` and write everything into ``folder``; returns the summary, also in summary.json.
+
+        Writes log.jsonl, TensorBoard events where that package is installed, grids/, checkpoint.safetensors and, at the end,
+        synthetic.safetensors and images/. A folder that holds a run is continued with ``resume``, replaced with
+        ``overwrite`` and otherwise an error. SIGINT, SIGTERM and SIGUSR1 save the state and raise `Interrupted`.
+        """
+        for name, value in (("checkpoint_every", checkpoint_every), ("grid_every", grid_every), ("log_every", log_every)):
+            if value < 1:
+                raise InputError(f"{name} must be at least 1, got {value}")
+        with locked_folder(folder) as place:
+            self._open(place, resume, overwrite)
+            check_free_space(place, 8 * sum(level.nbytes for level in self.images.levels) + (1 << 22))
+            (place / "grids").mkdir(exist_ok=True)
+            started, first = time.perf_counter(), self.steps_done
+            with Signals() as caught, Reporter(place, place / LOG, first, self.config.steps, progress, log_every) as report:
+                while self.steps_done < self.config.steps:
+                    begun = time.perf_counter()
+                    try:
+                        loss = self.step()
+                    except InputError:
+                        self._checkpoint(place)
+                        raise
+                    report.step(self.steps_done, loss, time.perf_counter() - begun, peak_bytes(self.backbone.device))
+                    if on_step is not None:
+                        on_step(self.steps_done)
+                    if caught.signum is not None:
+                        self._checkpoint(place)
+                        raise Interrupted(caught.signum, self.steps_done)
+                    if self.steps_done % grid_every == 0:
+                        with torch.no_grad():
+                            save_grid(place / "grids" / f"{self.steps_done:06d}.png", self.images(), self.labels, self.class_names)
+                    if self.steps_done % checkpoint_every == 0 and self.steps_done < self.config.steps:
+                        self._checkpoint(place)
+            self._checkpoint(place)
+            synthetic = self.result()
+            synthetic.save(place / RESULT)
+            save_image_folder(place / "images", synthetic)
+            save_grid(place / "grid.png", synthetic.images, synthetic.labels, self.class_names)
+            summary = {
+                "config": self.config.to_dict(), "provenance": self.provenance, "steps": self.steps_done, "steps_this_run": self.steps_done - first,
+                "seconds_this_run": time.perf_counter() - started, "median_step_seconds": report.median_step(), "last_loss": report.last_loss,
+                "peak_bytes": peak_bytes(self.backbone.device), "result": str(place / RESULT),
+            }  # fmt: skip
+            write_json(place / SUMMARY, summary)
+            return summary
+
+    def _open(self, place: Path, resume: bool, overwrite: bool) -> None:
+        checkpoint, log = place / CHECKPOINT, place / LOG
+        if resume:
+            if not checkpoint.is_file():
+                raise InputError(f"{place}: nothing to resume here, {CHECKPOINT} is missing")
+            self.steps_done = load_checkpoint(checkpoint, self.images, self.optimiser, self.config, self.provenance)
+            if self.steps_done > self.config.steps:
+                raise InputError(f"{place}: has run {self.steps_done} steps already, more than steps={self.config.steps}")
+            # Lines written after the checkpoint belong to steps that will be run again.
+            if log.is_file():
+                write_text(log, "".join(line for line in log.read_text().splitlines(True) if _step_of(line) <= self.steps_done))
+        elif (place / RESULT).exists() or checkpoint.exists():
+            if not overwrite:
+                raise InputError(f"{place}: holds a run already; give --resume to continue it, --overwrite to replace it, or another folder")
+            for name in (CHECKPOINT, LOG, RESULT, SUMMARY):
+                (place / name).unlink(missing_ok=True)
+
+    def _checkpoint(self, place: Path) -> None:
+        save_checkpoint(place / CHECKPOINT, self.images, self.optimiser, self.steps_done, self.config, self.provenance)
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError):
+        return math.inf  # a line cut short by a crash

@@ -1,0 +1,1 @@
+"""Evaluation: features of views computed once, linear probes, and the real-image references."""

@@ -1,0 +1,70 @@
+"""Features for evaluation, each computed once: of a whole data set, and of augmented views of a few images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ..data.backbones import Backbone
+from ..data.sources import ImageSource, match_channels
+from ..errors import InputError
+from ..reference.augment import Augmentation, augment
+from ..reference.philox import Stream
+from ..statistics import ClassStatistics
+
+
+def stream_features(source: ImageSource, backbone: Backbone, *, batch_size: int = 256, progress: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (B, D) float32 features of the centre views and (B,) labels, in the data set's order, with a progress bar."""
+    transform = backbone.transform(min(source.channels, backbone.in_channels) if source.channels == 1 else backbone.in_channels)
+    with tqdm(total=len(source) or None, desc=source.name, unit="image", disable=not progress) as bar:
+        for images, labels in source.batches(batch_size, transform):
+            yield backbone.features(images, batch_size), labels.to(backbone.device)
+            bar.update(len(labels))
+
+
+def dataset_features(source: ImageSource, backbone: Backbone, *, batch_size: int = 256, progress: bool = True) -> tuple[Tensor, Tensor]:
+    """All features (N, D) float32 and labels (N,) of a data set; images pass through batch by batch."""
+    batches = list(stream_features(source, backbone, batch_size=batch_size, progress=progress))
+    if not batches:
+        raise InputError(f"{source.name}: holds no images")
+    return torch.cat([features for features, _ in batches]), torch.cat([labels for _, labels in batches])
+
+
+@torch.no_grad()
+def view_features(
+    backbone: Backbone, images: Tensor, views: int, augmentation: Augmentation, *, seed: int, batch_size: int = 256
+) -> Tensor:
+    """Features (views, N, D) float32 of flipped and cropped views of images (N, channels, H, W) in 0..1."""
+    images = images.to(backbone.device)
+    if images.shape[1] > backbone.in_channels:
+        images = match_channels(images, backbone.in_channels)
+    parts = []
+    # Views are numbered image by image within a view, so any batch size computes the same ones.
+    items = torch.arange(views * len(images), device=images.device)
+    for chunk in items.split(batch_size):
+        views_of_chunk = augment(
+            images[chunk % len(images)], chunk, backbone.input_size, backbone.mean, backbone.std, seed=seed, step=0, augmentation=augmentation,
+            parameter_stream=Stream.PROBE,
+        )  # fmt: skip
+        parts.append(backbone(views_of_chunk))
+    return torch.cat(parts).view(views, len(images), -1)
+
+
+def class_statistics(
+    source: ImageSource, backbone: Backbone, *, clusters: int = 0, batch_size: int = 256, progress: bool = True
+) -> tuple[ClassStatistics, dict[str, Any]]:
+    """Statistics of a data set on a backbone in one pass, and their provenance (backbone, data, transform, counts)."""
+    statistics = ClassStatistics(len(source.class_names), backbone.num_features, clusters=clusters, class_names=source.class_names, device=backbone.device)
+    for features, labels in stream_features(source, backbone, batch_size=batch_size, progress=progress):
+        statistics.update(features, labels)
+    statistics.centers  # noqa: B018 (an empty class is an error here, before anything is built on it)
+    provenance = {
+        "backbone": backbone.describe(), "data": source.name, "images": int(statistics.counts.sum()), "channels": source.channels,
+        "transform": asdict(backbone.transform(source.channels)), "clusters": clusters,
+    }  # fmt: skip
+    return statistics, provenance

@@ -1,0 +1,73 @@
+"""The flow-alignment losses that cost O(C*D), in plain torch: `global`, `class`, mean squared error, decoupled.
+
+Notation: mu_c the centres of the real classes, nu_c the synthetic class means, bars the means over classes.
+Source: Xia et al., arXiv 2602.05391. The flow of class c points from its centre to the mean of the others,
+
+    F_c = sum_{k != c} mu_k / (C-1) - mu_c = -C/(C-1) * (mu_c - mu_bar),
+
+so every loss here needs only the centred rows a_c = mu_c - mu_bar and b_c = nu_c - nu_bar:
+
+* cos(F, G) = cos(a, b): the factor cancels. It is also the cosine of *all C*C pair flows f_ij = mu_j - mu_i flattened
+  together, since sum_ij <f_ij, g_ij> = 2C sum_i <a_i, b_i>.
+* mean (F - G)^2 = (C/(C-1))^2 mean (a - b)^2, and the mean over pairs i != j of (f_ij - g_ij)^2 = 2C/(C-1) mean (a - b)^2.
+* decoupled: the mean of the others is (sum_k nu_k - nu_c)/(C-1), linear in nu, so it too is a function of d = nu - mu.
+
+Inputs are already shifted by one constant row close to mu_bar (see `class_means`): subtracting the exact class mean
+again here costs nothing and removes the rounding of that constant.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def centre_rows(means: Tensor) -> Tensor:
+    """Rows minus their mean: (C, D) -> (C, D)."""
+    return means - means.mean(0, keepdim=True)
+
+
+def safe_cosine(dot: Tensor, squared_a: Tensor, squared_b: Tensor, eps: float) -> Tensor:
+    """dot / (|a||b|), and exactly 0 with zero gradient where a length is below ``eps``; NaN stays NaN."""
+    short = (squared_a < eps * eps) | (squared_b < eps * eps)
+    # Replace the lengths before the root, not after: 0 * inf in the backward of sqrt would give NaN.
+    product = torch.where(short, torch.ones_like(squared_a), squared_a).sqrt() * torch.where(
+        short, torch.ones_like(squared_b), squared_b
+    ).sqrt()
+    return torch.where(short, torch.zeros_like(dot), dot / product)
+
+
+def global_cosine(centred_centers: Tensor, shifted_means: Tensor, eps: float) -> Tensor:
+    """1 - <F, G> / (|F| |G|), flattened to C*D: (C, D), (C, D) -> scalar."""
+    classes = centred_centers.shape[0]
+    scale = (classes / (classes - 1)) ** 2
+    a, b = centred_centers, centre_rows(shifted_means)
+    return 1 - safe_cosine(scale * (a * b).sum(), scale * a.square().sum(), scale * b.square().sum(), eps)
+
+
+def class_cosine(centred_centers: Tensor, shifted_means: Tensor, eps: float) -> Tensor:
+    """mean over c of 1 - cos(F_c, G_c): (C, D), (C, D) -> scalar."""
+    classes = centred_centers.shape[0]
+    scale = (classes / (classes - 1)) ** 2
+    a, b = centred_centers, centre_rows(shifted_means)
+    return (1 - safe_cosine(scale * (a * b).sum(1), scale * a.square().sum(1), scale * b.square().sum(1), eps)).mean()
+
+
+def flow_mse(centred_centers: Tensor, shifted_means: Tensor) -> Tensor:
+    """mean over c, d of (F - G)^2: (C, D), (C, D) -> scalar."""
+    classes = centred_centers.shape[0]
+    return (classes / (classes - 1)) ** 2 * (centred_centers - centre_rows(shifted_means)).square().mean()
+
+
+def pair_mse(centred_centers: Tensor, shifted_means: Tensor) -> Tensor:
+    """mean over i != j and d of (f_ij - g_ij)^2 = 2 / ((C-1) D) * sum_i |d_i - d_bar|^2: (C, D), (C, D) -> scalar."""
+    classes = centred_centers.shape[0]
+    return 2 * classes / (classes - 1) * (centred_centers - centre_rows(shifted_means)).square().mean()
+
+
+def decoupled_mse(shifted_centers: Tensor, shifted_means: Tensor, alpha: float) -> Tensor:
+    """alpha * mse(nu, mu) + (1 - alpha) * mse(others(nu), others(mu)), others_c = sum_{k != c} / (C-1) -> scalar."""
+    classes = shifted_centers.shape[0]
+    difference = shifted_means - shifted_centers
+    others = (difference.sum(0, keepdim=True) - difference) / (classes - 1)
+    return alpha * difference.square().mean() + (1 - alpha) * others.square().mean()

@@ -1,0 +1,33 @@
+"""From pyramid levels to images, in plain torch: bilinear sum over levels, colour decorrelation, sigmoid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Colour correlation of natural images as used for feature visualisation, before division by its largest column norm.
+_CORRELATION = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
+
+
+def color_matrix(dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Tensor:
+    """The fixed 3x3 colour decorrelation D, divided by its largest column norm."""
+    matrix = torch.tensor(_CORRELATION, dtype=torch.float64)
+    return (matrix / matrix.norm(dim=0).max()).to(dtype=dtype, device=device)
+
+
+def render(levels: Sequence[Tensor], size: int) -> Tensor:
+    """sigmoid(2 * D(sum_k bilinear(level_k -> size))): levels (N, channels, r_k, r_k) -> (N, channels, size, size) in 0..1.
+
+    ``align_corners=False``; D is applied where there are 3 channels, and left out for grey images.
+    Source: arXiv 2511.16674 and 2602.05391.
+    """
+    total = sum(
+        (level if level.shape[-1] == size else F.interpolate(level, (size, size), mode="bilinear", align_corners=False) for level in levels),
+        start=torch.zeros((), dtype=levels[0].dtype, device=levels[0].device),
+    )
+    if total.shape[1] == 3:
+        total = torch.einsum("oc,nchw->nohw", color_matrix(total.dtype, total.device), total)
+    return torch.sigmoid(2 * total)

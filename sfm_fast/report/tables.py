@@ -1,0 +1,35 @@
+"""Rows of results as text tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+
+def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown table with aligned columns: the first to the left, the others to the right."""
+    cells = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.ljust(width) if place == 0 else cell.rjust(width) for place, (cell, width) in enumerate(zip(row, widths, strict=True))) + " |"
+
+    rule = "|" + "|".join("-" * (width + 1) + ("-" if place == 0 else ":") for place, width in enumerate(widths)) + "|"
+    return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
+
+
+def accuracy_table(rows: Iterable[dict[str, Any]]) -> str:
+    """Rows of `Evaluator` as a table: images, images a class, top-1 and top-5 in percent, mean ± std over seeds."""
+
+    def percent(row: dict[str, Any], key: str) -> str:
+        return f"{100 * row[key + '_mean']:.1f} ± {100 * row[key + '_std']:.1f}"
+
+    return text_table(
+        ("images", "per class", "top-1 %", "top-5 %", "backbone"),
+        [(row["images"], str(row["ipc"]), percent(row, "top1"), percent(row, "top5"), row["backbone"]) for row in rows],
+    )
+
+
+def megabytes(count: float) -> str:
+    """Bytes as decimal megabytes."""
+    return f"{count / 1e6:.1f} MB"

@@ -1,0 +1,1 @@
+"""What tests and benchmarks share: op inputs, measuring time and memory."""

@@ -1,0 +1,75 @@
+"""Measuring: peak memory as a delta in bytes, and times of several callables interleaved in one run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu") -> int:
+    """Most bytes allocated at once during ``function()`` beyond what was allocated before it.
+
+    On a GPU the caching allocator's count; on a CPU the running sum of torch's allocator events as its profiler
+    records them, which sees every tensor and the workspaces that ops take from torch (not a library's own malloc).
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        function()
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    current = peak = 0
+    for _, change in changes:
+        current += change
+        peak = max(peak, current)
+    return peak
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one callable over the rounds of `interleaved`."""
+
+    median: float
+    p20: float
+    p80: float
+    rounds: int
+
+
+def interleaved(functions: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1, device: torch.device | str = "cpu") -> dict[str, Timing]:
+    """Time every callable once a round, in turn, so that a machine's slow moments hit all of them alike."""
+    device = torch.device(device)
+
+    def timed(function: Callable[[], Any]) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        function()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    for _ in range(warmup):
+        for function in functions.values():
+            function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            seconds[name].append(timed(function))
+    return {name: _summary(values) for name, values in seconds.items()}
+
+
+def _summary(values: list[float]) -> Timing:
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return Timing(statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)], len(ordered))

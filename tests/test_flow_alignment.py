@@ -1,0 +1,232 @@
+"""The flow-alignment losses against their definition, and the identities their fast forms stand on."""
+
+from __future__ import annotations
+
+import definitions
+import pytest
+import torch
+
+import sfm_fast
+from sfm_fast.loss import ALIGNMENTS, METRICS
+from sfm_fast.reference import flow_alignment as reference
+from sfm_fast.testing.cases import LOSS_CASES
+
+KINDS = [(alignment, metric) for alignment in ALIGNMENTS for metric in METRICS]
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-5, torch.float16: 2e-5}
+
+
+def value_and_gradient(function, features, grad_output=1.0):
+    leaf = features.detach().requires_grad_()
+    loss = function(leaf)
+    (gradient,) = torch.autograd.grad(loss, leaf, torch.as_tensor(grad_output, dtype=loss.dtype))
+    return loss.detach(), gradient
+
+
+@pytest.mark.parametrize("case", LOSS_CASES, ids=lambda case: case.name)
+@pytest.mark.parametrize(("alignment", "metric"), KINDS)
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
+def test_matches_definition(case, alignment, metric, dtype):
+    features, centers, labels = case.make(dtype)
+    # The definition sees the same rounded inputs in float64, so only the computation's own error is compared.
+    expected, expected_gradient = value_and_gradient(lambda z: definitions.flow_alignment(z, centers, labels, alignment, metric), features.double())
+    loss, gradient = value_and_gradient(lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric), features)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert gradient.dtype == dtype
+    torch.testing.assert_close(loss.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    scale = max(expected_gradient.abs().max().item(), 1e-2)  # exact zeros come out as rounding of terms of order 1
+    rounding = torch.finfo(dtype).eps if dtype in (torch.bfloat16, torch.float16) else 0
+    assert (gradient.double() - expected_gradient).abs().max().item() <= (20 * TOLERANCE[dtype] + rounding) * scale
+
+
+@pytest.mark.parametrize(("alignment", "metric"), KINDS)
+def test_gradcheck(alignment, metric):
+    features, centers, labels = next(case for case in LOSS_CASES if case.name == "labelled-two").make(torch.float64)
+    leaf = features.requires_grad_()
+    assert torch.autograd.gradcheck(lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric), leaf)
+
+
+@pytest.mark.parametrize("alignment", ["global", "class"])
+def test_double_backward(alignment):
+    features, centers, _ = LOSS_CASES[2].make(torch.float64)
+    leaf = features.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda z: sfm_fast.flow_alignment_loss(z, centers, alignment=alignment), leaf)
+
+
+def test_pair_cosine_refuses_double_backward():
+    features, centers, _ = LOSS_CASES[2].make(torch.float64)
+    leaf = features.requires_grad_()
+    (gradient,) = torch.autograd.grad(sfm_fast.flow_alignment_loss(leaf, centers, alignment="pair"), leaf, create_graph=True)
+    with pytest.raises(RuntimeError, match="second derivative"):
+        (gradient.sum() + leaf.sum()).backward()
+
+
+@pytest.mark.parametrize(("alignment", "metric"), KINDS)
+def test_grad_output_scales_and_backward_repeats(alignment, metric):
+    features, centers, labels = LOSS_CASES[5].make(torch.float32)
+
+    def function(z):
+        return sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric)
+
+    unit = value_and_gradient(function, features)[1]
+    torch.testing.assert_close(value_and_gradient(function, features, -2.5)[1], -2.5 * unit)
+    assert not value_and_gradient(function, features, 0.0)[1].any()
+    leaf = features.clone().requires_grad_()
+    loss = function(leaf)
+    first = torch.autograd.grad(loss, leaf, retain_graph=True)[0].clone()
+    assert torch.equal(first, torch.autograd.grad(loss, leaf)[0])
+
+
+@pytest.mark.parametrize(("alignment", "metric"), KINDS)
+def test_inputs_are_not_written(alignment, metric):
+    features, centers, labels = LOSS_CASES[5].make(torch.float32)
+    copies = features.clone(), centers.clone(), labels.clone()
+    value_and_gradient(lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric), features)
+    for tensor, copy in zip((features, centers, labels), copies, strict=True):
+        assert torch.equal(tensor, copy)
+
+
+@pytest.mark.parametrize(("alignment", "metric"), KINDS)
+def test_order_of_labels_does_not_matter(alignment, metric):
+    features, centers, labels = LOSS_CASES[5].make(torch.float64)
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    one = sfm_fast.flow_alignment_loss(features, centers, labels, alignment=alignment, metric=metric)
+    two = sfm_fast.flow_alignment_loss(features[order], centers, labels[order], alignment=alignment, metric=metric)
+    torch.testing.assert_close(one, two, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize(("alignment", "metric"), KINDS)
+def test_common_mean_a_thousand_times_the_spread(alignment, metric):
+    generator = torch.Generator().manual_seed(1)
+    offset = 1000 * torch.sign(torch.randn(96, generator=generator))
+    features, centers = (offset + torch.randn(n, 96, generator=generator) for n in (60, 20))
+    labels = torch.arange(60) % 20
+    expected, expected_gradient = value_and_gradient(lambda z: definitions.flow_alignment(z, centers, labels, alignment, metric), features.double())
+    loss, gradient = value_and_gradient(lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric), features)
+    assert abs(loss.double() - expected) <= 1e-5 * abs(expected)
+    assert (gradient.double() - expected_gradient).norm() <= 1e-5 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_short_flows_count_as_cosine_zero(alignment):
+    centers = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
+    same = torch.full((5, 8), 3.0)
+    loss, gradient = value_and_gradient(lambda z: sfm_fast.flow_alignment_loss(z, centers, alignment=alignment), same)
+    assert loss == 1.0
+    assert not gradient.any()
+    loss, gradient = value_and_gradient(lambda z: sfm_fast.flow_alignment_loss(z, torch.ones(5, 8), alignment=alignment), centers)
+    assert loss == 1.0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize(("alignment", "metric"), KINDS)
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_infinity_come_out_as_nan(alignment, metric, bad):
+    features, centers, _ = LOSS_CASES[3].make(torch.float32)
+    features[1, 2] = bad
+    assert sfm_fast.flow_alignment_loss(features, centers, alignment=alignment, metric=metric).isfinite().logical_not()
+
+
+def test_global_cosine_equals_all_pair_flows_flattened():
+    features, centers, _ = LOSS_CASES[2].make(torch.float64)
+    f, g = definitions.pair_flows(centers).flatten(), definitions.pair_flows(features).flatten()
+    torch.testing.assert_close(sfm_fast.flow_alignment_loss(features, centers), 1 - (f @ g) / (f.norm() * g.norm()))
+    a, b = reference.centre_rows(centers), reference.centre_rows(features)
+    torch.testing.assert_close(f @ g, 2 * len(centers) * (a * b).sum())
+
+
+def test_flow_is_the_scaled_centred_mean():
+    means = LOSS_CASES[2].make(torch.float64)[1]
+    classes = len(means)
+    torch.testing.assert_close(definitions.flows(means), -classes / (classes - 1) * reference.centre_rows(means))
+
+
+def test_pair_mse_is_the_scaled_variance_of_differences():
+    features, centers, _ = LOSS_CASES[2].make(torch.float64)
+    classes, dim = centers.shape
+    d = reference.centre_rows(centers - features)
+    torch.testing.assert_close(sfm_fast.flow_alignment_loss(features, centers, alignment="pair", metric="mse"), 2 / ((classes - 1) * dim) * d.square().sum())
+
+
+def test_global_dot_product_does_not_see_the_mean():
+    features, centers, _ = LOSS_CASES[2].make(torch.float64)
+    flow = definitions.flows(centers)
+    torch.testing.assert_close((flow * features).sum(), (flow * reference.centre_rows(features)).sum())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("case", LOSS_CASES, ids=lambda case: case.name)
+def test_decoupled_matches_definition(case, alpha):
+    features, centers, labels = case.make(torch.float32)
+    expected, expected_gradient = value_and_gradient(lambda z: definitions.decoupled(z, centers, labels, alpha), features.double())
+    loss, gradient = value_and_gradient(lambda z: sfm_fast.decoupled_flow_loss(z, centers, labels, alpha=alpha), features)
+    torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-4, atol=1e-6 * expected_gradient.abs().max().item())
+
+
+def test_module_equals_function_and_survives_its_state_dict():
+    features, centers, labels = LOSS_CASES[5].make(torch.float32)
+    module = sfm_fast.FlowAlignmentLoss(centers, alignment="class")
+    other = sfm_fast.FlowAlignmentLoss(torch.randn_like(centers), alignment="class")
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(module(features, labels), sfm_fast.flow_alignment_loss(features, centers, labels, alignment="class"))
+    assert torch.equal(module(features, labels), other(features, labels))
+    assert "alignment='class'" in repr(module)
+
+
+def test_two_losses_share_one_feature_tensor():
+    features, centers, labels = LOSS_CASES[5].make(torch.float64)
+    leaf = features.requires_grad_()
+    losses = [sfm_fast.flow_alignment_loss(leaf, centers, labels, alignment=alignment) for alignment in ALIGNMENTS]
+    single = [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses]
+    sum(losses).backward()
+    torch.testing.assert_close(leaf.grad, sum(single))
+
+
+def test_pair_cosine_never_holds_a_class_by_class_matrix():
+    from sfm_fast.reference.pair_alignment import pair_cosine_with_gradient
+    from sfm_fast.testing.perf import peak_memory
+
+    classes, dim = 2000, 16
+    a, b = (torch.randn(classes, dim) for _ in range(2))
+    tile = 1 << 15
+    peak = peak_memory(lambda: pair_cosine_with_gradient(a, b, 1e-8, True, tile_elements=tile))
+    assert peak < classes * classes * 4  # one float32 C x C matrix is 16 MB
+    loss, gradient = pair_cosine_with_gradient(a, b, 1e-8, True, tile_elements=tile)
+    whole_loss, whole_gradient = pair_cosine_with_gradient(a, b, 1e-8, True, tile_elements=classes * classes)
+    torch.testing.assert_close(loss, whole_loss)
+    torch.testing.assert_close(gradient, whole_gradient, rtol=1e-4, atol=1e-9)
+
+
+CENTERS, LABELS = torch.randn(3, 4), torch.tensor([0, 1, 2])
+BAD_CALLS = {
+    "one class": (dict(centers=CENTERS[:1]), "at least 2 classes"),
+    "integer features": (dict(features=torch.zeros(3, 4, dtype=torch.int64)), "features must be a float32"),
+    "vector": (dict(features=torch.zeros(4)), r"got \(4,\)"),
+    "wrong dim": (dict(features=torch.zeros(3, 5)), "5 features an item, but centers has 4"),
+    "wrong rows": (dict(features=torch.zeros(2, 4)), "2 rows for 3 centers"),
+    "label range": (dict(labels=torch.tensor([0, 1, 3])), r"0\.\.2, got 0\.\.3"),
+    "negative label": (dict(labels=torch.tensor([0, 1, -1])), r"got -1\.\.1"),
+    "label dtype": (dict(labels=LABELS.int()), "int64"),
+    "label shape": (dict(labels=LABELS[:2]), r"must be \(3,\)"),
+    "empty class": (dict(labels=torch.tensor([0, 0, 2])), "class 1 has no feature"),
+    "alignment": (dict(alignment="cls"), "alignment must be one of"),
+    "metric": (dict(metric="l2"), "metric must be one of"),
+    "backend": (dict(backend="tpu"), "backend must be"),
+    "absent backend": (dict(backend="cuda"), "can't take this call"),
+    "eps": (dict(eps=-1.0), "eps must be"),
+    "centers need grad": (dict(centers=CENTERS.clone().requires_grad_()), "detach"),
+    "no items": (dict(features=torch.zeros(0, 4), labels=LABELS[:0]), "at least one item"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CALLS)
+def test_bad_input_names_the_argument(name):
+    changes, message = BAD_CALLS[name]
+    with pytest.raises(sfm_fast.InputError, match=message):
+        sfm_fast.flow_alignment_loss(**({"features": torch.randn(3, 4), "centers": CENTERS} | changes))
+
+
+def test_explain_names_every_backend():
+    text = str(sfm_fast.explain(torch.zeros(3, 4)))
+    assert text.startswith("torch:")
+    assert all(name in text for name in ("cpu", "triton", "cuda"))
