@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import math
 import time
@@ -28,15 +29,23 @@ SIZE = 28
 
 def make_vit(args: argparse.Namespace, patch_drop_rate: float) -> tuple[VisionTransformer, dict]:
     config = {
-        "img_size": SIZE, "patch_size": args.patch, "in_chans": 1, "num_classes": 0, "embed_dim": args.dim, "depth": args.depth,
-        "num_heads": args.dim // 64, "class_token": False, "global_pool": "avg", "mlp_ratio": args.mlp_ratio,
-    }  # fmt: skip
+        "img_size": SIZE,
+        "patch_size": args.patch,
+        "in_chans": 1,
+        "num_classes": 0,
+        "embed_dim": args.dim,
+        "depth": args.depth,
+        "num_heads": args.dim // 64,
+        "class_token": False,
+        "global_pool": "avg",
+        "mlp_ratio": args.mlp_ratio,
+    }
     return VisionTransformer(**config, patch_drop_rate=patch_drop_rate), config
 
 
 def mlp(*widths: int) -> nn.Sequential:
     layers: list[nn.Module] = []
-    for n_in, n_out in zip(widths[:-2], widths[1:-1]):
+    for n_in, n_out in itertools.pairwise(widths[:-1]):
         layers += [nn.Linear(n_in, n_out, bias=False), nn.BatchNorm1d(n_out), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1]))
 
@@ -54,10 +63,14 @@ def augment(x: torch.Tensor, generator: torch.Generator, min_area: float) -> tor
     cos, sin = torch.cos(angle), torch.sin(angle)
     shift_x, shift_y = uniform(-1, 1) * (1 - width).abs(), uniform(-1, 1) * (1 - height).abs()
     theta = torch.stack([flip * width * cos, -height * sin, shift_x, flip * width * sin, height * cos, shift_y], 1)
-    view = F.grid_sample(x, F.affine_grid(theta.view(-1, 2, 3), list(x.shape), align_corners=False), align_corners=False)
+    view = F.grid_sample(
+        x, F.affine_grid(theta.view(-1, 2, 3), list(x.shape), align_corners=False), align_corners=False
+    )
     column = (-1, 1, 1, 1)
     view = view.clamp(min=0) ** torch.exp(uniform(-0.5, 0.5)).view(column)  # gamma
-    view = view * uniform(0.5, 1.4).view(column) + (uniform(0, 1) < 0.2).float().view(column) * uniform(0, 0.6).view(column)
+    view = view * uniform(0.5, 1.4).view(column) + (uniform(0, 1) < 0.2).float().view(column) * uniform(0, 0.6).view(
+        column
+    )
     noisy = (uniform(0, 1) < 0.5).float() * uniform(0, 0.2)
     view = view + noisy.view(column) * torch.randn(x.shape, generator=generator)
     return (view - fashion_mnist.MEAN) / fashion_mnist.STD
@@ -72,7 +85,10 @@ def symmetric_cross_entropy(similarity: torch.Tensor) -> torch.Tensor:
 def features(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     model.eval()
     with torch.autocast("cpu", torch.bfloat16):
-        parts = [model((x.float().unsqueeze(1) / 255 - fashion_mnist.MEAN) / fashion_mnist.STD).float() for x in images.split(1000)]
+        parts = [
+            model((x.float().unsqueeze(1) / 255 - fashion_mnist.MEAN) / fashion_mnist.STD).float()
+            for x in images.split(1000)
+        ]
     return torch.cat(parts)
 
 
@@ -81,7 +97,9 @@ def nearest_class_mean(train: torch.Tensor, train_y: torch.Tensor, test: torch.T
     return (torch.cdist(test, centres).argmin(1) == test_y).float().mean().item()
 
 
-def linear_probe(train: torch.Tensor, train_y: torch.Tensor, test: torch.Tensor, test_y: torch.Tensor, epochs: int = 20) -> float:
+def linear_probe(
+    train: torch.Tensor, train_y: torch.Tensor, test: torch.Tensor, test_y: torch.Tensor, epochs: int = 20
+) -> float:
     mean, std = train.mean(0), train.std(0) + 1e-6
     train, test = (train - mean) / std, (test - mean) / std
     head = nn.Linear(train.shape[1], 10)
@@ -119,7 +137,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
     (train, train_y), (test, test_y) = (fashion_mnist.load_full(s, args.data) for s in ("train", "test"))
-    train, train_y, test, test_y = (torch.from_numpy(a.copy()) for a in (train, train_y, test, test_y))
+    train, train_y, test, test_y = (torch.from_numpy(a) for a in (train, train_y, test, test_y))
 
     student, config = make_vit(args, args.patch_drop)
     exported, _ = make_vit(args, 0.0)
@@ -127,7 +145,12 @@ def main() -> None:
     projector, predictor = mlp(args.dim, 512, 128), mlp(128, 512, 128)
     parameters = [*student.parameters(), *projector.parameters(), *predictor.parameters()]
     decayed, plain = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
-    optimiser = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}], args.lr, betas=(0.9, 0.95), fused=True)
+    optimiser = torch.optim.AdamW(
+        [{"params": decayed, "weight_decay": 0.05}, {"params": plain, "weight_decay": 0.0}],
+        args.lr,
+        betas=(0.9, 0.95),
+        fused=True,
+    )
     queue = F.normalize(torch.randn(args.queue, 128), dim=1)
     steps_per_epoch = len(train) // args.batch
     step, start, progress, last_print = 0, time.time(), 0.0, 0.0
@@ -171,10 +194,17 @@ def main() -> None:
             exported.load_state_dict(average.state_dict())
             a, b = features(exported, train[::6]), features(exported, test)
             ncm = nearest_class_mean(a, train_y[::6], b, test_y)
-            print(f"epoch {epoch:5.1f}  {time.time() - start:5.0f} s  loss {sum(losses[-100:]) / len(losses[-100:]):.3f}  nearest class mean {ncm:.4f} (1/6 of train)", flush=True)
+            print(
+                f"epoch {epoch:5.1f}  {time.time() - start:5.0f} s  loss {sum(losses[-100:]) / len(losses[-100:]):.3f}  nearest class mean {ncm:.4f} (1/6 of train)",
+                flush=True,
+            )
             save(args, exported, config, epoch, {"nearest_class_mean_interim": ncm})
     a, b = features(exported, train), features(exported, test)
-    figures = {"nearest_class_mean": nearest_class_mean(a, train_y, b, test_y), "linear_probe": linear_probe(a, train_y, b, test_y), "seconds": round(time.time() - start)}
+    figures = {
+        "nearest_class_mean": nearest_class_mean(a, train_y, b, test_y),
+        "linear_probe": linear_probe(a, train_y, b, test_y),
+        "seconds": round(time.time() - start),
+    }
     pixels = [t.flatten(1).float() / 255 for t in (train, test)]
     figures["nearest_class_mean_raw_pixels"] = nearest_class_mean(pixels[0], train_y, pixels[1], test_y)
     print(json.dumps(figures), flush=True)
@@ -184,9 +214,12 @@ def main() -> None:
 def save(args: argparse.Namespace, model: nn.Module, config: dict, epochs: float, figures: dict) -> None:
     recipe = {k: v for k, v in vars(args).items() if k not in ("out", "data")}
     metadata = {
-        "architecture": json.dumps({"timm_class": "VisionTransformer", **config}), "mean": json.dumps([fashion_mnist.MEAN]),
-        "std": json.dumps([fashion_mnist.STD]), "recipe": json.dumps({**recipe, "epochs_run": round(epochs, 2)}), "figures": json.dumps(figures),
-    }  # fmt: skip
+        "architecture": json.dumps({"timm_class": "VisionTransformer", **config}),
+        "mean": json.dumps([fashion_mnist.MEAN]),
+        "std": json.dumps([fashion_mnist.STD]),
+        "recipe": json.dumps({**recipe, "epochs_run": round(epochs, 2)}),
+        "figures": json.dumps(figures),
+    }
     save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, args.out, metadata=metadata)
 
 

@@ -6,13 +6,11 @@ from .ops.backends import explain
 from .statistics import ClassStatistics
 from .version import __version__
 
-
-
 __all__ = [
-    "__version__",
     "ClassStatistics",
     "FlowAlignmentLoss",
     "InputError",
+    "__version__",
     "decoupled_flow_loss",
     "explain",
     "flow_alignment_loss",

@@ -50,10 +50,13 @@ def flow_alignment_loss(
     Source: Xia et al., arXiv 2602.05391; for ``labels`` with several features a class, features are averaged per class
     first (the paper's code divides the synthetic side by N-1 instead of C-1 there; this follows the definition).
     """
-    return FlowAlignmentLoss(centers, alignment=alignment, metric=metric, backend=backend, eps=eps)(features, labels)
+    module = FlowAlignmentLoss(centers, alignment=alignment, metric=metric, backend=backend, eps=eps)
+    return module.forward(features, labels)
 
 
-def decoupled_flow_loss(features: Tensor, centers: Tensor, labels: Tensor | None = None, *, alpha: float = 1.0) -> Tensor:
+def decoupled_flow_loss(
+    features: Tensor, centers: Tensor, labels: Tensor | None = None, *, alpha: float = 1.0
+) -> Tensor:
     """alpha * mse(class means, centres) + (1 - alpha) * mse(mean of the other classes, the same of the centres).
 
     Arguments, dtypes and errors as in `flow_alignment_loss`; ``alpha`` in [0, 1]. Source: arXiv 2602.05391.
@@ -87,7 +90,11 @@ def linear_gradient_matching_loss(
     for name, features, labels in (("syn", syn_features, syn_labels), ("real", real_features.detach(), real_labels)):
         _check_features(f"{name}_features", features, weight.shape[1], "weight")
         check_labels(f"{name}_labels", labels, features.shape[0], weight.shape[0])
-        gradients.append(gradient_matching.linear_gradient(features.to(dtype), labels, weight.detach().to(dtype), bias.detach().to(dtype)))
+        gradients.append(
+            gradient_matching.linear_gradient(
+                features.to(dtype), labels, weight.detach().to(dtype), bias.detach().to(dtype)
+            )
+        )
     return gradient_matching.gradient_distance(*gradients)
 
 
@@ -104,7 +111,13 @@ class FlowAlignmentLoss(nn.Module):
     centred_centers: Tensor
 
     def __init__(
-        self, centers: Tensor, *, alignment: str = "global", metric: str = "cosine", backend: str = "auto", eps: float = 1e-8
+        self,
+        centers: Tensor,
+        *,
+        alignment: str = "global",
+        metric: str = "cosine",
+        backend: str = "auto",
+        eps: float = 1e-8,
     ) -> None:
         super().__init__()
         if alignment not in ALIGNMENTS:
@@ -131,12 +144,16 @@ class FlowAlignmentLoss(nn.Module):
         shift = self.shift.to(_compute_dtype(features))
         if labels is None:
             if features.shape[0] != classes:
-                raise InputError(f"features has {features.shape[0]} rows for {classes} centers: without labels it must hold one mean a class")
+                raise InputError(
+                    f"features has {features.shape[0]} rows for {classes} centers: without labels it must hold one mean a class"
+                )
             return features.to(shift.dtype) - shift
         counts = check_labels("labels", labels, features.shape[0], classes)
         missing = (counts == 0).nonzero().flatten()
         if len(missing):
-            raise InputError(f"labels: class {int(missing[0])} has no feature ({len(missing)} of {classes} classes are missing)")
+            raise InputError(
+                f"labels: class {int(missing[0])} has no feature ({len(missing)} of {classes} classes are missing)"
+            )
         return class_means(features, labels, counts, shift)
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -146,7 +163,9 @@ class FlowAlignmentLoss(nn.Module):
         if self.metric == "mse":
             mse = reference.pair_mse if self.alignment == "pair" else reference.flow_mse
             return mse(centers, shifted)
-        cosine = {"global": reference.global_cosine, "class": reference.class_cosine, "pair": pair_cosine}[self.alignment]
+        cosine = {"global": reference.global_cosine, "class": reference.class_cosine, "pair": pair_cosine}[
+            self.alignment
+        ]
         return cosine(centers, shifted, self.eps)
 
     def extra_repr(self) -> str:
@@ -172,7 +191,9 @@ def check_centers(centers: Tensor) -> None:
 
 def _check_features(name: str, features: Tensor, dim: int, against: str) -> None:
     if not isinstance(features, Tensor) or features.dtype not in _FLOATS:
-        raise InputError(f"{name} must be a float32, float64, bfloat16 or float16 tensor, got {getattr(features, 'dtype', type(features).__name__)}")
+        raise InputError(
+            f"{name} must be a float32, float64, bfloat16 or float16 tensor, got {getattr(features, 'dtype', type(features).__name__)}"
+        )
     if features.ndim != 2 or features.shape[0] < 1:
         raise InputError(f"{name} must be (items, features) with at least one item, got {tuple(features.shape)}")
     if features.shape[1] != dim:

@@ -29,7 +29,13 @@ class ClassStatistics:
     """
 
     def __init__(
-        self, num_classes: int, dim: int, *, clusters: int = 0, class_names: list[str] | None = None, device: torch.device | str = "cpu"
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        clusters: int = 0,
+        class_names: list[str] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         if num_classes < 2:
             raise InputError(f"num_classes must be at least 2 (a flow needs another class), got {num_classes}")
@@ -41,6 +47,7 @@ class ClassStatistics:
             raise InputError(f"class_names has {len(class_names)} names for {num_classes} classes")
         self.num_classes, self.dim, self.clusters = num_classes, dim, clusters
         self.class_names = class_names
+        self.provenance: dict[str, Any] = {}
         self._sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
         self._counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
         self._cluster_centers: Tensor | None = None
@@ -56,7 +63,9 @@ class ClassStatistics:
         finite = features.isfinite().all(1)
         if not finite.all():
             row = int((~finite).nonzero()[0, 0])
-            raise InputError(f"features: row {row} of the batch (class {self._name(int(labels[row]))}) holds NaN or infinity")
+            raise InputError(
+                f"features: row {row} of the batch (class {self._name(int(labels[row]))}) holds NaN or infinity"
+            )
         self._sums.index_add_(0, labels, features)
         self._counts += counts
         if self._fits is not None:
@@ -65,7 +74,9 @@ class ClassStatistics:
     def merge(self, other: ClassStatistics) -> None:
         """Add what ``other`` has seen; its k-means centres can't be merged, so neither side may have any."""
         if (other.num_classes, other.dim) != (self.num_classes, self.dim):
-            raise InputError(f"other has {other.num_classes} classes x {other.dim} features, this one {self.num_classes} x {self.dim}")
+            raise InputError(
+                f"other has {other.num_classes} classes x {other.dim} features, this one {self.num_classes} x {self.dim}"
+            )
         if self.clusters or other.clusters:
             raise InputError("statistics with k-means centres can't be merged: compute them in one pass")
         self._sums += other._sums.to(self._sums.device)
@@ -88,7 +99,9 @@ class ClassStatistics:
         """(C, D) float64 class means. Raises ``InputError`` that names a class without images."""
         empty = (self._counts == 0).nonzero().flatten()
         if len(empty):
-            raise InputError(f"class {self._name(int(empty[0]))} has no images ({len(empty)} of {self.num_classes} classes are empty)")
+            raise InputError(
+                f"class {self._name(int(empty[0]))} has no images ({len(empty)} of {self.num_classes} classes are empty)"
+            )
         return self._sums / self._counts.unsqueeze(1)
 
     @property
@@ -104,14 +117,18 @@ class ClassStatistics:
         tensors = {"sums": self._sums, "counts": self._counts, "centers": self.centers}
         if self.cluster_centers is not None:
             tensors["cluster_centers"] = self.cluster_centers
-        save_tensors(path, tensors, {"file_format": FORMAT, "class_names": self.class_names, "provenance": provenance or {}})
+        save_tensors(
+            path, tensors, {"file_format": FORMAT, "class_names": self.class_names, "provenance": provenance or {}}
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ClassStatistics:
         """Read what `save` wrote; ``.provenance`` of the result holds its metadata."""
         tensors, metadata = load_tensors(path)
         if metadata.get("file_format") != FORMAT or not {"sums", "counts"} <= tensors.keys():
-            raise InputError(f"{path}: no class statistics of this package (format {metadata.get('file_format')!r}, wanted {FORMAT!r})")
+            raise InputError(
+                f"{path}: no class statistics of this package (format {metadata.get('file_format')!r}, wanted {FORMAT!r})"
+            )
         sums, counts = tensors["sums"], tensors["counts"]
         clusters = tensors.get("cluster_centers")
         statistics = cls(*sums.shape, class_names=metadata.get("class_names"))
@@ -120,8 +137,6 @@ class ClassStatistics:
             statistics.clusters, statistics._cluster_centers = clusters.shape[1], clusters
         statistics.provenance = metadata.get("provenance", {})
         return statistics
-
-    provenance: dict[str, Any] = {}
 
     def _name(self, label: int) -> str:
         return f"{label} ({self.class_names[label]!r})" if self.class_names else str(label)

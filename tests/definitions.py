@@ -14,7 +14,9 @@ def class_means(features: Tensor, labels: Tensor | None, classes: int) -> Tensor
 
 def flows(means: Tensor) -> Tensor:
     classes = len(means)
-    return torch.stack([sum(means[k] for k in range(classes) if k != c) / (classes - 1) - means[c] for c in range(classes)])
+    return torch.stack(
+        [sum(means[k] for k in range(classes) if k != c) / (classes - 1) - means[c] for c in range(classes)]
+    )
 
 
 def pair_flows(means: Tensor) -> Tensor:
@@ -27,7 +29,9 @@ def cosine(f: Tensor, g: Tensor, eps: float) -> Tensor:
     return (f * g).sum() / (f.norm() * g.norm())
 
 
-def flow_alignment(features: Tensor, centers: Tensor, labels: Tensor | None, alignment: str, metric: str, eps: float = 1e-8) -> Tensor:
+def flow_alignment(
+    features: Tensor, centers: Tensor, labels: Tensor | None, alignment: str, metric: str, eps: float = 1e-8
+) -> Tensor:
     features, centers = features.double(), centers.double()
     nu, classes = class_means(features, labels, len(centers)), len(centers)
     if alignment == "pair":

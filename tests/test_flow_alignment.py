@@ -28,8 +28,12 @@ def value_and_gradient(function, features, grad_output=1.0):
 def test_matches_definition(case, alignment, metric, dtype):
     features, centers, labels = case.make(dtype)
     # The definition sees the same rounded inputs in float64, so only the computation's own error is compared.
-    expected, expected_gradient = value_and_gradient(lambda z: definitions.flow_alignment(z, centers, labels, alignment, metric), features.double())
-    loss, gradient = value_and_gradient(lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric), features)
+    expected, expected_gradient = value_and_gradient(
+        lambda z: definitions.flow_alignment(z, centers, labels, alignment, metric), features.double()
+    )
+    loss, gradient = value_and_gradient(
+        lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric), features
+    )
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert gradient.dtype == dtype
     torch.testing.assert_close(loss.double(), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
@@ -42,7 +46,9 @@ def test_matches_definition(case, alignment, metric, dtype):
 def test_gradcheck(alignment, metric):
     features, centers, labels = next(case for case in LOSS_CASES if case.name == "labelled-two").make(torch.float64)
     leaf = features.requires_grad_()
-    assert torch.autograd.gradcheck(lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric), leaf)
+    assert torch.autograd.gradcheck(
+        lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric), leaf
+    )
 
 
 @pytest.mark.parametrize("alignment", ["global", "class"])
@@ -55,7 +61,9 @@ def test_double_backward(alignment):
 def test_pair_cosine_refuses_double_backward():
     features, centers, _ = LOSS_CASES[2].make(torch.float64)
     leaf = features.requires_grad_()
-    (gradient,) = torch.autograd.grad(sfm_fast.flow_alignment_loss(leaf, centers, alignment="pair"), leaf, create_graph=True)
+    (gradient,) = torch.autograd.grad(
+        sfm_fast.flow_alignment_loss(leaf, centers, alignment="pair"), leaf, create_graph=True
+    )
     with pytest.raises(RuntimeError, match="second derivative"):
         (gradient.sum() + leaf.sum()).backward()
 
@@ -80,7 +88,9 @@ def test_grad_output_scales_and_backward_repeats(alignment, metric):
 def test_inputs_are_not_written(alignment, metric):
     features, centers, labels = LOSS_CASES[5].make(torch.float32)
     copies = features.clone(), centers.clone(), labels.clone()
-    value_and_gradient(lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric), features)
+    value_and_gradient(
+        lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric), features
+    )
     for tensor, copy in zip((features, centers, labels), copies, strict=True):
         assert torch.equal(tensor, copy)
 
@@ -100,8 +110,12 @@ def test_common_mean_a_thousand_times_the_spread(alignment, metric):
     offset = 1000 * torch.sign(torch.randn(96, generator=generator))
     features, centers = (offset + torch.randn(n, 96, generator=generator) for n in (60, 20))
     labels = torch.arange(60) % 20
-    expected, expected_gradient = value_and_gradient(lambda z: definitions.flow_alignment(z, centers, labels, alignment, metric), features.double())
-    loss, gradient = value_and_gradient(lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric), features)
+    expected, expected_gradient = value_and_gradient(
+        lambda z: definitions.flow_alignment(z, centers, labels, alignment, metric), features.double()
+    )
+    loss, gradient = value_and_gradient(
+        lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric), features
+    )
     assert abs(loss.double() - expected) <= 1e-5 * abs(expected)
     assert (gradient.double() - expected_gradient).norm() <= 1e-5 * expected_gradient.norm()
 
@@ -113,7 +127,9 @@ def test_short_flows_count_as_cosine_zero(alignment):
     loss, gradient = value_and_gradient(lambda z: sfm_fast.flow_alignment_loss(z, centers, alignment=alignment), same)
     assert loss == 1.0
     assert not gradient.any()
-    loss, gradient = value_and_gradient(lambda z: sfm_fast.flow_alignment_loss(z, torch.ones(5, 8), alignment=alignment), centers)
+    loss, gradient = value_and_gradient(
+        lambda z: sfm_fast.flow_alignment_loss(z, torch.ones(5, 8), alignment=alignment), centers
+    )
     assert loss == 1.0
     assert not gradient.any()
 
@@ -144,7 +160,10 @@ def test_pair_mse_is_the_scaled_variance_of_differences():
     features, centers, _ = LOSS_CASES[2].make(torch.float64)
     classes, dim = centers.shape
     d = reference.centre_rows(centers - features)
-    torch.testing.assert_close(sfm_fast.flow_alignment_loss(features, centers, alignment="pair", metric="mse"), 2 / ((classes - 1) * dim) * d.square().sum())
+    torch.testing.assert_close(
+        sfm_fast.flow_alignment_loss(features, centers, alignment="pair", metric="mse"),
+        2 / ((classes - 1) * dim) * d.square().sum(),
+    )
 
 
 def test_global_dot_product_does_not_see_the_mean():
@@ -157,10 +176,16 @@ def test_global_dot_product_does_not_see_the_mean():
 @pytest.mark.parametrize("case", LOSS_CASES, ids=lambda case: case.name)
 def test_decoupled_matches_definition(case, alpha):
     features, centers, labels = case.make(torch.float32)
-    expected, expected_gradient = value_and_gradient(lambda z: definitions.decoupled(z, centers, labels, alpha), features.double())
-    loss, gradient = value_and_gradient(lambda z: sfm_fast.decoupled_flow_loss(z, centers, labels, alpha=alpha), features)
+    expected, expected_gradient = value_and_gradient(
+        lambda z: definitions.decoupled(z, centers, labels, alpha), features.double()
+    )
+    loss, gradient = value_and_gradient(
+        lambda z: sfm_fast.decoupled_flow_loss(z, centers, labels, alpha=alpha), features
+    )
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-7)
-    torch.testing.assert_close(gradient.double(), expected_gradient, rtol=1e-4, atol=1e-6 * expected_gradient.abs().max().item())
+    torch.testing.assert_close(
+        gradient.double(), expected_gradient, rtol=1e-4, atol=1e-6 * expected_gradient.abs().max().item()
+    )
 
 
 def test_module_equals_function_and_survives_its_state_dict():
@@ -168,7 +193,9 @@ def test_module_equals_function_and_survives_its_state_dict():
     module = sfm_fast.FlowAlignmentLoss(centers, alignment="class")
     other = sfm_fast.FlowAlignmentLoss(torch.randn_like(centers), alignment="class")
     other.load_state_dict(module.state_dict())
-    assert torch.equal(module(features, labels), sfm_fast.flow_alignment_loss(features, centers, labels, alignment="class"))
+    assert torch.equal(
+        module(features, labels), sfm_fast.flow_alignment_loss(features, centers, labels, alignment="class")
+    )
     assert torch.equal(module(features, labels), other(features, labels))
     assert "alignment='class'" in repr(module)
 

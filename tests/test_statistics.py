@@ -7,10 +7,10 @@ import torch
 import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests_data import labelled
 
 import sfm_fast
 from sfm_fast import ClassStatistics, InputError
-from tests_data import labelled
 
 
 def filled(features, labels, classes, batch, **options):

@@ -16,7 +16,9 @@ def labelled(count: int, dim: int, classes: int, seed: int = 0) -> tuple[Tensor,
     return torch.randn(count, dim, generator=generator, dtype=torch.float64), labels
 
 
-def write_image_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog"), per_class: int = 4, size: int = 40, grey: bool = False) -> Path:
+def write_image_folder(
+    root: Path, classes: tuple[str, ...] = ("cat", "dog"), per_class: int = 4, size: int = 40, grey: bool = False
+) -> Path:
     """root/train/CLASS/i.png and root/test/CLASS/i.png with a colour per class and some noise."""
     from PIL import Image
 

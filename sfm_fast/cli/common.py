@@ -20,24 +20,39 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """--data and what belongs to it."""
     parser.add_argument("--data", metavar="SPEC", default=datasets.EMBEDDED, help=datasets.HELP.replace("%", "%%"))
     parser.add_argument("--data-root", metavar="FOLDER", help="where timm's data sets keep their files")
-    parser.add_argument("--num-classes", type=int, metavar="C", help="number of classes, where the data set doesn't say")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes that decode images (default: one a core, at most 8)")
+    parser.add_argument(
+        "--num-classes", type=int, metavar="C", help="number of classes, where the data set doesn't say"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that decode images (default: one a core, at most 8)"
+    )
 
 
 def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
     """--backbone and what belongs to it."""
     parser.add_argument("--backbone", metavar="NAME", default=SHIPPED, help=f"'{SHIPPED}' (shipped) or any timm model")
-    parser.add_argument("--checkpoint", metavar="FILE", help="local weights, .safetensors or .pth (default: timm's pretrained ones)")
-    parser.add_argument("--image-size", type=int, metavar="PX", help="input side, for models that take another than their default")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="local weights, .safetensors or .pth (default: timm's pretrained ones)"
+    )
+    parser.add_argument(
+        "--image-size", type=int, metavar="PX", help="input side, for models that take another than their default"
+    )
     add_machine_arguments(parser)
 
 
 def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     """--device, --precision, --threads, --batch-size and --quiet."""
     parser.add_argument("--device", default="auto", help="torch device: auto, cpu, cuda, cuda:1, …")
-    parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the backbone; auto is bf16 on GPUs that have it, else fp32")
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="auto",
+        help="of the backbone; auto is bf16 on GPUs that have it, else fp32",
+    )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
-    parser.add_argument("--batch-size", type=int, metavar="N", default=256, help="images a batch when computing features")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", default=256, help="images a batch when computing features"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -53,12 +68,16 @@ def set_threads(args: argparse.Namespace) -> None:
 
 def open_data(args: argparse.Namespace, split: str, channels: int | None = None) -> ImageSource:
     """The data set of --data."""
-    return datasets.open_dataset(args.data, split, root=args.data_root, channels=channels, num_classes=args.num_classes, workers=args.workers)
+    return datasets.open_dataset(
+        args.data, split, root=args.data_root, channels=channels, num_classes=args.num_classes, workers=args.workers
+    )
 
 
 def open_backbone(args: argparse.Namespace) -> Backbone:
     """The backbone of --backbone and --checkpoint."""
-    return load_backbone(args.backbone, args.checkpoint, device=args.device, image_size=args.image_size, precision=args.precision)
+    return load_backbone(
+        args.backbone, args.checkpoint, device=args.device, image_size=args.image_size, precision=args.precision
+    )
 
 
 def say(args: argparse.Namespace, *lines: str) -> None:

@@ -31,9 +31,16 @@ EXAMPLE = "sfm-fast demo --out demo"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", metavar="FOLDER", default="demo", help="folder for everything the demo makes; an earlier demo there is replaced")
+    parser.add_argument(
+        "--out",
+        metavar="FOLDER",
+        default="demo",
+        help="folder for everything the demo makes; an earlier demo there is replaced",
+    )
     parser.add_argument("--steps", type=int, default=1500, help="SFM steps")
-    parser.add_argument("--lr", type=float, default=0.02, help="Adam's step size (larger than the default 0.002: the run is short)")
+    parser.add_argument(
+        "--lr", type=float, default=0.02, help="Adam's step size (larger than the default 0.002: the run is short)"
+    )
     parser.add_argument("--seeds", type=int, default=3, help="probes trained for every row")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved steps for the comparison with LGM")
     common.add_machine_arguments(parser)
@@ -61,24 +68,54 @@ def run(args: argparse.Namespace) -> None:
         evaluator = Evaluator(backbone, test, train, config=probe, batch_size=args.batch_size, progress=progress)
         synthetic = SyntheticSet.load(out / "sfm" / RESULT)
         size = synthetic.images.shape[-1]
-        accuracy = [evaluator.full(), evaluator.random_real(1, size), evaluator.nearest_real(1, size), evaluator.probe("sfm", synthetic.images, synthetic.labels)]
+        accuracy = [
+            evaluator.full(),
+            evaluator.random_real(1, size),
+            evaluator.nearest_real(1, size),
+            evaluator.probe("sfm", synthetic.images, synthetic.labels),
+        ]
 
         common.say(args, "4/4 cost: steps of SFM and LGM in turn")
         costs = compare_methods(config, backbone, train, statistics, rounds=args.rounds)
 
         seconds = time.perf_counter() - began
         facts = {
-            "sfm_fast": __version__, "torch": torch.__version__, "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {backbone.device}",
-            "data": f"{EMBEDDED}: {len(train)} training and {len(test)} test images of Fashion-MNIST", "backbone": f"{backbone.name} ({backbone.fingerprint})",
+            "sfm_fast": __version__,
+            "torch": torch.__version__,
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {backbone.device}",
+            "data": f"{EMBEDDED}: {len(train)} training and {len(test)} test images of Fashion-MNIST",
+            "backbone": f"{backbone.name} ({backbone.fingerprint})",
             "the whole demo": f"{seconds:.0f} s",
-        }  # fmt: skip
+        }
         page = out / "report.html"
         means = pixel_class_means(train, backbone.transform(train.channels))
         nearest, _ = evaluator.nearest_images(1, size)
         write_page(
-            page, synthetic=synthetic, nearest=nearest, means=means, log=iterate_log(out / "sfm" / LOG), accuracy=accuracy, costs=costs, facts=facts,
-        )  # fmt: skip
-        result = {"rows": accuracy, "costs": costs, "distillation": summary, "seconds": seconds, "facts": facts, "page": str(page)}
+            page,
+            synthetic=synthetic,
+            nearest=nearest,
+            means=means,
+            log=iterate_log(out / "sfm" / LOG),
+            accuracy=accuracy,
+            costs=costs,
+            facts=facts,
+        )
+        result = {
+            "rows": accuracy,
+            "costs": costs,
+            "distillation": summary,
+            "seconds": seconds,
+            "facts": facts,
+            "page": str(page),
+        }
         write_json(out / "result.json", result)
-    common.say(args, "", accuracy_table(accuracy), "", cost_table(costs), "", f"{seconds:.0f} s in all; look at {page.resolve()}, and at {Path(args.out) / 'sfm' / 'images'}")
+    common.say(
+        args,
+        "",
+        accuracy_table(accuracy),
+        "",
+        cost_table(costs),
+        "",
+        f"{seconds:.0f} s in all; look at {page.resolve()}, and at {Path(args.out) / 'sfm' / 'images'}",
+    )
     common.write_result(args, result)

@@ -11,6 +11,7 @@ from ..distill.config import DistillConfig
 from ..distill.images import PARAMETRIZATIONS
 from ..distill.methods import LGM_VARIANTS, METHODS
 from ..distill.prepare import make_distiller
+from ..distill.run import check_run_folder
 from ..loss import ALIGNMENTS, METRICS
 from . import common
 
@@ -23,20 +24,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = DistillConfig()
     common.add_data_arguments(parser)
     common.add_backbone_arguments(parser)
-    parser.add_argument("--stats", metavar="FILE", help="class statistics made by `sfm-fast stats` (default: computed first)")
-    parser.add_argument("--method", choices=METHODS, default=default.method, help="sfm: flows between class centres; lgm: linear gradient matching")
+    parser.add_argument(
+        "--stats", metavar="FILE", help="class statistics made by `sfm-fast stats` (default: computed first)"
+    )
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default=default.method,
+        help="sfm: flows between class centres; lgm: linear gradient matching",
+    )
     parser.add_argument("--ipc", type=int, default=default.ipc, help="synthetic images per class")
     parser.add_argument("--steps", type=int, default=default.steps, help="optimisation steps")
     parser.add_argument("--lr", type=float, default=default.lr, help="Adam's step size")
-    parser.add_argument("--views", type=int, metavar="A", help="augmented views of every image a step (default: 1 for sfm, 10 for lgm)")
-    parser.add_argument("--parametrization", choices=PARAMETRIZATIONS, default=default.parametrization, help="of the images")
-    parser.add_argument("--size", type=int, metavar="PX", help="side of the images (default: 8/7 of the backbone's input, small inputs as they are)")
-    parser.add_argument("--grow-every", type=int, default=default.grow_every, metavar="STEPS", help="steps between pyramid levels")
-    parser.add_argument("--alignment", choices=ALIGNMENTS, default=default.alignment, help="of sfm: all flows at once, class by class, or every pair")
+    parser.add_argument(
+        "--views", type=int, metavar="A", help="augmented views of every image a step (default: 1 for sfm, 10 for lgm)"
+    )
+    parser.add_argument(
+        "--parametrization", choices=PARAMETRIZATIONS, default=default.parametrization, help="of the images"
+    )
+    parser.add_argument(
+        "--size",
+        type=int,
+        metavar="PX",
+        help="side of the images (default: 8/7 of the backbone's input, small inputs as they are)",
+    )
+    parser.add_argument(
+        "--grow-every", type=int, default=default.grow_every, metavar="STEPS", help="steps between pyramid levels"
+    )
+    parser.add_argument(
+        "--alignment",
+        choices=ALIGNMENTS,
+        default=default.alignment,
+        help="of sfm: all flows at once, class by class, or every pair",
+    )
     parser.add_argument("--metric", choices=METRICS, default=default.metric, help="of sfm")
-    parser.add_argument("--alpha", type=float, default=default.alpha, help="of sfm-decoupled: weight of the class's own term")
-    parser.add_argument("--lgm-variant", choices=LGM_VARIANTS, default=default.lgm_variant, help="of lgm: how its gradients are computed")
-    parser.add_argument("--min-area", type=float, default=default.min_area, help="smallest random crop, as a part of the image")
+    parser.add_argument(
+        "--alpha", type=float, default=default.alpha, help="of sfm-decoupled: weight of the class's own term"
+    )
+    parser.add_argument(
+        "--lgm-variant",
+        choices=LGM_VARIANTS,
+        default=default.lgm_variant,
+        help="of lgm: how its gradients are computed",
+    )
+    parser.add_argument(
+        "--min-area", type=float, default=default.min_area, help="smallest random crop, as a part of the image"
+    )
     parser.add_argument("--no-noise", dest="noise", action="store_false", help="views without Gaussian noise")
     parser.add_argument("--seed", type=int, default=default.seed, help="of all random numbers")
     parser.add_argument("--out", metavar="FOLDER", default="run", help="folder for images, log, checkpoint and result")
@@ -51,15 +84,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     common.set_threads(args)
     config = DistillConfig(**{field.name: getattr(args, field.name) for field in fields(DistillConfig)})
+    check_run_folder(Path(args.out), resume=args.resume, overwrite=args.overwrite)
     backbone = common.open_backbone(args)
     source = common.open_data(args, "train") if config.method == "lgm" or args.stats is None else None
     distiller = make_distiller(
-        config, backbone, source, args.stats, batch_size=args.batch_size, progress=not args.quiet,
-    )  # fmt: skip
+        config,
+        backbone,
+        source,
+        args.stats,
+        batch_size=args.batch_size,
+        progress=not args.quiet,
+    )
     summary: dict[str, Any] = distiller.run(
-        args.out, resume=args.resume, overwrite=args.overwrite, checkpoint_every=args.checkpoint_every, grid_every=args.grid_every,
-        log_every=args.log_every, progress=not args.quiet,
-    )  # fmt: skip
+        args.out,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        checkpoint_every=args.checkpoint_every,
+        grid_every=args.grid_every,
+        log_every=args.log_every,
+        progress=not args.quiet,
+    )
     step = summary["median_step_seconds"]
     common.say(
         args,

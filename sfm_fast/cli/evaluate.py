@@ -19,19 +19,29 @@ EXAMPLE = "sfm-fast eval runs/sfm --data embedded --seeds 3"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     default = ProbeConfig()
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="folders of `sfm-fast distill`, or their synthetic.safetensors")
-    parser.add_argument("--mode", choices=("probe",), default="probe", help="how the images are used: train a linear classifier")
-    parser.add_argument("--references", metavar="NAMES", default=",".join(REFERENCES), help="comma-separated; '' for none")
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="folders of `sfm-fast distill`, or their synthetic.safetensors"
+    )
+    parser.add_argument(
+        "--mode", choices=("probe",), default="probe", help="how the images are used: train a linear classifier"
+    )
+    parser.add_argument(
+        "--references", metavar="NAMES", default=",".join(REFERENCES), help="comma-separated; '' for none"
+    )
     parser.add_argument("--ipc", type=int, default=1, help="images per class of the references, where no RUN is given")
     common.add_data_arguments(parser)
     parser.add_argument("--test-split", default="test", help="split to test on")
     common.add_backbone_arguments(parser)
-    parser.add_argument("--eval-backbone", metavar="NAME", help="evaluate on another backbone than the one that distilled (--backbone)")
+    parser.add_argument(
+        "--eval-backbone", metavar="NAME", help="evaluate on another backbone than the one that distilled (--backbone)"
+    )
     parser.add_argument("--eval-checkpoint", metavar="FILE", help="local weights of --eval-backbone")
     parser.add_argument("--seeds", type=int, default=default.seeds, help="probes trained for every row")
     parser.add_argument("--epochs", type=int, default=default.epochs, help="most epochs of a probe")
     parser.add_argument("--views", type=int, default=default.views, help="augmented views cached for every image")
-    parser.add_argument("--min-area", type=float, default=default.min_area, help="smallest random crop, as a part of the image")
+    parser.add_argument(
+        "--min-area", type=float, default=default.min_area, help="smallest random crop, as a part of the image"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -47,16 +57,24 @@ def run(args: argparse.Namespace) -> None:
     distilling = common.open_backbone(args)
     evaluating: Backbone = distilling
     if args.eval_backbone or args.eval_checkpoint:
-        evaluating = load_backbone(args.eval_backbone or args.backbone, args.eval_checkpoint, device=args.device, precision=args.precision)
+        evaluating = load_backbone(
+            args.eval_backbone or args.backbone, args.eval_checkpoint, device=args.device, precision=args.precision
+        )
     test = common.open_data(args, args.test_split)
     train = common.open_data(args, "train") if references else None
     for path, synthetic in sets.items():
         if synthetic.class_names != test.class_names:
-            raise InputError(f"{path}: has {len(synthetic.class_names)} classes {synthetic.class_names[:3]}…, the test set {len(test.class_names)} {test.class_names[:3]}…")
-    evaluator = Evaluator(evaluating, test, train, selector=distilling, config=config, batch_size=args.batch_size, progress=not args.quiet)
+            raise InputError(
+                f"{path}: has {len(synthetic.class_names)} classes {synthetic.class_names[:3]}…, the test set {len(test.class_names)} {test.class_names[:3]}…"
+            )
+    evaluator = Evaluator(
+        evaluating, test, train, selector=distilling, config=config, batch_size=args.batch_size, progress=not args.quiet
+    )
 
     rows = []
-    shapes = sorted({(len(s.labels) // len(s.class_names), s.images.shape[-1]) for s in sets.values()}) or [(args.ipc, distilling.image_size)]
+    shapes = sorted({(len(s.labels) // len(s.class_names), s.images.shape[-1]) for s in sets.values()}) or [
+        (args.ipc, distilling.image_size)
+    ]
     if "full" in references:
         rows.append(evaluator.full())
     for ipc, size in shapes:
@@ -68,4 +86,12 @@ def run(args: argparse.Namespace) -> None:
         method = synthetic.metadata.get("config", {}).get("method", Path(path).name)
         rows.append(evaluator.probe(method, synthetic.images, synthetic.labels) | {"run": str(path)})
     common.say(args, accuracy_table(rows))
-    common.write_result(args, {"rows": rows, "data": test.name, "distilling_backbone": distilling.describe(), "backbone": evaluating.describe()})
+    common.write_result(
+        args,
+        {
+            "rows": rows,
+            "data": test.name,
+            "distilling_backbone": distilling.describe(),
+            "backbone": evaluating.describe(),
+        },
+    )

@@ -33,7 +33,19 @@ def run(args: argparse.Namespace) -> None:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     choice = explain(torch.empty(2, 1))
     card = load_tensors(SHIPPED_FILE)[1]
-    result = {"versions": versions, "machine": platform.machine(), "threads": torch.get_num_threads(), "gpus": gpus, "backend": choice.reasons, "backbone": card}
-    common.say(args, *(f"{name:14} {version}" for name, version in versions.items()), f"{'threads':14} {torch.get_num_threads()}", f"{'gpus':14} {', '.join(gpus) or 'none'}")
+    result = {
+        "versions": versions,
+        "machine": platform.machine(),
+        "threads": torch.get_num_threads(),
+        "gpus": gpus,
+        "backend": choice.reasons,
+        "backbone": card,
+    }
+    common.say(
+        args,
+        *(f"{name:14} {version}" for name, version in versions.items()),
+        f"{'threads':14} {torch.get_num_threads()}",
+        f"{'gpus':14} {', '.join(gpus) or 'none'}",
+    )
     common.say(args, "loss backend: " + str(choice), f"{SHIPPED}: {card['figures']}")
     common.write_result(args, result)

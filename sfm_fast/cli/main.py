@@ -16,16 +16,25 @@ COMMANDS = (demo, stats, distill, evaluate, info)
 
 def parser() -> argparse.ArgumentParser:
     """The whole command line, for `main` and for tests."""
-    top = argparse.ArgumentParser(prog="sfm-fast", description="Distil image data sets for frozen vision models by statistical flow matching.")
+    top = argparse.ArgumentParser(
+        prog="sfm-fast", description="Distil image data sets for frozen vision models by statistical flow matching."
+    )
     top.add_argument("--version", action="version", version=f"sfm-fast {__version__}")
     commands = top.add_subparsers(title="commands", dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         sub = commands.add_parser(
-            command.NAME, help=command.SUMMARY, description=command.SUMMARY, epilog=f"example:\n  {command.EXAMPLE}",
+            command.NAME,
+            help=command.SUMMARY,
+            description=command.SUMMARY,
+            epilog=f"example:\n  {command.EXAMPLE}",
             formatter_class=_Formatter,
-        )  # fmt: skip
+        )
         command.add_arguments(sub)
-        sub.add_argument("--json", metavar="FILE", help="write the whole result as JSON here ('-': to stdout; what is printed then goes to stderr)")
+        sub.add_argument(
+            "--json",
+            metavar="FILE",
+            help="write the whole result as JSON here ('-': to stdout; what is printed then goes to stderr)",
+        )
         sub.set_defaults(run=command.run)
     return top
 

@@ -30,7 +30,9 @@ def run(args: argparse.Namespace) -> None:
     backbone = common.open_backbone(args)
     source = common.open_data(args, args.split)
     started = time.perf_counter()
-    statistics, provenance = class_statistics(source, backbone, clusters=args.clusters, batch_size=args.batch_size, progress=not args.quiet)
+    statistics, provenance = class_statistics(
+        source, backbone, clusters=args.clusters, batch_size=args.batch_size, progress=not args.quiet
+    )
     seconds = time.perf_counter() - started
     statistics.save(args.out, {**provenance, "sfm_fast": __version__})
     counts = statistics.counts
@@ -39,4 +41,13 @@ def run(args: argparse.Namespace) -> None:
         f"{int(counts.sum())} images of {len(counts)} classes ({int(counts.min())} to {int(counts.max())} each) in {seconds:.1f} s, "
         f"{int(counts.sum()) / seconds:.0f} images/s -> {args.out}",
     )
-    common.write_result(args, {"out": args.out, "seconds": seconds, "counts": counts.tolist(), "class_names": source.class_names, "provenance": provenance})
+    common.write_result(
+        args,
+        {
+            "out": args.out,
+            "seconds": seconds,
+            "counts": counts.tolist(),
+            "class_names": source.class_names,
+            "provenance": provenance,
+        },
+    )

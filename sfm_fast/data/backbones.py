@@ -62,7 +62,9 @@ class Backbone:
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """bfloat16 autocast where ``precision`` is "bf16", else nothing."""
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
+        return (
+            torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
+        )
 
     def transform(self, channels: int) -> ImageTransform:
         """How real images come to this backbone's centre view."""
@@ -82,9 +84,15 @@ class Backbone:
     def describe(self) -> dict[str, Any]:
         """Provenance: what a file made with this backbone must name."""
         return {
-            "name": self.name, "fingerprint": self.fingerprint, "num_features": self.num_features, "input_size": self.input_size,
-            "resize": self.resize, "mean": self.mean.tolist(), "std": self.std.tolist(), "precision": self.precision,
-        }  # fmt: skip
+            "name": self.name,
+            "fingerprint": self.fingerprint,
+            "num_features": self.num_features,
+            "input_size": self.input_size,
+            "resize": self.resize,
+            "mean": self.mean.tolist(),
+            "std": self.std.tolist(),
+            "precision": self.precision,
+        }
 
 
 def load_backbone(
@@ -111,7 +119,9 @@ def load_backbone(
         raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     device = resolve_device(device)
     if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        precision = (
+            "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        )
     if name == SHIPPED and checkpoint is None:
         model, config = _shipped()
     else:
@@ -124,13 +134,21 @@ def load_backbone(
         raise InputError(f"backbone {name!r} gives {tuple(output.shape)} for one image, wanted (1, features)")
     mean, std = (torch.tensor(config[key], dtype=torch.float32, device=device) for key in ("mean", "std"))
     return Backbone(
-        name=name, model=model, mean=mean, std=std, input_size=size, resize=round(size / config.get("crop_pct", 1.0)), in_channels=channels,
-        num_features=output.shape[1], fingerprint=fingerprint(model), precision=precision,
-    )  # fmt: skip
+        name=name,
+        model=model,
+        mean=mean,
+        std=std,
+        input_size=size,
+        resize=round(size / config.get("crop_pct", 1.0)),
+        in_channels=channels,
+        num_features=output.shape[1],
+        fingerprint=fingerprint(model),
+        precision=precision,
+    )
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
-    """"auto" is the current GPU where there is one, else the CPU; raises ``InputError`` for a device torch can't use."""
+    """ "auto" is the current GPU where there is one, else the CPU; raises ``InputError`` for a device torch can't use."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -162,14 +180,18 @@ def _shipped() -> tuple[nn.Module, dict[str, Any]]:
     return model, {"input_size": size, "mean": metadata["mean"], "std": metadata["std"]}
 
 
-def _from_timm(name: str, checkpoint: str | os.PathLike[str] | None, image_size: int | None) -> tuple[nn.Module, dict[str, Any]]:
+def _from_timm(
+    name: str, checkpoint: str | os.PathLike[str] | None, image_size: int | None
+) -> tuple[nn.Module, dict[str, Any]]:
     import timm
     from timm.data import resolve_model_data_config
 
     # "name.tag" and hub addresses are resolved by timm; a plain name must exist.
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
-        raise InputError(f"unknown backbone {name!r}; wanted {SHIPPED!r} or a name of timm.list_models(), such as {', '.join(close) or 'vit_base_patch14_dinov2'}")
+        raise InputError(
+            f"unknown backbone {name!r}; wanted {SHIPPED!r} or a name of timm.list_models(), such as {', '.join(close) or 'vit_base_patch14_dinov2'}"
+        )
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     if checkpoint is not None and not Path(checkpoint).is_file():
         raise InputError(f"checkpoint {checkpoint}: no such file")
@@ -180,7 +202,9 @@ def _from_timm(name: str, checkpoint: str | os.PathLike[str] | None, image_size:
             model = timm.create_model(name, pretrained=checkpoint is None, num_classes=0)
     except Exception as error:  # the hub client raises many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"backbone {name!r}: no pretrained weights to be had ({reason}); give a local checkpoint") from error
+        raise InputError(
+            f"backbone {name!r}: no pretrained weights to be had ({reason}); give a local checkpoint"
+        ) from error
     config = dict(resolve_model_data_config(model))
     if image_size is not None:
         config["input_size"] = (config["input_size"][0], image_size, image_size)
@@ -196,12 +220,16 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise InputError(f"checkpoint {path}: damaged, or more than weights ({str(error).splitlines()[0] if str(error) else type(error).__name__})") from error
+        raise InputError(
+            f"checkpoint {path}: damaged, or more than weights ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+        ) from error
     for key in ("state_dict", "model", "model_ema", "teacher"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
             break
-    state = {key: value for key, value in loaded.items() if isinstance(value, Tensor)} if isinstance(loaded, dict) else {}
+    state = (
+        {key: value for key, value in loaded.items() if isinstance(value, Tensor)} if isinstance(loaded, dict) else {}
+    )
     if not state:
         raise InputError(f"checkpoint {path}: holds no weights")
     return state
@@ -213,10 +241,14 @@ def _load_weights(model: nn.Module, state: dict[str, Tensor], path: str | os.Pat
     state = {key: value for key, value in state.items() if key in expected or not key.startswith(_HEAD_PREFIXES)}
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
-        raise InputError(f"checkpoint {path} doesn't fit the backbone: missing {missing[:3]} ({len(missing)}), unknown {extra[:3]} ({len(extra)})")
+        raise InputError(
+            f"checkpoint {path} doesn't fit the backbone: missing {missing[:3]} ({len(missing)}), unknown {extra[:3]} ({len(extra)})"
+        )
     for key, value in state.items():
         if value.shape != expected[key].shape:
-            raise InputError(f"checkpoint {path}: {key} is {tuple(value.shape)}, the backbone has {tuple(expected[key].shape)}")
+            raise InputError(
+                f"checkpoint {path}: {key} is {tuple(value.shape)}, the backbone has {tuple(expected[key].shape)}"
+            )
     model.load_state_dict(state)
 
 
@@ -232,4 +264,7 @@ def _unwrap(state: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tens
 
 def metadata_of_shipped() -> dict[str, Any]:
     """Recipe and figures of the shipped backbone, as its file records them."""
-    return {key: value if not isinstance(value, str) else json.loads(value) for key, value in load_tensors(SHIPPED_FILE)[1].items()}
+    return {
+        key: value if not isinstance(value, str) else json.loads(value)
+        for key, value in load_tensors(SHIPPED_FILE)[1].items()
+    }

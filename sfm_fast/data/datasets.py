@@ -21,7 +21,13 @@ _SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
 
 
 def open_dataset(
-    spec: str, split: str, *, root: str | None = None, channels: int | None = None, num_classes: int | None = None, workers: int | None = None
+    spec: str,
+    split: str,
+    *,
+    root: str | None = None,
+    channels: int | None = None,
+    num_classes: int | None = None,
+    workers: int | None = None,
 ) -> ImageSource:
     """Open ``spec`` (see `HELP`) and its ``split``: "train", "test", or a split name of the data set itself.
 
@@ -35,7 +41,7 @@ def open_dataset(
     """
     if not spec:
         raise InputError("data: an empty name; wanted " + HELP)
-    if spec == EMBEDDED or spec == FULL_FASHION_MNIST or spec.startswith(FULL_FASHION_MNIST + ":"):
+    if spec in (EMBEDDED, FULL_FASHION_MNIST) or spec.startswith(FULL_FASHION_MNIST + ":"):
         return _fashion_mnist(spec, split)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     if spec.startswith(TIMM_PREFIXES):
@@ -45,7 +51,19 @@ def open_dataset(
         folder = _split_folder(path, split)
         return _timm("", str(folder), split, channels, num_classes, workers, name=str(folder))
     if path.is_file() and path.suffix == ".tar":
-        return _timm("", str(path), split, channels, num_classes, workers, name=str(path))
+        archive = _split_archive(path, split)
+        # No tar info pickled beside the archive, and no open file handle shared between forked workers.
+        return _timm(
+            "",
+            str(archive),
+            split,
+            channels,
+            num_classes,
+            workers,
+            name=str(archive),
+            cache_tarinfo=False,
+            cache_tarfiles=False,
+        )
     raise InputError(f"data: {spec!r} is no folder or .tar file here; wanted {HELP}")
 
 
@@ -75,8 +93,28 @@ def _split_folder(path: Path, split: str) -> Path:
     raise InputError(f"{path}: no {split} split (looked for the folders {', '.join(names)})")
 
 
+def _split_archive(path: Path, split: str) -> Path:
+    """train.tar itself for "train"; beside it test.tar or val.tar for "test"."""
+    if split == "train" or path.stem == split:
+        return path
+    beside = [path.with_name(f"{name}.tar") for name in _SPLIT_FOLDERS.get(split, (split,))]
+    for archive in beside:
+        if archive.is_file():
+            return archive
+    raise InputError(f"{path}: no {split} split beside it (looked for {', '.join(archive.name for archive in beside)})")
+
+
 def _timm(
-    spec: str, root: str | None, split: str, channels: int | None, num_classes: int | None, workers: int, *, name: str = "", download: bool = False
+    spec: str,
+    root: str | None,
+    split: str,
+    channels: int | None,
+    num_classes: int | None,
+    workers: int,
+    *,
+    name: str = "",
+    download: bool = False,
+    **reader_options: Any,
 ) -> ImageSource:
     require_package("timm", f"the data set {name or spec!r}", "distill")
     import timm.data
@@ -85,7 +123,9 @@ def _timm(
     name = name or f"{spec}/{split}"
     timm_split = "validation" if split == "test" and spec.startswith(("hfds/", "hfids/", "wds/", "tfds/")) else split
     try:
-        dataset: Any = timm.data.create_dataset(spec, root=root, split=timm_split, is_training=False, download=download)
+        dataset: Any = timm.data.create_dataset(
+            spec, root=root, split=timm_split, is_training=False, download=download, **reader_options
+        )
         iterable = not hasattr(dataset, "__getitem__") or isinstance(dataset, timm.data.IterableImageDataset)
         class_names = _class_names(dataset, num_classes)
         if not iterable and len(dataset) == 0:
@@ -93,7 +133,9 @@ def _timm(
     except InputError:
         raise
     except Exception as error:  # readers raise anything from KeyError to network errors
-        raise InputError(f"{name}: can't be opened ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})") from error
+        raise InputError(
+            f"{name}: can't be opened ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
+        ) from error
     if class_names is None:
         raise InputError(f"{name}: doesn't say how many classes it has; give num_classes")
     if iterable:
@@ -116,7 +158,7 @@ def _timm(
 
 def _class_names(dataset: Any, num_classes: int | None) -> list[str] | None:
     reader = getattr(dataset, "reader", None)
-    mapping = getattr(reader, "class_to_idx", None)
+    mapping = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
     names = sorted(mapping, key=mapping.get) if mapping else getattr(dataset, "classes", None)
     features = getattr(getattr(reader, "dataset", None), "features", None)  # Hugging Face datasets
     if names is None and features is not None:

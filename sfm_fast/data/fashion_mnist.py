@@ -55,12 +55,14 @@ def read_idx(path: Path) -> np.ndarray:
     magic = struct.unpack(">i", data[:4])[0]
     dims = {_MAGIC_IMAGES: 3, _MAGIC_LABELS: 1}.get(magic)
     if dims is None:
-        raise ValueError(f"{path}: IDX magic number {magic}, expected {_MAGIC_IMAGES} (images) or {_MAGIC_LABELS} (labels)")
+        raise ValueError(
+            f"{path}: IDX magic number {magic}, expected {_MAGIC_IMAGES} (images) or {_MAGIC_LABELS} (labels)"
+        )
     header = 4 + 4 * dims
     shape = struct.unpack(f">{dims}i", data[4:header])
     if len(data) - header != int(np.prod(shape)):
         raise ValueError(f"{path}: header says {shape}, but {len(data) - header} bytes follow it")
-    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape)
+    return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape).copy()
 
 
 def find_folder(folder: str | os.PathLike[str] | None = None) -> Path:
@@ -96,7 +98,8 @@ def load_full(split: Split, folder: str | os.PathLike[str] | None = None) -> tup
     """The full data set: images (60000 or 10000, 28, 28) uint8 and labels (N,) int64."""
     place = find_folder(folder)
     images_file, labels_file = (_idx_file(place, split, kind) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
-    assert images_file is not None and labels_file is not None
+    assert images_file is not None
+    assert labels_file is not None
     images, labels = read_idx(images_file), read_idx(labels_file).astype(np.int64)
     if len(images) != len(labels):
         raise ValueError(f"{place}: {len(images)} {split} images but {len(labels)} labels")

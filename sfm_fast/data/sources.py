@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -71,7 +72,9 @@ def match_channels(images: Tensor, channels: int) -> Tensor:
     if images.shape[1] == 1:
         return images.expand(-1, channels, -1, -1)
     if images.shape[1] == 3 and channels == 1:
-        return torch.einsum("nchw,c->nhw", images, torch.tensor(LUMINANCE, dtype=images.dtype, device=images.device)).unsqueeze(1)
+        return torch.einsum(
+            "nchw,c->nhw", images, torch.tensor(LUMINANCE, dtype=images.dtype, device=images.device)
+        ).unsqueeze(1)
     raise InputError(f"images have {images.shape[1]} channels, can't become {channels}")
 
 
@@ -141,14 +144,24 @@ class ArraySource(ImageSource):
 class MapSource(ImageSource):
     """Any map-style data set of (image, label): decoded one by one, by ``workers`` processes."""
 
-    def __init__(self, name: str, dataset: Any, class_names: Sequence[str], channels: int, workers: int, describe: Callable[[int], str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        dataset: Any,
+        class_names: Sequence[str],
+        channels: int,
+        workers: int,
+        describe: Callable[[int], str],
+    ) -> None:
         self.name, self.dataset, self.class_names, self.channels = name, dataset, list(class_names), channels
         self.workers, self.describe = workers, describe
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def _loader(self, indices: Sequence[int], batch_size: int, transform: ImageTransform) -> Iterator[tuple[Tensor, Tensor]]:
+    def _loader(
+        self, indices: Sequence[int], batch_size: int, transform: ImageTransform
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         view = _View(self.dataset, indices, transform, self.describe)
         workers = self.workers if len(indices) > batch_size else 0
         for batch in torch.utils.data.DataLoader(view, batch_size, num_workers=workers, collate_fn=_collate):
@@ -173,7 +186,9 @@ class IterableSource(ImageSource):
 
     random_access = False
 
-    def __init__(self, iterable: Iterable[tuple[Any, int]], class_names: Sequence[str], channels: int, name: str = "iterable") -> None:
+    def __init__(
+        self, iterable: Iterable[tuple[Any, int]], class_names: Sequence[str], channels: int, name: str = "iterable"
+    ) -> None:
         self.iterable, self.class_names, self.channels, self.name = iterable, list(class_names), channels, name
         self._started = False
 
@@ -186,13 +201,17 @@ class IterableSource(ImageSource):
     def batches(self, batch_size: int, transform: ImageTransform) -> Iterator[tuple[Tensor, Tensor]]:
         once_only = iter(self.iterable) is self.iterable
         if once_only and self._started:
-            raise InputError(f"{self.name}: a generator can be read once, and this needs a second pass; give a list or a data set")
+            raise InputError(
+                f"{self.name}: a generator can be read once, and this needs a second pass; give a list or a data set"
+            )
         self._started = True
         images: list[Tensor] = []
         labels: list[int] = []
         for position, (image, label) in enumerate(self.iterable):
-            images.append(_read(lambda image=image: (image, label), transform, f"{self.name}: item {position}")[0])
-            labels.append(int(label))
+            pair = (image, label)
+            read, target = _read(functools.partial(tuple, pair), transform, f"{self.name}: item {position}")
+            images.append(read)
+            labels.append(target)
             if len(images) == batch_size:
                 yield torch.stack(images), torch.tensor(labels)
                 images, labels = [], []
@@ -201,7 +220,9 @@ class IterableSource(ImageSource):
 
 
 class _View(torch.utils.data.Dataset):
-    def __init__(self, dataset: Any, indices: Sequence[int], transform: ImageTransform, describe: Callable[[int], str]) -> None:
+    def __init__(
+        self, dataset: Any, indices: Sequence[int], transform: ImageTransform, describe: Callable[[int], str]
+    ) -> None:
         self.dataset, self.indices, self.transform, self.describe = dataset, indices, transform, describe
 
     def __len__(self) -> int:

@@ -21,7 +21,12 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 def save_checkpoint(
-    path: str | os.PathLike[str], images: SyntheticImages, optimiser: torch.optim.Optimizer, step: int, config: DistillConfig, provenance: dict[str, Any]
+    path: str | os.PathLike[str],
+    images: SyntheticImages,
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    config: DistillConfig,
+    provenance: dict[str, Any],
 ) -> None:
     """Write the state after ``step`` steps, atomically."""
     tensors: dict[str, Tensor] = {}
@@ -33,7 +38,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: str | os.PathLike[str], images: SyntheticImages, optimiser: torch.optim.Optimizer, config: DistillConfig, provenance: dict[str, Any]
+    path: str | os.PathLike[str],
+    images: SyntheticImages,
+    optimiser: torch.optim.Optimizer,
+    config: DistillConfig,
+    provenance: dict[str, Any],
 ) -> int:
     """Restore what `save_checkpoint` wrote into fresh ``images`` and ``optimiser``; returns the number of steps done.
 
@@ -41,10 +50,14 @@ def load_checkpoint(
     """
     tensors, metadata = load_tensors(path)
     if metadata.get("file_format") != FORMAT:
-        raise InputError(f"{path}: not a checkpoint of this package (format {metadata.get('file_format')!r}, wanted {FORMAT!r})")
+        raise InputError(
+            f"{path}: not a checkpoint of this package (format {metadata.get('file_format')!r}, wanted {FORMAT!r})"
+        )
     difference = config.difference(DistillConfig.from_dict(metadata["config"]))
     if difference:
-        raise InputError(f"{path}: made with other options ({difference}); continue with the same ones, or choose another folder")
+        raise InputError(
+            f"{path}: made with other options ({difference}); continue with the same ones, or choose another folder"
+        )
     for name, value in metadata["provenance"].items():
         if provenance.get(name) != value:
             raise InputError(f"{path}: made with another {name} ({value!r}, now {provenance.get(name)!r})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,9 +18,14 @@ ALL_METHODS = (("sfm", ""), ("lgm", "closed-form"), ("lgm", "frozen"), ("lgm", "
 
 
 def compare_methods(
-    config: DistillConfig, backbone: Backbone, source: ImageSource, statistics: ClassStatistics,
-    *, methods: Sequence[tuple[str, str]] = ALL_METHODS, rounds: int = 5,
-) -> list[dict[str, Any]]:  # fmt: skip
+    config: DistillConfig,
+    backbone: Backbone,
+    source: ImageSource,
+    statistics: ClassStatistics,
+    *,
+    methods: Sequence[tuple[str, str]] = ALL_METHODS,
+    rounds: int = 5,
+) -> list[dict[str, Any]]:
     """One row a (method, LGM variant): seconds a step (median, p20, p80 of interleaved steps) and peak bytes of a step.
 
     All levels of the pyramid are live, as in most of a run. Memory is the delta over what exists before the step: the
@@ -28,7 +34,14 @@ def compare_methods(
     full = 2**16  # more growths than any pyramid has levels
     distillers = {}
     for method, variant in methods:
-        own = replace(config, method=method, views=config.views if method == "sfm" else None, lgm_variant=variant or config.lgm_variant, grow_every=1, steps=full)
+        own = replace(
+            config,
+            method=method,
+            views=config.views if method == "sfm" else None,
+            lgm_variant=variant or config.lgm_variant,
+            grow_every=1,
+            steps=full,
+        )
         distiller = make_distiller(own, backbone, source, statistics)
         while not distiller.images.fully_grown:
             distiller.images.grow()
@@ -40,14 +53,24 @@ def compare_methods(
         distillers[key].step()
 
     names = {f"{method} {variant}".strip(): (method, variant) for method, variant in methods}
-    timings = interleaved({name: (lambda key=key: step(key)) for name, key in names.items()}, rounds=rounds, device=backbone.device)
+    timings = interleaved(
+        {name: functools.partial(step, key) for name, key in names.items()}, rounds=rounds, device=backbone.device
+    )
     rows = []
     for name, key in names.items():
-        peak = peak_memory(lambda key=key: step(key), backbone.device)
+        peak = peak_memory(functools.partial(step, key), backbone.device)
         timing = timings[name]
-        rows.append({
-            "method": key[0], "variant": key[1], "views": distillers[key].objective.views, "peak_bytes": peak,
-            "step_seconds": timing.median, "step_seconds_p20": timing.p20, "step_seconds_p80": timing.p80, "rounds": timing.rounds,
-        })  # fmt: skip
+        rows.append(
+            {
+                "method": key[0],
+                "variant": key[1],
+                "views": distillers[key].objective.views,
+                "peak_bytes": peak,
+                "step_seconds": timing.median,
+                "step_seconds_p20": timing.p20,
+                "step_seconds_p80": timing.p80,
+                "rounds": timing.rounds,
+            }
+        )
     backbone.model.requires_grad_(False)
     return rows

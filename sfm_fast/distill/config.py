@@ -42,8 +42,12 @@ class DistillConfig:
 
     def __post_init__(self) -> None:
         for name, choices in (
-            ("method", METHODS), ("parametrization", PARAMETRIZATIONS), ("alignment", ALIGNMENTS), ("metric", METRICS), ("lgm_variant", LGM_VARIANTS),
-        ):  # fmt: skip
+            ("method", METHODS),
+            ("parametrization", PARAMETRIZATIONS),
+            ("alignment", ALIGNMENTS),
+            ("metric", METRICS),
+            ("lgm_variant", LGM_VARIANTS),
+        ):
             if getattr(self, name) not in choices:
                 raise InputError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
         for name, least in (("ipc", 1), ("steps", 1), ("views", 1), ("size", 1), ("grow_every", 1), ("seed", 0)):
@@ -75,5 +79,7 @@ class DistillConfig:
 
     def difference(self, other: DistillConfig) -> str:
         """Names and values that forbid continuing ``other``'s run with this configuration; empty where none do."""
-        pairs = ((name, value, getattr(self, name)) for name, value in asdict(other).items() if name not in self.RESUMABLE)
+        pairs = (
+            (name, value, getattr(self, name)) for name, value in asdict(other).items() if name not in self.RESUMABLE
+        )
         return ", ".join(f"{name} was {old!r}, now {new!r}" for name, old, new in pairs if old != new)

@@ -30,7 +30,11 @@ class SyntheticSet:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, atomically."""
-        save_tensors(path, {"images": self.images, "labels": self.labels}, {"file_format": FORMAT, "class_names": self.class_names, **self.metadata})
+        save_tensors(
+            path,
+            {"images": self.images, "labels": self.labels},
+            {"file_format": FORMAT, "class_names": self.class_names, **self.metadata},
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SyntheticSet:
@@ -94,7 +98,9 @@ def grid(images: Tensor, columns: int, scale: int = 1, gap: int = 2) -> Tensor:
     return canvas
 
 
-def save_grid(path: str | os.PathLike[str], images: Tensor, labels: Tensor, classes: Sequence[str], most: int = 20) -> None:
+def save_grid(
+    path: str | os.PathLike[str], images: Tensor, labels: Tensor, classes: Sequence[str], most: int = 20
+) -> None:
     """One PNG, a row per image index and a column per class (the first ``most`` classes), enlarged to be looked at."""
     per_class = [images[labels == c][:10] for c in range(min(len(classes), most))]
     ordered = torch.cat([torch.stack([group[row] for group in per_class]) for row in range(min(map(len, per_class)))])

@@ -33,7 +33,9 @@ class SyntheticImages(nn.Module):
     that the sum keeps its variance. Random numbers are keyed by seed, level and image. Source: arXiv 2511.16674.
     """
 
-    def __init__(self, num_images: int, channels: int, size: int, *, parametrization: str = "pyramid", seed: int = 0) -> None:
+    def __init__(
+        self, num_images: int, channels: int, size: int, *, parametrization: str = "pyramid", seed: int = 0
+    ) -> None:
         super().__init__()
         if num_images < 1 or channels not in (1, 3):
             raise InputError(f"wanted at least 1 image of 1 or 3 channels, got {num_images} of {channels}")
@@ -57,7 +59,9 @@ class SyntheticImages(nn.Module):
         device = self.levels[0].device if live else None
         side = self.sizes[live]
         items = torch.arange(self.num_images, device=device)
-        values = philox.normal(items, self.channels * side * side, seed=self.seed, stream=philox.Stream.INITIAL_IMAGES, step=live)
+        values = philox.normal(
+            items, self.channels * side * side, seed=self.seed, stream=philox.Stream.INITIAL_IMAGES, step=live
+        )
         self.levels.append(nn.Parameter(values.view(self.num_images, self.channels, side, side) / (live + 1)))
 
     def forward(self) -> Tensor:

@@ -40,7 +40,15 @@ class Objective(ABC):
 class FlowMatching(Objective):
     """SFM: align the flows between class means with those between the centres, loaded once."""
 
-    def __init__(self, centers: Tensor, *, views: int = 1, alignment: str = "global", metric: str = "cosine", backend: str = "auto") -> None:
+    def __init__(
+        self,
+        centers: Tensor,
+        *,
+        views: int = 1,
+        alignment: str = "global",
+        metric: str = "cosine",
+        backend: str = "auto",
+    ) -> None:
         self.views = views
         self.criterion = FlowAlignmentLoss(centers, alignment=alignment, metric=metric, backend=backend)
 
@@ -67,14 +75,33 @@ class GradientMatching(Objective):
     """
 
     def __init__(
-        self, backbone: Backbone, source: ImageSource, num_classes: int, ipc: int, image_size: int, channels: int,
-        *, views: int = 10, variant: str = "closed-form", augmentation: Augmentation = Augmentation(), seed: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        backbone: Backbone,
+        source: ImageSource,
+        num_classes: int,
+        ipc: int,
+        image_size: int,
+        channels: int,
+        *,
+        views: int = 10,
+        variant: str = "closed-form",
+        augmentation: Augmentation = Augmentation(),
+        seed: int = 0,
+    ) -> None:
         if variant not in LGM_VARIANTS:
             raise InputError(f"lgm_variant must be one of {LGM_VARIANTS}, got {variant!r}")
         if not source.random_access:
-            raise InputError(f"{source.name}: LGM draws real images at random at every step, and this data set can only be read in order")
-        self.backbone, self.source, self.num_classes, self.views, self.variant, self.seed = backbone, source, num_classes, views, variant, seed
+            raise InputError(
+                f"{source.name}: LGM draws real images at random at every step, and this data set can only be read in order"
+            )
+        self.backbone, self.source, self.num_classes, self.views, self.variant, self.seed = (
+            backbone,
+            source,
+            num_classes,
+            views,
+            variant,
+            seed,
+        )
         self.augmentation = augmentation
         self.transform = ImageTransform(image_size, image_size, channels)
         self.batch = min(ipc * views * num_classes, len(source))
@@ -84,26 +111,40 @@ class GradientMatching(Objective):
     def prepare(self, step: int) -> None:
         device = self.backbone.device
         classes = torch.arange(self.num_classes, device=device)
-        self.weight = CLASSIFIER_STD * philox.normal(classes, self.backbone.num_features, seed=self.seed, stream=Stream.LINEAR_CLASSIFIER, step=step)
+        self.weight = CLASSIFIER_STD * philox.normal(
+            classes, self.backbone.num_features, seed=self.seed, stream=Stream.LINEAR_CLASSIFIER, step=step
+        )
         self.bias = torch.zeros(self.num_classes, device=device)
         chosen = philox.permutation(len(self.source), seed=self.seed, stream=Stream.REAL_BATCH, step=step)[: self.batch]
         images, labels = self.source.take(chosen.tolist(), self.transform)
         images, labels = images.to(device), labels.to(device)
         with torch.set_grad_enabled(self.variant == "stock"):
             views = augment(
-                images, torch.arange(len(images), device=device), self.backbone.input_size, self.backbone.mean, self.backbone.std, seed=self.seed,
-                step=step, augmentation=self.augmentation, parameter_stream=Stream.REAL_AUGMENT_PARAMETERS, noise_stream=Stream.REAL_AUGMENT_NOISE,
-            )  # fmt: skip
+                images,
+                torch.arange(len(images), device=device),
+                self.backbone.input_size,
+                self.backbone.mean,
+                self.backbone.std,
+                seed=self.seed,
+                step=step,
+                augmentation=self.augmentation,
+                parameter_stream=Stream.REAL_AUGMENT_PARAMETERS,
+                noise_stream=Stream.REAL_AUGMENT_NOISE,
+            )
             features = self.backbone(views)
         del images, views
         if self.variant == "closed-form":
             self.real_gradient = gradient_matching.linear_gradient(features, labels, self.weight, self.bias)
         else:
-            self.real_gradient = gradient_matching.linear_gradient_autograd(features, labels, self.weight, self.bias, create_graph=False)
+            self.real_gradient = gradient_matching.linear_gradient_autograd(
+                features, labels, self.weight, self.bias, create_graph=False
+            )
 
     def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
         if self.variant == "closed-form":
             gradient = gradient_matching.linear_gradient(features, labels, self.weight, self.bias)
         else:
-            gradient = gradient_matching.linear_gradient_autograd(features, labels, self.weight, self.bias, create_graph=True)
+            gradient = gradient_matching.linear_gradient_autograd(
+                features, labels, self.weight, self.bias, create_graph=True
+            )
         return gradient_matching.gradient_distance(gradient, self.real_gradient)

@@ -18,9 +18,14 @@ from .run import Distiller
 
 
 def make_distiller(
-    config: DistillConfig, backbone: Backbone, source: ImageSource | None = None, statistics: str | os.PathLike[str] | ClassStatistics | None = None,
-    *, batch_size: int = 256, progress: bool = True,
-) -> Distiller:  # fmt: skip
+    config: DistillConfig,
+    backbone: Backbone,
+    source: ImageSource | None = None,
+    statistics: str | os.PathLike[str] | ClassStatistics | None = None,
+    *,
+    batch_size: int = 256,
+    progress: bool = True,
+) -> Distiller:
     """Build the run that ``config`` describes.
 
     SFM needs ``statistics`` (a file, an object, or computed here from ``source``); LGM needs ``source`` alone.
@@ -32,20 +37,32 @@ def make_distiller(
         channels = min(source.channels, backbone.in_channels)
         size = config.size or backbone.image_size
         objective: Objective = GradientMatching(
-            backbone, source, len(source.class_names), config.ipc, size, channels,
-            views=config.views_per_step, variant=config.lgm_variant, augmentation=config.augmentation, seed=config.seed,
-        )  # fmt: skip
+            backbone,
+            source,
+            len(source.class_names),
+            config.ipc,
+            size,
+            channels,
+            views=config.views_per_step,
+            variant=config.lgm_variant,
+            augmentation=config.augmentation,
+            seed=config.seed,
+        )
         return Distiller(config, backbone, objective, source.class_names, channels, {"data": source.name})
 
     if isinstance(statistics, (str, os.PathLike)):
         statistics = load_statistics(statistics, backbone)
     elif statistics is None:
         if source is None:
-            raise InputError(f"method {config.method} needs class statistics: give them, or the data set to compute them from")
+            raise InputError(
+                f"method {config.method} needs class statistics: give them, or the data set to compute them from"
+            )
         statistics, provenance = class_statistics(source, backbone, batch_size=batch_size, progress=progress)
         statistics.provenance = provenance
     if statistics.dim != backbone.num_features:
-        raise InputError(f"statistics have {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}")
+        raise InputError(
+            f"statistics have {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}"
+        )
     centers = statistics.centers.to(backbone.device)
     if config.method == "sfm":
         objective = FlowMatching(centers, views=config.views_per_step, alignment=config.alignment, metric=config.metric)
@@ -61,9 +78,13 @@ def load_statistics(path: str | os.PathLike[str], backbone: Backbone) -> ClassSt
     statistics = ClassStatistics.load(path)
     made_with = statistics.provenance.get("backbone", {})
     if statistics.dim != backbone.num_features:
-        raise InputError(f"{path}: has {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}")
+        raise InputError(
+            f"{path}: has {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}"
+        )
     if made_with.get("fingerprint", backbone.fingerprint) != backbone.fingerprint:
-        raise InputError(f"{path}: made with other weights than those of {backbone.name!r} ({made_with.get('name')!r}, {made_with['fingerprint']})")
+        raise InputError(
+            f"{path}: made with other weights than those of {backbone.name!r} ({made_with.get('name')!r}, {made_with['fingerprint']})"
+        )
     return statistics
 
 

@@ -50,7 +50,14 @@ class Reporter:
     """Progress bar, JSON lines and TensorBoard."""
 
     def __init__(self, place: Path, log: Path, first: int, steps: int, progress: bool, log_every: int) -> None:
-        self.place, self.log, self.first, self.steps, self.progress, self.log_every = place, log, first, steps, progress, log_every
+        self.place, self.log, self.first, self.steps, self.progress, self.log_every = (
+            place,
+            log,
+            first,
+            steps,
+            progress,
+            log_every,
+        )
         self.times: list[float] = []
         self.last_loss: float | None = None
         self.file: TextIO
@@ -58,8 +65,15 @@ class Reporter:
     def __enter__(self) -> Reporter:
         from tqdm import tqdm
 
-        self.bar = tqdm(total=self.steps, initial=self.first, desc="distil", unit="step", disable=not self.progress, mininterval=0.5 if sys.stderr.isatty() else 10)
-        self.file = open(self.log, "a", encoding="utf-8")  # noqa: SIM115 (closed in __exit__)
+        self.bar = tqdm(
+            total=self.steps,
+            initial=self.first,
+            desc="distil",
+            unit="step",
+            disable=not self.progress,
+            mininterval=0.5 if sys.stderr.isatty() else 10,
+        )
+        self.file = open(self.log, "a", encoding="utf-8")
         self.board = _tensorboard(self.place)
         return self
 
@@ -69,8 +83,13 @@ class Reporter:
         if step % self.log_every and step != self.steps:
             return
         self.last_loss = loss.item()
-        self.bar.set_postfix_str(f"loss {self.last_loss:.4f}, {seconds * 1e3:.0f} ms/step, peak {peak / 1e6:.0f} MB", refresh=False)
-        self.file.write(json.dumps({"step": step, "loss": self.last_loss, "step_seconds": round(seconds, 6), "peak_bytes": peak}) + "\n")
+        self.bar.set_postfix_str(
+            f"loss {self.last_loss:.4f}, {seconds * 1e3:.0f} ms/step, peak {peak / 1e6:.0f} MB", refresh=False
+        )
+        self.file.write(
+            json.dumps({"step": step, "loss": self.last_loss, "step_seconds": round(seconds, 6), "peak_bytes": peak})
+            + "\n"
+        )
         self.file.flush()
         if self.board is not None:
             self.board.add_scalar("loss", self.last_loss, step)

@@ -32,7 +32,9 @@ class Interrupted(Exception):  # noqa: N818 (no error: the run was asked to stop
     """A signal stopped the run after its state was saved; ``signum`` says which."""
 
     def __init__(self, signum: int, step: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name} after step {step}; the state is saved, continue with --resume")
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name} after step {step}; the state is saved, continue with --resume"
+        )
         self.signum, self.step = signum, step
 
 
@@ -49,14 +51,22 @@ class Distiller:
     """
 
     def __init__(
-        self, config: DistillConfig, backbone: Backbone, objective: Objective, class_names: list[str], channels: int, provenance: dict[str, Any] | None = None
+        self,
+        config: DistillConfig,
+        backbone: Backbone,
+        objective: Objective,
+        class_names: list[str],
+        channels: int,
+        provenance: dict[str, Any] | None = None,
     ) -> None:
         self.config, self.backbone, self.objective, self.class_names = config, backbone, objective, class_names
         self.provenance = {"backbone": backbone.fingerprint, "precision": backbone.precision, **(provenance or {})}
         classes = len(class_names)
         self.labels = torch.arange(classes * config.ipc, device=backbone.device) % classes
         size = config.size or backbone.image_size
-        self.images = SyntheticImages(len(self.labels), channels, size, parametrization=config.parametrization, seed=config.seed).to(backbone.device)
+        self.images = SyntheticImages(
+            len(self.labels), channels, size, parametrization=config.parametrization, seed=config.seed
+        ).to(backbone.device)
         self.steps_done = 0
         self._restart_adam()
 
@@ -70,29 +80,52 @@ class Distiller:
             self.images.grow()
             self._restart_adam()
         loss = distillation_step(
-            self.images, self.labels, self.objective, self.backbone, self.optimiser,
-            augmentation=self.config.augmentation, seed=self.config.seed, step=self.steps_done,
-        )  # fmt: skip
+            self.images,
+            self.labels,
+            self.objective,
+            self.backbone,
+            self.optimiser,
+            augmentation=self.config.augmentation,
+            seed=self.config.seed,
+            step=self.steps_done,
+        )
         self.steps_done += 1
         return loss
 
     @torch.no_grad()
     def result(self) -> SyntheticSet:
         """The images as they are now."""
-        metadata = {"config": self.config.to_dict(), "provenance": self.provenance, "backbone": self.backbone.describe(), "steps_done": self.steps_done}
+        metadata = {
+            "config": self.config.to_dict(),
+            "provenance": self.provenance,
+            "backbone": self.backbone.describe(),
+            "steps_done": self.steps_done,
+        }
         return SyntheticSet(self.images().cpu(), self.labels.cpu(), self.class_names, metadata)
 
     def run(
-        self, folder: str | Path, *, resume: bool = False, overwrite: bool = False, checkpoint_every: int = 500, grid_every: int = 500,
-        log_every: int = 10, progress: bool = True, on_step: Callable[[int], None] | None = None,
-    ) -> dict[str, Any]:  # fmt: skip
+        self,
+        folder: str | Path,
+        *,
+        resume: bool = False,
+        overwrite: bool = False,
+        checkpoint_every: int = 500,
+        grid_every: int = 500,
+        log_every: int = 10,
+        progress: bool = True,
+        on_step: Callable[[int], None] | None = None,
+    ) -> dict[str, Any]:
         """Run to ``config.steps`` and write everything into ``folder``; returns the summary, also in summary.json.
 
         Writes log.jsonl, TensorBoard events where that package is installed, grids/, checkpoint.safetensors and, at the end,
         synthetic.safetensors and images/. A folder that holds a run is continued with ``resume``, replaced with
         ``overwrite`` and otherwise an error. SIGINT, SIGTERM and SIGUSR1 save the state and raise `Interrupted`.
         """
-        for name, value in (("checkpoint_every", checkpoint_every), ("grid_every", grid_every), ("log_every", log_every)):
+        for name, value in (
+            ("checkpoint_every", checkpoint_every),
+            ("grid_every", grid_every),
+            ("log_every", log_every),
+        ):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
         with locked_folder(folder) as place:
@@ -100,7 +133,10 @@ class Distiller:
             check_free_space(place, 8 * sum(level.nbytes for level in self.images.levels) + (1 << 22))
             (place / "grids").mkdir(exist_ok=True)
             started, first = time.perf_counter(), self.steps_done
-            with Signals() as caught, Reporter(place, place / LOG, first, self.config.steps, progress, log_every) as report:
+            with (
+                Signals() as caught,
+                Reporter(place, place / LOG, first, self.config.steps, progress, log_every) as report,
+            ):
                 while self.steps_done < self.config.steps:
                     begun = time.perf_counter()
                     try:
@@ -116,7 +152,12 @@ class Distiller:
                         raise Interrupted(caught.signum, self.steps_done)
                     if self.steps_done % grid_every == 0:
                         with torch.no_grad():
-                            save_grid(place / "grids" / f"{self.steps_done:06d}.png", self.images(), self.labels, self.class_names)
+                            save_grid(
+                                place / "grids" / f"{self.steps_done:06d}.png",
+                                self.images(),
+                                self.labels,
+                                self.class_names,
+                            )
                     if self.steps_done % checkpoint_every == 0 and self.steps_done < self.config.steps:
                         self._checkpoint(place)
             self._checkpoint(place)
@@ -125,32 +166,50 @@ class Distiller:
             save_image_folder(place / "images", synthetic)
             save_grid(place / "grid.png", synthetic.images, synthetic.labels, self.class_names)
             summary = {
-                "config": self.config.to_dict(), "provenance": self.provenance, "steps": self.steps_done, "steps_this_run": self.steps_done - first,
-                "seconds_this_run": time.perf_counter() - started, "median_step_seconds": report.median_step(), "last_loss": report.last_loss,
-                "peak_bytes": peak_bytes(self.backbone.device), "result": str(place / RESULT),
-            }  # fmt: skip
+                "config": self.config.to_dict(),
+                "provenance": self.provenance,
+                "steps": self.steps_done,
+                "steps_this_run": self.steps_done - first,
+                "seconds_this_run": time.perf_counter() - started,
+                "median_step_seconds": report.median_step(),
+                "last_loss": report.last_loss,
+                "peak_bytes": peak_bytes(self.backbone.device),
+                "result": str(place / RESULT),
+            }
             write_json(place / SUMMARY, summary)
             return summary
 
     def _open(self, place: Path, resume: bool, overwrite: bool) -> None:
+        check_run_folder(place, resume=resume, overwrite=overwrite)
         checkpoint, log = place / CHECKPOINT, place / LOG
         if resume:
-            if not checkpoint.is_file():
-                raise InputError(f"{place}: nothing to resume here, {CHECKPOINT} is missing")
             self.steps_done = load_checkpoint(checkpoint, self.images, self.optimiser, self.config, self.provenance)
             if self.steps_done > self.config.steps:
-                raise InputError(f"{place}: has run {self.steps_done} steps already, more than steps={self.config.steps}")
+                raise InputError(
+                    f"{place}: has run {self.steps_done} steps already, more than steps={self.config.steps}"
+                )
             # Lines written after the checkpoint belong to steps that will be run again.
             if log.is_file():
-                write_text(log, "".join(line for line in log.read_text().splitlines(True) if _step_of(line) <= self.steps_done))
-        elif (place / RESULT).exists() or checkpoint.exists():
-            if not overwrite:
-                raise InputError(f"{place}: holds a run already; give --resume to continue it, --overwrite to replace it, or another folder")
+                write_text(
+                    log, "".join(line for line in log.read_text().splitlines(True) if _step_of(line) <= self.steps_done)
+                )
+        else:
             for name in (CHECKPOINT, LOG, RESULT, SUMMARY):
                 (place / name).unlink(missing_ok=True)
 
     def _checkpoint(self, place: Path) -> None:
         save_checkpoint(place / CHECKPOINT, self.images, self.optimiser, self.steps_done, self.config, self.provenance)
+
+
+def check_run_folder(place: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise ``InputError`` unless a run may start (or continue, with ``resume``) in ``place``; touches nothing."""
+    exists = (place / CHECKPOINT).is_file()
+    if resume and not exists:
+        raise InputError(f"{place}: nothing to resume here, {CHECKPOINT} is missing")
+    if not resume and not overwrite and (exists or (place / RESULT).exists()):
+        raise InputError(
+            f"{place}: holds a run already; give --resume to continue it, --overwrite to replace it, or another folder"
+        )
 
 
 def _step_of(line: str) -> float:

@@ -13,9 +13,16 @@ from .methods import Objective
 
 
 def distillation_step(
-    images: SyntheticImages, labels: Tensor, objective: Objective, backbone: Backbone, optimiser: torch.optim.Optimizer,
-    *, augmentation: Augmentation, seed: int, step: int,
-) -> Tensor:  # fmt: skip
+    images: SyntheticImages,
+    labels: Tensor,
+    objective: Objective,
+    backbone: Backbone,
+    optimiser: torch.optim.Optimizer,
+    *,
+    augmentation: Augmentation,
+    seed: int,
+    step: int,
+) -> Tensor:
     """Run step ``step`` (0-based) and update ``images`` in place; returns the detached loss, on the device.
 
     labels: (num_images,) int64. The same images, seed and step give the same update bit for bit (on a GPU: up to the
@@ -25,12 +32,23 @@ def distillation_step(
     rendered = images()
     repeated = rendered.repeat(objective.views, 1, 1, 1) if objective.views > 1 else rendered
     items = torch.arange(len(repeated), device=rendered.device)
-    views = augment(repeated, items, backbone.input_size, backbone.mean, backbone.std, seed=seed, step=step, augmentation=augmentation)
+    views = augment(
+        repeated,
+        items,
+        backbone.input_size,
+        backbone.mean,
+        backbone.std,
+        seed=seed,
+        step=step,
+        augmentation=augmentation,
+    )
     loss = objective.loss(backbone(views), labels.repeat(objective.views), step)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
     if not torch.isfinite(loss):
-        raise InputError(f"the loss became {loss.item()} at step {step}: nothing was updated; try a smaller lr or precision fp32")
+        raise InputError(
+            f"the loss became {loss.item()} at step {step}: nothing was updated; try a smaller lr or precision fp32"
+        )
     optimiser.step()
     backbone.model.zero_grad(set_to_none=True)  # "stock" LGM leaves gradients on the backbone
     return loss.detach()

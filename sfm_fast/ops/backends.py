@@ -23,7 +23,9 @@ class Choice:
         return "\n".join(lines + [f"not {name}: {why}" for name, why in self.reasons.items() if name != self.backend])
 
 
-def explain(features: torch.Tensor, *, alignment: str = "global", metric: str = "cosine", backend: str = "auto") -> Choice:
+def explain(
+    features: torch.Tensor, *, alignment: str = "global", metric: str = "cosine", backend: str = "auto"
+) -> Choice:
     """Which backend a loss call on ``features`` would take and why each other one is passed over.
 
     Depends on device, dtype and shape alone, never on timing. Raises ``InputError`` for an unknown name, or for a
@@ -38,5 +40,7 @@ def explain(features: torch.Tensor, *, alignment: str = "global", metric: str = 
         "cuda": "this version has no CUDA kernels for the losses",
     }
     if backend not in ("auto", "torch"):
-        raise InputError(f"backend={backend!r} can't take this call: {reasons[backend]}; backend='auto' would take 'torch'")
+        raise InputError(
+            f"backend={backend!r} can't take this call: {reasons[backend]}; backend='auto' would take 'torch'"
+        )
     return Choice("torch", reasons)

@@ -51,14 +51,23 @@ class Evaluator:
     """
 
     def __init__(
-        self, backbone: Backbone, test: ImageSource, train: ImageSource | None = None, *, selector: Backbone | None = None,
-        config: ProbeConfig = ProbeConfig(), batch_size: int = 256, progress: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        backbone: Backbone,
+        test: ImageSource,
+        train: ImageSource | None = None,
+        *,
+        selector: Backbone | None = None,
+        config: ProbeConfig = ProbeConfig(),
+        batch_size: int = 256,
+        progress: bool = True,
+    ) -> None:
         self.backbone, self.test, self.train, self.selector = backbone, test, train, selector or backbone
         self.config, self.batch_size, self.progress = config, batch_size, progress
         self.num_classes = len(test.class_names)
         if train is not None and train.class_names != test.class_names:
-            raise InputError(f"train has the classes {train.class_names[:5]}…, test {test.class_names[:5]}…; they must agree")
+            raise InputError(
+                f"train has the classes {train.class_names[:5]}…, test {test.class_names[:5]}…; they must agree"
+            )
         self.test_features, self.test_labels = self._features(test, backbone)
         self._train: dict[int, tuple[Tensor, Tensor]] = {}
 
@@ -98,7 +107,11 @@ class Evaluator:
         draws = []
         for seed in range(self.config.seeds):
             score = philox.uniform(torch.arange(len(labels)), 1, seed=seed, stream=philox.Stream.PROBE, step=1)[:, 0]
-            draws.append(self._take(lowest_per_class(score, labels.cpu(), self.num_classes, ipc, self.test.class_names), image_size))
+            draws.append(
+                self._take(
+                    lowest_per_class(score, labels.cpu(), self.num_classes, ipc, self.test.class_names), image_size
+                )
+            )
         return self.probe("random-real", [images for images, _ in draws], [labels for _, labels in draws])
 
     def nearest_real(self, ipc: int, image_size: int) -> dict[str, Any]:
@@ -112,7 +125,9 @@ class Evaluator:
         counts = torch.bincount(labels, minlength=self.num_classes).clamp(min=1)
         centers = sums.index_add_(0, labels, features.double()) / counts.unsqueeze(1)
         distance = (features.double() - centers[labels]).norm(dim=1).cpu()
-        return self._take(lowest_per_class(distance, labels.cpu(), self.num_classes, ipc, self.test.class_names), image_size)
+        return self._take(
+            lowest_per_class(distance, labels.cpu(), self.num_classes, ipc, self.test.class_names), image_size
+        )
 
     def _take(self, indices: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
         assert self.train is not None
@@ -127,7 +142,10 @@ class Evaluator:
     def _row(self, name: str, ipc: int, scores: list[tuple[float, float]], seconds: float) -> dict[str, Any]:
         row: dict[str, Any] = {"images": name, "mode": "probe", "ipc": ipc}
         for label, values in zip(("top1", "top5"), zip(*scores, strict=True), strict=True):
-            row |= {f"{label}_mean": statistics.fmean(values), f"{label}_std": statistics.stdev(values) if len(values) > 1 else 0.0}
+            row |= {
+                f"{label}_mean": statistics.fmean(values),
+                f"{label}_std": statistics.stdev(values) if len(values) > 1 else 0.0,
+            }
         return row | {"backbone": self.backbone.name, "seconds": round(seconds, 3), **asdict(self.config)}
 
 

@@ -18,16 +18,22 @@ from ..reference.philox import Stream
 from ..statistics import ClassStatistics
 
 
-def stream_features(source: ImageSource, backbone: Backbone, *, batch_size: int = 256, progress: bool = True) -> Iterator[tuple[Tensor, Tensor]]:
+def stream_features(
+    source: ImageSource, backbone: Backbone, *, batch_size: int = 256, progress: bool = True
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (B, D) float32 features of the centre views and (B,) labels, in the data set's order, with a progress bar."""
-    transform = backbone.transform(min(source.channels, backbone.in_channels) if source.channels == 1 else backbone.in_channels)
+    transform = backbone.transform(
+        min(source.channels, backbone.in_channels) if source.channels == 1 else backbone.in_channels
+    )
     with tqdm(total=len(source) or None, desc=source.name, unit="image", disable=not progress) as bar:
         for images, labels in source.batches(batch_size, transform):
             yield backbone.features(images, batch_size), labels.to(backbone.device)
             bar.update(len(labels))
 
 
-def dataset_features(source: ImageSource, backbone: Backbone, *, batch_size: int = 256, progress: bool = True) -> tuple[Tensor, Tensor]:
+def dataset_features(
+    source: ImageSource, backbone: Backbone, *, batch_size: int = 256, progress: bool = True
+) -> tuple[Tensor, Tensor]:
     """All features (N, D) float32 and labels (N,) of a data set; images pass through batch by batch."""
     batches = list(stream_features(source, backbone, batch_size=batch_size, progress=progress))
     if not batches:
@@ -48,9 +54,16 @@ def view_features(
     items = torch.arange(views * len(images), device=images.device)
     for chunk in items.split(batch_size):
         views_of_chunk = augment(
-            images[chunk % len(images)], chunk, backbone.input_size, backbone.mean, backbone.std, seed=seed, step=0, augmentation=augmentation,
+            images[chunk % len(images)],
+            chunk,
+            backbone.input_size,
+            backbone.mean,
+            backbone.std,
+            seed=seed,
+            step=0,
+            augmentation=augmentation,
             parameter_stream=Stream.PROBE,
-        )  # fmt: skip
+        )
         parts.append(backbone(views_of_chunk))
     return torch.cat(parts).view(views, len(images), -1)
 
@@ -59,12 +72,22 @@ def class_statistics(
     source: ImageSource, backbone: Backbone, *, clusters: int = 0, batch_size: int = 256, progress: bool = True
 ) -> tuple[ClassStatistics, dict[str, Any]]:
     """Statistics of a data set on a backbone in one pass, and their provenance (backbone, data, transform, counts)."""
-    statistics = ClassStatistics(len(source.class_names), backbone.num_features, clusters=clusters, class_names=source.class_names, device=backbone.device)
+    statistics = ClassStatistics(
+        len(source.class_names),
+        backbone.num_features,
+        clusters=clusters,
+        class_names=source.class_names,
+        device=backbone.device,
+    )
     for features, labels in stream_features(source, backbone, batch_size=batch_size, progress=progress):
         statistics.update(features, labels)
     statistics.centers  # noqa: B018 (an empty class is an error here, before anything is built on it)
     provenance = {
-        "backbone": backbone.describe(), "data": source.name, "images": int(statistics.counts.sum()), "channels": source.channels,
-        "transform": asdict(backbone.transform(source.channels)), "clusters": clusters,
-    }  # fmt: skip
+        "backbone": backbone.describe(),
+        "data": source.name,
+        "images": int(statistics.counts.sum()),
+        "channels": source.channels,
+        "transform": asdict(backbone.transform(source.channels)),
+        "clusters": clusters,
+    }
     return statistics, provenance

@@ -10,7 +10,9 @@ BATCH = 256
 LEARNING_RATE = 1e-3  # for a batch of 256; scaled in proportion
 
 
-def train_linear(features: Tensor, labels: Tensor, num_classes: int, *, epochs: int = 1000, most_steps: int = 20000, seed: int = 0) -> tuple[Tensor, Tensor]:
+def train_linear(
+    features: Tensor, labels: Tensor, num_classes: int, *, epochs: int = 1000, most_steps: int = 20000, seed: int = 0
+) -> tuple[Tensor, Tensor]:
     """Adam with a cosine schedule on cross-entropy: features (views, N, D), labels (N,) -> weight (C, D), bias (C,).
 
     A step trains on about 256 features: a shuffled part of a large set, or every image of a small one in several views
@@ -21,9 +23,11 @@ def train_linear(features: Tensor, labels: Tensor, num_classes: int, *, epochs: 
     views, count, dim = features.shape
     generator = torch.Generator().manual_seed(seed)
     bound = dim**-0.5
-    weight = torch.empty(num_classes, dim).uniform_(-bound, bound, generator=generator).to(features.device).requires_grad_()
+    weight = (
+        torch.empty(num_classes, dim).uniform_(-bound, bound, generator=generator).to(features.device).requires_grad_()
+    )
     bias = torch.zeros(num_classes, device=features.device, requires_grad=True)
-    repeats = min(views, max(1, BATCH // count))
+    repeats = max(1, BATCH // count)
     batch = min(BATCH, count * repeats)
     steps_per_epoch = -(-count * repeats // batch)
     epochs = max(1, min(epochs, most_steps // steps_per_epoch))

@@ -32,7 +32,9 @@ class Augmentation:
     noise: bool = True
 
 
-def view_parameters(items: Tensor, augmentation: Augmentation, *, seed: int, step: int, stream: int) -> tuple[Tensor, Tensor]:
+def view_parameters(
+    items: Tensor, augmentation: Augmentation, *, seed: int, step: int, stream: int
+) -> tuple[Tensor, Tensor]:
     """Affine maps (N, 2, 3) float32 and noise flags (N,) bool of the views of images ``items`` (N,) int64 at ``step``."""
     u = philox.uniform(items, 8, seed=seed, stream=stream, step=step)
     area = augmentation.min_area + (augmentation.max_area - augmentation.min_area) * u[:, 0]

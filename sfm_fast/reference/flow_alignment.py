@@ -31,9 +31,10 @@ def safe_cosine(dot: Tensor, squared_a: Tensor, squared_b: Tensor, eps: float) -
     """dot / (|a||b|), and exactly 0 with zero gradient where a length is below ``eps``; NaN stays NaN."""
     short = (squared_a < eps * eps) | (squared_b < eps * eps)
     # Replace the lengths before the root, not after: 0 * inf in the backward of sqrt would give NaN.
-    product = torch.where(short, torch.ones_like(squared_a), squared_a).sqrt() * torch.where(
-        short, torch.ones_like(squared_b), squared_b
-    ).sqrt()
+    product = (
+        torch.where(short, torch.ones_like(squared_a), squared_a).sqrt()
+        * torch.where(short, torch.ones_like(squared_b), squared_b).sqrt()
+    )
     return torch.where(short, torch.zeros_like(dot), dot / product)
 
 

@@ -24,7 +24,9 @@ def linear_gradient(features: Tensor, labels: Tensor, weight: Tensor, bias: Tens
     return torch.cat([(residual.T @ features).flatten(), residual.sum(0)])
 
 
-def linear_gradient_autograd(features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, create_graph: bool) -> Tensor:
+def linear_gradient_autograd(
+    features: Tensor, labels: Tensor, weight: Tensor, bias: Tensor, create_graph: bool
+) -> Tensor:
     """The same gradient through autograd; ``create_graph`` keeps it differentiable in ``features`` (double backward)."""
     weight, bias = weight.detach().requires_grad_(), bias.detach().requires_grad_()
     loss = F.cross_entropy(features @ weight.T + bias, labels)

@@ -79,7 +79,9 @@ class _FirstDerivative(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[None, None, None]:
-        raise RuntimeError("pair alignment with the cosine metric can be differentiated once; a second derivative is not supported")
+        raise RuntimeError(
+            "pair alignment with the cosine metric can be differentiated once; a second derivative is not supported"
+        )
 
 
 def pair_cosine(centred_centers: Tensor, shifted_means: Tensor, eps: float) -> Tensor:

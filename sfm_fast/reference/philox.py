@@ -54,7 +54,9 @@ def _words(items: Tensor, blocks: int, seed: int, stream: int, step: int) -> Ten
         raise ValueError(f"step must be in [0, 2**32), got {step}")
     position = torch.arange(blocks, device=items.device).unsqueeze(0)
     constant = [torch.tensor(int(value), dtype=torch.int64, device=items.device) for value in (step, stream)]
-    return torch.stack(philox4x32((position, items.to(torch.int64).unsqueeze(1), constant[0], constant[1]), seed), dim=-1)
+    return torch.stack(
+        philox4x32((position, items.to(torch.int64).unsqueeze(1), constant[0], constant[1]), seed), dim=-1
+    )
 
 
 def uniform(items: Tensor, count: int, *, seed: int, stream: int, step: int = 0) -> Tensor:
@@ -78,4 +80,6 @@ def normal(items: Tensor, count: int, *, seed: int, stream: int, step: int = 0) 
 
 def permutation(count: int, *, seed: int, stream: int, step: int = 0) -> Tensor:
     """A random order of ``range(count)`` (int64): a draw without replacement is its head."""
-    return torch.argsort(uniform(torch.zeros(1, dtype=torch.int64), count, seed=seed, stream=stream, step=step)[0], stable=True)
+    return torch.argsort(
+        uniform(torch.zeros(1, dtype=torch.int64), count, seed=seed, stream=stream, step=step)[0], stable=True
+    )

@@ -24,10 +24,16 @@ def render(levels: Sequence[Tensor], size: int) -> Tensor:
     ``align_corners=False``; D is applied where there are 3 channels, and left out for grey images.
     Source: arXiv 2511.16674 and 2602.05391.
     """
-    total = sum(
-        (level if level.shape[-1] == size else F.interpolate(level, (size, size), mode="bilinear", align_corners=False) for level in levels),
+    total: Tensor = sum(
+        (
+            level
+            if level.shape[-1] == size
+            else F.interpolate(level, (size, size), mode="bilinear", align_corners=False)
+            for level in levels
+        ),
         start=torch.zeros((), dtype=levels[0].dtype, device=levels[0].device),
     )
     if total.shape[1] == 3:
         total = torch.einsum("oc,nchw->nohw", color_matrix(total.dtype, total.device), total)
-    return torch.sigmoid(2 * total)
+    images: Tensor = torch.sigmoid(2 * total)
+    return images

@@ -32,11 +32,15 @@ def cost_rows(costs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     base = costs[0]
     return [
         (
-            f"{row['method'].upper()} {row['variant']}".strip(), str(row["views"]), f"{row['step_seconds'] * 1e3:.1f}",
-            f"{row['step_seconds'] / base['step_seconds']:.1f}", megabytes(row["peak_bytes"]), f"{row['peak_bytes'] / base['peak_bytes']:.1f}",
+            f"{row['method'].upper()} {row['variant']}".strip(),
+            str(row["views"]),
+            f"{row['step_seconds'] * 1e3:.1f}",
+            f"{row['step_seconds'] / base['step_seconds']:.1f}",
+            megabytes(row["peak_bytes"]),
+            f"{row['peak_bytes'] / base['peak_bytes']:.1f}",
         )
         for row in costs
-    ]  # fmt: skip
+    ]
 
 
 def cost_table(costs: list[dict[str, Any]]) -> str:
@@ -45,9 +49,16 @@ def cost_table(costs: list[dict[str, Any]]) -> str:
 
 
 def write_page(
-    path: Path, *, synthetic: SyntheticSet, nearest: Tensor, means: Tensor, log: Iterable[dict[str, Any]], accuracy: list[dict[str, Any]],
-    costs: list[dict[str, Any]], facts: dict[str, str],
-) -> None:  # fmt: skip
+    path: Path,
+    *,
+    synthetic: SyntheticSet,
+    nearest: Tensor,
+    means: Tensor,
+    log: Iterable[dict[str, Any]],
+    accuracy: list[dict[str, Any]],
+    costs: list[dict[str, Any]],
+    facts: dict[str, str],
+) -> None:
     """Write the page to ``path``, atomically. nearest, means: (C, channels, S, S) in 0..1, class by class."""
     from ..files import write_text
 
@@ -56,20 +67,39 @@ def write_page(
     first_of_class = synthetic.images[: len(synthetic.class_names)]
     pictures = html.picture_rows(
         synthetic.class_names,
-        [("synthetic (SFM)", to_bytes(first_of_class)), ("real image nearest the class centre", to_bytes(nearest)), ("mean of the real pixels", to_bytes(means))],
+        [
+            ("synthetic (SFM)", to_bytes(first_of_class)),
+            ("real image nearest the class centre", to_bytes(nearest)),
+            ("mean of the real pixels", to_bytes(means)),
+        ],
     )
-    curve = plots.line_plot([row["step"] for row in entries], [row["loss"] for row in entries], xlabel="step", ylabel="flow-alignment loss")
+    curve = plots.line_plot(
+        [row["step"] for row in entries], [row["loss"] for row in entries], xlabel="step", ylabel="flow-alignment loss"
+    )
     accuracy_rows = [
-        (row["images"], str(row["ipc"]), f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}", f"{100 * row['top5_mean']:.1f} ± {100 * row['top5_std']:.1f}")
+        (
+            row["images"],
+            str(row["ipc"]),
+            f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}",
+            f"{100 * row['top5_mean']:.1f} ± {100 * row['top5_std']:.1f}",
+        )
         for row in accuracy
     ]
     ours = next((place for place, row in enumerate(accuracy) if row["images"] == "sfm"), None)
     sections = [
         ("What was made", html.note("One image a class, and the same column's real images for comparison.") + pictures),
-        ("How it got there", html.figure(curve, f"Loss of every {entries[0]['step'] if entries else 1}th step; each new pyramid level makes it jump, views make it noisy.")),
+        (
+            "How it got there",
+            html.figure(
+                curve,
+                f"Loss of every {entries[0]['step'] if entries else 1}th step; each new pyramid level makes it jump, views make it noisy.",
+            ),
+        ),
         (
             "What a classifier learns from it",
-            html.note("A linear classifier on the frozen backbone's features, trained on the images named, tested on real images never seen. Mean ± std over seeds.")
+            html.note(
+                "A linear classifier on the frozen backbone's features, trained on the images named, tested on real images never seen. Mean ± std over seeds."
+            )
             + html.table(("trained on", "images a class", "top-1 %", "top-5 %"), accuracy_rows, ours),
         ),
         (
@@ -80,7 +110,10 @@ def write_page(
             )
             + html.table(COST_HEADER, cost_rows(costs), 0),
         ),
-        ("Made with", html.table(("what", "value"), [*facts.items(), *((key, str(value)) for key, value in config.items())])),
+        (
+            "Made with",
+            html.table(("what", "value"), [*facts.items(), *((key, str(value)) for key, value in config.items())]),
+        ),
     ]
     lead = f"{len(synthetic.class_names)} classes, {config['ipc']} synthetic image(s) each, distilled in {config['steps']} steps by statistical flow matching."
     write_text(path, html.page("sfm_fast: a distilled data set", lead, sections))

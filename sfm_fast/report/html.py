@@ -60,14 +60,20 @@ def picture(image: Tensor, alternative: str) -> str:
     array = image.numpy()
     buffer = io.BytesIO()
     Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array).save(buffer, format="PNG", optimize=True)
-    return f'<img alt="{escape(alternative)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    return (
+        f'<img alt="{escape(alternative)}" src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}">'
+    )
 
 
 def picture_rows(columns: Sequence[str], rows: Sequence[tuple[str, Tensor]]) -> str:
     """Rows of pictures under common column names: (row name, (columns, H, W, channels) uint8)."""
     head = "<th></th>" + "".join(f"<th>{escape(name)}</th>" for name in columns)
     lines = [
-        f"<tr><th>{escape(name)}</th>" + "".join(f"<td>{picture(image, f'{name}: {column}')}</td>" for image, column in zip(images, columns, strict=True)) + "</tr>"
+        f"<tr><th>{escape(name)}</th>"
+        + "".join(
+            f"<td>{picture(image, f'{name}: {column}')}</td>" for image, column in zip(images, columns, strict=True)
+        )
+        + "</tr>"
         for name, images in rows
     ]
     return f'<div class="scroll"><table class="pictures"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'

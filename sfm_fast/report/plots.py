@@ -8,7 +8,15 @@ from collections.abc import Sequence
 from ..errors import require_package
 
 
-def line_plot(x: Sequence[float], y: Sequence[float], *, xlabel: str, ylabel: str, marks: Sequence[float] = (), mark_label: str = "") -> str:
+def line_plot(
+    x: Sequence[float],
+    y: Sequence[float],
+    *,
+    xlabel: str,
+    ylabel: str,
+    marks: Sequence[float] = (),
+    mark_label: str = "",
+) -> str:
     """One line over x, with dotted vertical lines at ``marks``; a running median over it where there are many points."""
     require_package("matplotlib", "plots", "distill")
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -20,7 +28,10 @@ def line_plot(x: Sequence[float], y: Sequence[float], *, xlabel: str, ylabel: st
     axes.plot(x, y, color="#9db8d9", linewidth=1)
     window = max(1, len(y) // 40)
     if window > 1:
-        smooth = [sorted(y[max(0, i - window) : i + window + 1])[len(y[max(0, i - window) : i + window + 1]) // 2] for i in range(len(y))]
+        smooth = [
+            sorted(y[max(0, i - window) : i + window + 1])[len(y[max(0, i - window) : i + window + 1]) // 2]
+            for i in range(len(y))
+        ]
         axes.plot(x, smooth, color="#1f4e8c", linewidth=1.6)
     for index, mark in enumerate(marks):
         axes.axvline(mark, color="#999", linewidth=0.8, linestyle=":", label=mark_label if index == 0 else None)

@@ -21,7 +21,9 @@ def _generator(name: str) -> torch.Generator:
     return torch.Generator().manual_seed(sum(name.encode()))
 
 
-def _plain(classes: int, dim: int, per_class: int | None, common_mean: float = 0.0) -> Callable[[torch.dtype], tuple[Tensor, Tensor, Tensor | None]]:
+def _plain(
+    classes: int, dim: int, per_class: int | None, common_mean: float = 0.0
+) -> Callable[[torch.dtype], tuple[Tensor, Tensor, Tensor | None]]:
     def make(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
         generator = _generator(f"{classes},{dim},{per_class},{common_mean}")
         offset = common_mean * torch.randn(dim, generator=generator, dtype=torch.float64)
@@ -39,7 +41,9 @@ def _plain(classes: int, dim: int, per_class: int | None, common_mean: float = 0
     return make
 
 
-def _changed(change: Callable[[Tensor], Tensor], classes: int = 7, dim: int = 12) -> Callable[[torch.dtype], tuple[Tensor, Tensor, Tensor | None]]:
+def _changed(
+    change: Callable[[Tensor], Tensor], classes: int = 7, dim: int = 12
+) -> Callable[[torch.dtype], tuple[Tensor, Tensor, Tensor | None]]:
     def make(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
         features, centers, labels = _plain(classes, dim, None)(dtype)
         return change(features), centers, labels

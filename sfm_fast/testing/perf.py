@@ -46,7 +46,9 @@ class Timing:
     rounds: int
 
 
-def interleaved(functions: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1, device: torch.device | str = "cpu") -> dict[str, Timing]:
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1, device: torch.device | str = "cpu"
+) -> dict[str, Timing]:
     """Time every callable once a round, in turn, so that a machine's slow moments hit all of them alike."""
     device = torch.device(device)
 

@@ -1,0 +1,34 @@
+# Set-up and the two main commands. VENV=… puts the environment elsewhere; PYTHON=… chooses the interpreter (>= 3.11).
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+READY = $(VENV)/.sfm_fast_ready
+
+.PHONY: demo test lint accuracy readme clean
+
+$(READY): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools torch torchvision
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test]'
+	touch $@
+
+demo: $(READY)  ## the whole road on embedded data, in two minutes
+	$(BIN)/sfm-fast demo --out demo
+
+test: $(READY)  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+accuracy: $(READY)  ## the accuracy table on full Fashion-MNIST: resumable, about an hour on 2 cores
+	$(BIN)/python benchmarks/accuracy.py --data fashion-mnist --out benchmarks/results/cpu
+
+readme: $(READY)  ## the README's tables, from the committed results
+	$(BIN)/python scripts/readme_tables.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

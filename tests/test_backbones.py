@@ -1,0 +1,90 @@
+"""The shipped backbone and timm's: loading, freezing, and checkpoints that don't fit."""
+
+from __future__ import annotations
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from sfm_fast import InputError
+from sfm_fast.data.backbones import SHIPPED_FILE, load_backbone
+from sfm_fast.files import load_tensors
+
+TINY = "test_vit"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(timm.create_model(TINY, pretrained=False).state_dict(), path)
+    return path
+
+
+def test_shipped_backbone_is_small_frozen_and_documented():
+    backbone = load_backbone()
+    assert SHIPPED_FILE.stat().st_size <= 8_000_000
+    assert sum(p.numel() for p in backbone.model.parameters()) <= 3_000_000
+    assert not any(p.requires_grad for p in backbone.model.parameters())
+    assert not backbone.model.training
+    card = load_tensors(SHIPPED_FILE)[1]
+    assert card["figures"]["nearest_class_mean"] >= 0.74
+    assert card["figures"]["linear_probe"] >= 0.86
+    assert backbone.features(torch.rand(3, 1, 28, 28)).shape == (3, backbone.num_features)
+
+
+def test_features_do_not_depend_on_the_batch():
+    backbone, images = load_backbone(), torch.rand(7, 1, 28, 28)
+    torch.testing.assert_close(backbone.features(images, 7), backbone.features(images, 2), rtol=1e-4, atol=1e-4)
+
+
+def test_gradient_reaches_the_pixels_of_a_frozen_backbone():
+    backbone, images = load_backbone(), torch.rand(2, 1, 28, 28).requires_grad_()
+    backbone(images).sum().backward()
+    assert images.grad.abs().sum() > 0
+
+
+def test_timm_model_with_a_local_checkpoint(checkpoint, tmp_path):
+    backbone = load_backbone(TINY, checkpoint)
+    assert backbone.in_channels == 3
+    assert backbone.image_size == round(backbone.input_size * 8 / 7)
+    assert backbone.features(torch.rand(2, 1, backbone.input_size, backbone.input_size)).shape == (
+        2,
+        backbone.num_features,
+    )
+    wrapped = {"state_dict": {f"module.{key}": value for key, value in load_tensors(checkpoint)[0].items()}}
+    torch.save(wrapped, tmp_path / "w.pth")
+    assert load_backbone(TINY, tmp_path / "w.pth").fingerprint == backbone.fingerprint
+
+
+def test_bf16_is_near_fp32(checkpoint):
+    images = torch.rand(2, 3, 160, 160)
+    one, two = (load_backbone(TINY, checkpoint, precision=precision).features(images) for precision in ("fp32", "bf16"))
+    assert two.dtype == torch.float32
+    assert 0 < (one - two).abs().max() < 0.1 * one.abs().max()
+
+
+def test_what_cannot_be_loaded(checkpoint, tmp_path):
+    with pytest.raises(InputError, match="unknown backbone 'vit_nothing'"):
+        load_backbone("vit_nothing")
+    with pytest.raises(InputError, match="no such file"):
+        load_backbone(TINY, tmp_path / "none.pth")
+    (tmp_path / "cut.safetensors").write_bytes(checkpoint.read_bytes()[:-100])
+    with pytest.raises(InputError, match="damaged"):
+        load_backbone(TINY, tmp_path / "cut.safetensors")
+    (tmp_path / "text.pth").write_text("hello")
+    with pytest.raises(InputError, match="damaged, or more than weights"):
+        load_backbone(TINY, tmp_path / "text.pth")
+    torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "code.pth")
+    with pytest.raises(InputError, match="more than weights"):
+        load_backbone(TINY, tmp_path / "code.pth")
+    with pytest.raises(InputError, match="doesn't fit the backbone"):
+        load_backbone("test_resnet", checkpoint)
+    for options, message in (
+        ({"precision": "fp8"}, "precision"),
+        ({"device": "nonsense"}, "device"),
+        ({"device": "cuda:77"}, "can't be used"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load_backbone(**options)

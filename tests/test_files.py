@@ -1,0 +1,83 @@
+"""Files are whole or absent; folders have one owner."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sfm_fast import InputError, files
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+
+    def fail(temporary):
+        temporary.write_text("half")
+        raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        files.write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_full_disk_is_one_clear_line(tmp_path, monkeypatch):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+    monkeypatch.setattr(
+        files.shutil, "disk_usage", lambda folder: os.terminal_size((0, 0)) and type("Usage", (), {"free": 3})()
+    )
+    with pytest.raises(InputError, match=r"are free on this disk"):
+        files.write_text(path, "longer than three bytes")
+    assert path.read_text() == "old"
+
+
+def test_disk_that_fills_while_writing(tmp_path):
+    def full(temporary):
+        temporary.write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match="disk is full"):
+        files.write_atomically(tmp_path / "a.txt", full)
+    assert os.listdir(tmp_path) == []
+
+
+def test_tensors_and_metadata_come_back(tmp_path):
+    path, tensors = tmp_path / "t.safetensors", {"x": torch.randn(3, 4)[:, ::2], "y": torch.arange(3)}
+    files.save_tensors(path, tensors, {"n": 3, "names": ["a", "ü"]})
+    loaded, metadata = files.load_tensors(path)
+    assert all(torch.equal(loaded[name], tensors[name]) for name in tensors)
+    assert metadata == {"n": 3, "names": ["a", "ü"]}
+
+
+def test_json_has_no_nan(tmp_path):
+    with pytest.raises(ValueError, match="JSON"):
+        files.write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert not (tmp_path / "a.json").exists()
+
+
+def test_a_folder_has_one_owner(tmp_path):
+    code = f"from sfm_fast.files import locked_folder\nwith locked_folder({str(tmp_path)!r}): print('in', flush=True); input()"
+    other = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline() == "in\n"
+    with (
+        pytest.raises(InputError, match=f"in use by another run \\(process {other.pid}\\)"),
+        files.locked_folder(tmp_path),
+    ):
+        pass
+    other.kill()
+    other.wait()
+    with files.locked_folder(tmp_path):  # a killed owner leaves nothing in the way
+        assert (tmp_path / files.LOCK_NAME).exists()
+    assert not (tmp_path / files.LOCK_NAME).exists()
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "f").write_text("")
+    with pytest.raises(InputError, match="wanted a folder"), files.locked_folder(tmp_path / "f"):
+        pass
