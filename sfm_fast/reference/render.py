@@ -15,7 +15,8 @@ _CORRELATION = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 def color_matrix(dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Tensor:
     """The fixed 3x3 colour decorrelation D, divided by its largest column norm."""
     matrix = torch.tensor(_CORRELATION, dtype=torch.float64)
-    return (matrix / matrix.norm(dim=0).max()).to(dtype=dtype, device=device)
+    scaled: Tensor = matrix / matrix.norm(dim=0).max()
+    return scaled.to(dtype=dtype, device=device)
 
 
 def render(levels: Sequence[Tensor], size: int) -> Tensor:
@@ -35,5 +36,4 @@ def render(levels: Sequence[Tensor], size: int) -> Tensor:
     )
     if total.shape[1] == 3:
         total = torch.einsum("oc,nchw->nohw", color_matrix(total.dtype, total.device), total)
-    images: Tensor = torch.sigmoid(2 * total)
-    return images
+    return torch.sigmoid(2 * total)

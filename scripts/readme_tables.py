@@ -1,0 +1,69 @@
+"""Write the README's tables from the committed results; `--check` fails where they differ.
+
+python scripts/readme_tables.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from sfm_fast.report.demo import cost_table
+from sfm_fast.report.tables import text_table
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "cpu"
+
+
+def accuracy() -> str:
+    result = json.loads((RESULTS / "accuracy.json").read_text())
+
+    def row(values: dict[str, Any]) -> tuple[str, ...]:
+        steps = str(values["steps"]) if values["steps"] else ""
+        seconds = f"{values['distillation_seconds']:.0f} s" if values["steps"] else ""
+        top1 = f"{100 * values['top1_mean']:.1f} ± {100 * values['top1_std']:.1f}"
+        return values["images"], str(values["ipc"]), top1, steps, seconds
+
+    table = text_table(("trained on", "images a class", "top-1 %", "steps", "distillation"), map(row, result["rows"]))
+    machine = result["environment"]
+    note = f"{machine['cpu']}, {machine['threads']} thread(s) a run, torch {machine['torch']}, fp32; LGM with A = 10 views."
+    return f"{table}\n\n{note}"
+
+
+def cost() -> str:
+    result = json.loads((RESULTS / "demo.json").read_text())
+    facts = result["facts"]
+    return f"{cost_table(result['costs'])}\n\n{facts['machine']}, torch {facts['torch']}; the whole demo took {result['seconds']:.0f} s."
+
+
+TABLES = {"accuracy": accuracy, "cost": cost}
+
+
+def fill(text: str) -> str:
+    """``text`` with every table between its markers made anew."""
+    for name, make in TABLES.items():
+        pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        text, count = pattern.subn(lambda found, made=make(): f"{found[1]}{made}\n{found[2]}", text)
+        if count != 1:
+            sys.exit(f"README.md: wanted one place for the table {name!r}, found {count}")
+    return text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where the README differs")
+    args = parser.parse_args()
+    readme = ROOT / "README.md"
+    old = readme.read_text(encoding="utf-8")
+    new = fill(old)
+    if args.check:
+        sys.exit(0 if new == old else "README.md: its tables are not those of the committed results; run make readme")
+    readme.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
