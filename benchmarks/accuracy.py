@@ -29,8 +29,12 @@ from sfm_fast.probe.features import class_statistics
 from sfm_fast.report.tables import accuracy_table
 from sfm_fast.statistics import ClassStatistics
 
-# Steps and step size for each ipc. LGM runs as many steps as SFM, and is also looked at when SFM's time is up.
-SETTINGS: dict[int, dict[str, Any]] = {1: {"steps": 1500, "lr": 0.02}, 10: {"steps": 300, "lr": 0.02}}
+METHODS = ("sfm", "sfm-decoupled", "lgm")
+# Steps of every method, step size, and (SFM alone) more steps that still take less time than LGM's.
+SETTINGS: dict[int, dict[str, Any]] = {
+    1: {"steps": 1500, "lr": 0.02, "more_steps": None},
+    10: {"steps": 200, "lr": 0.02, "more_steps": 1000},
+}
 
 
 def distil(
@@ -60,6 +64,34 @@ def distil(
     return {**tensors, **metadata}
 
 
+def settings(ipc: int) -> dict[str, Any]:
+    """The settings of ``ipc``; those of 10 where the table has none."""
+    return SETTINGS.get(ipc, SETTINGS[10])
+
+
+def plan(ipc: int, steps: int | None) -> list[tuple[str, int]]:
+    """(method, steps) of every run, LGM last: it is looked at when the longest SFM run's time is up, too."""
+    if steps is not None:
+        return [(method, steps) for method in METHODS]
+    same, more = settings(ipc)["steps"], settings(ipc)["more_steps"]
+    return [(m, s) for s in (same, more) if s for m in ("sfm", "sfm-decoupled")] + [("lgm", same)]
+
+
+def distilled_row(evaluator: Evaluator, key: str, done: list[dict[str, Any]]) -> dict[str, Any]:
+    """One row over distillation seeds: of the images at the end, or of LGM's when SFM's time was up ("snapshot")."""
+    row = evaluator.probe(
+        done[0]["config"]["method"].split("-")[0], [r[key] for r in done], [r["labels"] for r in done]
+    )
+    steps = statistics.fmean(r["snapshot_steps"] if key == "snapshot" else r["config"]["steps"] for r in done)
+    per_step = statistics.median(r["seconds"] / r["config"]["steps"] for r in done)
+    return row | {
+        "method": done[0]["config"]["method"] + (" at equal time" if key == "snapshot" else ""),
+        "steps": round(steps),
+        "distillation_seconds": round(steps * per_step, 1),
+        "step_seconds": round(per_step, 5),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist")
@@ -69,7 +101,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="instead of the table's own")
     parser.add_argument("--epochs", type=int, default=1000, help="of the probes")
-    parser.add_argument("--only", type=int, help="distil this seed alone and evaluate nothing (to use several processes)")
+    parser.add_argument(
+        "--only", type=int, help="distil this seed alone and evaluate nothing (to use several processes)"
+    )
     parser.add_argument("--threads", type=int)
     args = parser.parse_args()
     if args.threads:
@@ -82,55 +116,38 @@ def main() -> None:
     train, test = open_dataset(args.data, "train"), open_dataset(args.data, "test")
     found, provenance = class_statistics(train, backbone)
     found.provenance = provenance
-    runs: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    runs: dict[tuple[int, str, int], list[dict[str, Any]]] = {}
     for ipc in args.ipc:
-        settings = SETTINGS.get(ipc, SETTINGS[10])
-        steps = args.steps or settings["steps"]
         for seed in range(args.seeds) if args.only is None else [args.only]:
-            options: dict[str, Any] = {
-                "ipc": ipc,
-                "steps": steps,
-                "lr": settings["lr"],
-                "grow_every": max(1, steps // 15),
-                "seed": seed,
-            }
-            limit = None
-            for method in ("sfm", "sfm-decoupled", "lgm"):
-                config = DistillConfig(method=method, **options)
+            limit = 0.0
+            for method, steps in plan(ipc, args.steps):
+                config = DistillConfig(
+                    method=method,
+                    ipc=ipc,
+                    steps=steps,
+                    lr=settings(ipc)["lr"],
+                    grow_every=max(1, steps // 15),
+                    seed=seed,
+                )
                 path = work / f"{backbone.fingerprint}-{args.data}-{method}-{ipc}-{steps}-{seed}.safetensors"
-                done = distil(path, config, backbone, train, found, limit)
-                runs.setdefault((ipc, method), []).append(done)
-                limit = done["seconds"] if method == "sfm" else limit
+                done = distil(path, config, backbone, train, found, limit if method == "lgm" else None)
+                runs.setdefault((ipc, method, steps), []).append(done)
+                limit = max(limit, done["seconds"])
                 print(f"{method} ipc {ipc} seed {seed}: {steps} steps in {done['seconds']:.0f} s", flush=True)
     if args.only is not None:
         return
 
     evaluator = Evaluator(backbone, test, train, config=ProbeConfig(seeds=args.seeds, epochs=args.epochs))
-    rows = [evaluator.full() | {"steps": None, "distillation_seconds": None, "step_seconds": None}]
+    none = {"method": None, "steps": None, "distillation_seconds": None, "step_seconds": None}
+    rows = [evaluator.full() | none]
     size = backbone.image_size
     for ipc in args.ipc:
-        for row in (evaluator.random_real(ipc, size), evaluator.nearest_real(ipc, size)):
-            rows.append(row | {"steps": None, "distillation_seconds": None, "step_seconds": None})
-        for method, name, key in (
-            ("sfm", "sfm", "images"),
-            ("sfm-decoupled", "sfm-decoupled", "images"),
-            ("lgm", "lgm at equal steps", "images"),
-            ("lgm", "lgm at equal time", "snapshot"),
-        ):
-            done = [run for run in runs[ipc, method] if key in run]
-            if len(done) != args.seeds:
-                continue  # LGM finished before SFM: there is no earlier moment to look at
-            row = evaluator.probe(name, [run[key] for run in done], [run["labels"] for run in done])
-            steps = [run["snapshot_steps"] if key == "snapshot" else run["config"]["steps"] for run in done]
-            per_step = statistics.median(run["seconds"] / run["config"]["steps"] for run in done)
-            rows.append(
-                row
-                | {
-                    "steps": round(statistics.fmean(steps)),
-                    "distillation_seconds": round(statistics.fmean(steps) * per_step, 1),
-                    "step_seconds": round(per_step, 5),
-                }
-            )
+        rows += [row | none for row in (evaluator.random_real(ipc, size), evaluator.nearest_real(ipc, size))]
+        for method, steps in plan(ipc, args.steps):
+            done = runs[ipc, method, steps]
+            rows.append(distilled_row(evaluator, "images", done))
+            if all("snapshot" in run for run in done):
+                rows.append(distilled_row(evaluator, "snapshot", done))
     result = {
         "data": args.data,
         "backbone": backbone.describe(),

@@ -26,7 +26,7 @@ def accuracy() -> str:
         steps = str(values["steps"]) if values["steps"] else ""
         seconds = f"{values['distillation_seconds']:.0f} s" if values["steps"] else ""
         top1 = f"{100 * values['top1_mean']:.1f} ± {100 * values['top1_std']:.1f}"
-        return values["images"], str(values["ipc"]), top1, steps, seconds
+        return values["method"] or values["images"], str(values["ipc"]), top1, steps, seconds
 
     table = text_table(("trained on", "images a class", "top-1 %", "steps", "distillation"), map(row, result["rows"]))
     machine = result["environment"]

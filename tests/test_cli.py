@@ -90,7 +90,7 @@ def test_demo_writes_a_page_that_needs_nothing_else(tmp_path, capsys):
             "http://creativecommons.org", ""
         ).replace("https://matplotlib.org", "")
     result = json.loads((tmp_path / "demo" / "result.json").read_text())
-    assert [row["images"] for row in result["rows"]] == ["full", "random-real", "nearest-real", "sfm"]
+    assert [row["images"] for row in result["rows"]] == ["full", "random-real", "nearest-real", "sfm", "sfm"]
     assert result["costs"][0]["method"] == "sfm"
     assert "LGM stock" in out
     assert (

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import platform
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -28,6 +29,7 @@ from . import common
 NAME = "demo"
 SUMMARY = "Distil the embedded data set, evaluate it, measure LGM beside it, and write one HTML page."
 EXAMPLE = "sfm-fast demo --out demo"
+METHODS_SHOWN = ("sfm", "sfm-decoupled")  # the last one's pictures stand on the page
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,19 +62,23 @@ def run(args: argparse.Namespace) -> None:
         statistics.save(out / "stats.safetensors", provenance)
         statistics.provenance = provenance
 
-        common.say(args, f"2/4 distillation: {config.steps} steps of SFM")
-        distiller = make_distiller(config, backbone, train, statistics)
-        summary = distiller.run(out / "sfm", overwrite=True, progress=progress)
+        common.say(
+            args, f"2/4 distillation: {config.steps} steps each of SFM as in the paper, and of its decoupled variant"
+        )
+        summaries = {}
+        for method in METHODS_SHOWN:
+            distiller = make_distiller(replace(config, method=method), backbone, train, statistics)
+            summaries[method] = distiller.run(out / method, overwrite=True, progress=progress)
 
         common.say(args, "3/4 evaluation: linear probes, beside the references")
         evaluator = Evaluator(backbone, test, train, config=probe, batch_size=args.batch_size, progress=progress)
-        synthetic = SyntheticSet.load(out / "sfm" / RESULT)
-        size = synthetic.images.shape[-1]
+        sets = [SyntheticSet.load(out / method / RESULT) for method in METHODS_SHOWN]
+        size = sets[0].images.shape[-1]
         accuracy = [
             evaluator.full(),
             evaluator.random_real(1, size),
             evaluator.nearest_real(1, size),
-            evaluator.probe("sfm", synthetic.images, synthetic.labels),
+            *(evaluator.probe_synthetic(synthetic) for synthetic in sets),
         ]
 
         common.say(args, "4/4 cost: steps of SFM and LGM in turn")
@@ -92,10 +98,10 @@ def run(args: argparse.Namespace) -> None:
         nearest, _ = evaluator.nearest_images(1, size)
         write_page(
             page,
-            synthetic=synthetic,
+            synthetic=sets[-1],
             nearest=nearest,
             means=means,
-            log=iterate_log(out / "sfm" / LOG),
+            log=iterate_log(out / METHODS_SHOWN[-1] / LOG),
             accuracy=accuracy,
             costs=costs,
             facts=facts,
@@ -103,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
         result = {
             "rows": accuracy,
             "costs": costs,
-            "distillation": summary,
+            "distillation": summaries,
             "seconds": seconds,
             "facts": facts,
             "page": str(page),
@@ -116,6 +122,6 @@ def run(args: argparse.Namespace) -> None:
         "",
         cost_table(costs),
         "",
-        f"{seconds:.0f} s in all; look at {page.resolve()}, and at {Path(args.out) / 'sfm' / 'images'}",
+        f"{seconds:.0f} s in all; look at {page.resolve()}, and at {Path(args.out) / METHODS_SHOWN[-1] / 'images'}",
     )
     common.write_result(args, result)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from ..data.backbones import Backbone, load_backbone
 from ..distill.export import SyntheticSet
@@ -83,8 +82,7 @@ def run(args: argparse.Namespace) -> None:
         if "nearest-real" in references:
             rows.append(evaluator.nearest_real(ipc, size))
     for path, synthetic in sets.items():
-        method = synthetic.metadata.get("config", {}).get("method", Path(path).name)
-        rows.append(evaluator.probe(method, synthetic.images, synthetic.labels) | {"run": str(path)})
+        rows.append(evaluator.probe_synthetic(synthetic) | {"run": str(path)})
     common.say(args, accuracy_table(rows))
     common.write_result(
         args,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..data.backbones import Backbone
 from ..data.sources import ImageSource, ImageTransform
+from ..distill.export import SyntheticSet
 from ..errors import InputError
 from ..reference import philox
 from ..reference.augment import Augmentation
@@ -93,6 +94,11 @@ class Evaluator:
             features = view_features(self.backbone, some, views, augmentation, seed=seed, batch_size=self.batch_size)
             scores.append(self._score(features, their_labels.to(features.device), seed))
         return self._row(name, len(per_seed_labels[0]) // self.num_classes, scores, time.perf_counter() - started)
+
+    def probe_synthetic(self, synthetic: SyntheticSet) -> dict[str, Any]:
+        """The row of a distilled set: ``images`` is "sfm" or "lgm", ``method`` says which kind of it."""
+        method = synthetic.metadata.get("config", {}).get("method", "synthetic")
+        return self.probe(method.split("-")[0], synthetic.images, synthetic.labels) | {"method": method}
 
     def full(self) -> dict[str, Any]:
         """The row of a probe trained on the centre views of all real training images."""

@@ -68,7 +68,7 @@ def write_page(
     pictures = html.picture_rows(
         synthetic.class_names,
         [
-            ("synthetic (SFM)", to_bytes(first_of_class)),
+            ("synthetic", to_bytes(first_of_class)),
             ("real image nearest the class centre", to_bytes(nearest)),
             ("mean of the real pixels", to_bytes(means)),
         ],
@@ -78,14 +78,14 @@ def write_page(
     )
     accuracy_rows = [
         (
-            row["images"],
+            row.get("method") or row["images"],
             str(row["ipc"]),
             f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}",
             f"{100 * row['top5_mean']:.1f} ± {100 * row['top5_std']:.1f}",
         )
         for row in accuracy
     ]
-    ours = next((place for place, row in enumerate(accuracy) if row["images"] == "sfm"), None)
+    ours = next((place for place, row in enumerate(accuracy) if row.get("method") == config["method"]), None)
     sections = [
         ("What was made", html.note("One image a class, and the same column's real images for comparison.") + pictures),
         (
@@ -115,5 +115,5 @@ def write_page(
             html.table(("what", "value"), [*facts.items(), *((key, str(value)) for key, value in config.items())]),
         ),
     ]
-    lead = f"{len(synthetic.class_names)} classes, {config['ipc']} synthetic image(s) each, distilled in {config['steps']} steps by statistical flow matching."
+    lead = f"{len(synthetic.class_names)} classes, {config['ipc']} synthetic image(s) each, distilled in {config['steps']} steps by statistical flow matching ({config['method']})."
     write_text(path, html.page("sfm_fast: a distilled data set", lead, sections))

@@ -33,7 +33,16 @@ def accuracy_table(rows: Iterable[dict[str, Any]]) -> str:
 
     return text_table(
         ("images", "per class", "top-1 %", "top-5 %", "backbone"),
-        [(row["images"], str(row["ipc"]), percent(row, "top1"), percent(row, "top5"), row["backbone"]) for row in rows],
+        [
+            (
+                row.get("method") or row["images"],
+                str(row["ipc"]),
+                percent(row, "top1"),
+                percent(row, "top5"),
+                row["backbone"],
+            )
+            for row in rows
+        ],
     )
 
 
