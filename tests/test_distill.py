@@ -17,7 +17,7 @@ from sfm_fast import InputError
 from sfm_fast.data.backbones import load_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.sources import ImageSource, from_iterable
-from sfm_fast.distill.compare import compare_methods
+from sfm_fast.distill.compare import compare_methods, sfm_and_lgm
 from sfm_fast.distill.config import DistillConfig
 from sfm_fast.distill.export import SyntheticSet
 from sfm_fast.distill.prepare import make_distiller
@@ -258,13 +258,9 @@ def test_bad_options_are_named(bad):
 
 
 def test_compare_measures_lgm_above_sfm(backbone, source, statistics):
-    rows = compare_methods(DistillConfig(), backbone, source, statistics, rounds=1)
-    assert [(row["method"], row["variant"]) for row in rows] == [
-        ("sfm", ""),
-        ("lgm", "closed-form"),
-        ("lgm", "frozen"),
-        ("lgm", "stock"),
-    ]
+    rows = compare_methods(sfm_and_lgm(DistillConfig()), backbone, source, statistics, rounds=1)
+    assert [row["name"] for row in rows] == ["SFM", "LGM closed-form", "LGM frozen", "LGM stock"]
+    assert [row["views"] for row in rows] == [1, 10, 10, 10]
     peaks = [row["peak_bytes"] for row in rows]
     assert peaks[0] * 5 < peaks[1]  # ten views and a hundred real images against ten views in all
     assert peaks[2] <= peaks[3]

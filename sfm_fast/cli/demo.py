@@ -13,7 +13,7 @@ import torch
 from .. import __version__
 from ..data.backbones import load_backbone
 from ..data.datasets import EMBEDDED, open_dataset
-from ..distill.compare import compare_methods
+from ..distill.compare import compare_methods, sfm_and_lgm
 from ..distill.config import DistillConfig
 from ..distill.export import SyntheticSet
 from ..distill.prepare import make_distiller
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
         ]
 
         common.say(args, "4/4 cost: steps of SFM and LGM in turn")
-        costs = compare_methods(config, backbone, train, statistics, rounds=args.rounds)
+        costs = compare_methods(sfm_and_lgm(config), backbone, train, statistics, rounds=args.rounds)
 
         seconds = time.perf_counter() - began
         facts = {

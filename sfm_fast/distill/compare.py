@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -12,60 +12,51 @@ from ..data.sources import ImageSource
 from ..statistics import ClassStatistics
 from ..testing.perf import interleaved, peak_memory
 from .config import DistillConfig
+from .methods import LGM_VARIANTS
 from .prepare import make_distiller
+from .run import Distiller
 
-ALL_METHODS = (("sfm", ""), ("lgm", "closed-form"), ("lgm", "frozen"), ("lgm", "stock"))
+
+def sfm_and_lgm(config: DistillConfig) -> dict[str, DistillConfig]:
+    """``config`` as SFM and as the three forms of LGM, each with its own number of views; SFM first."""
+    forms = {
+        f"LGM {variant}": replace(config, method="lgm", lgm_variant=variant, views=None) for variant in LGM_VARIANTS
+    }
+    return {"SFM": config, **forms}
 
 
 def compare_methods(
-    config: DistillConfig,
+    configs: Mapping[str, DistillConfig],
     backbone: Backbone,
     source: ImageSource,
     statistics: ClassStatistics,
     *,
-    methods: Sequence[tuple[str, str]] = ALL_METHODS,
     rounds: int = 5,
 ) -> list[dict[str, Any]]:
-    """One row a (method, LGM variant): seconds a step (median, p20, p80 of interleaved steps) and peak bytes of a step.
+    """One row a configuration: seconds a step (median, p20, p80 of interleaved steps) and peak bytes of a step.
 
     All levels of the pyramid are live, as in most of a run. Memory is the delta over what exists before the step: the
     images, Adam's state, the backbone and the cached data are not in it, so nothing of a method's own cost is hidden.
     """
-    full = 2**16  # more growths than any pyramid has levels
-    distillers = {}
-    for method, variant in methods:
-        own = replace(
-            config,
-            method=method,
-            views=config.views if method == "sfm" else None,
-            lgm_variant=variant or config.lgm_variant,
-            grow_every=1,
-            steps=full,
-        )
-        distiller = make_distiller(own, backbone, source, statistics)
-        while not distiller.images.fully_grown:
-            distiller.images.grow()
-        distillers[(method, variant)] = distiller
-
-    def step(key: tuple[str, str]) -> None:
+    steps = {}
+    for name, config in configs.items():
+        distiller = make_distiller(config, backbone, source, statistics)
+        distiller.grow_fully()
         # "stock" leaves the backbone requiring grad; every other method runs with it frozen.
-        backbone.model.requires_grad_(key[1] == "stock")
-        distillers[key].step()
-
-    names = {f"{method} {variant}".strip(): (method, variant) for method, variant in methods}
-    timings = interleaved(
-        {name: functools.partial(step, key) for name, key in names.items()}, rounds=rounds, device=backbone.device
-    )
+        stock = config.method == "lgm" and config.lgm_variant == "stock"
+        steps[name] = functools.partial(_step, distiller, backbone, stock)
+    timings = interleaved(steps, rounds=rounds, device=backbone.device)
     rows = []
-    for name, key in names.items():
-        peak = peak_memory(functools.partial(step, key), backbone.device)
+    for name, config in configs.items():
         timing = timings[name]
         rows.append(
             {
-                "method": key[0],
-                "variant": key[1],
-                "views": distillers[key].objective.views,
-                "peak_bytes": peak,
+                "name": name,
+                "method": config.method,
+                "variant": config.lgm_variant if config.method == "lgm" else "",
+                "ipc": config.ipc,
+                "views": config.views_per_step,
+                "peak_bytes": peak_memory(steps[name], backbone.device),
                 "step_seconds": timing.median,
                 "step_seconds_p20": timing.p20,
                 "step_seconds_p80": timing.p80,
@@ -74,3 +65,8 @@ def compare_methods(
         )
     backbone.model.requires_grad_(False)
     return rows
+
+
+def _step(distiller: Distiller, backbone: Backbone, stock: bool) -> None:
+    backbone.model.requires_grad_(stock)
+    distiller.step()

@@ -73,6 +73,12 @@ class Distiller:
     def _restart_adam(self) -> None:
         self.optimiser = torch.optim.Adam(self.images.levels, lr=self.config.lr, betas=ADAM_BETAS)
 
+    def grow_fully(self) -> None:
+        """Make all levels live at once: to measure a step as most of a run has it."""
+        while not self.images.fully_grown:
+            self.images.grow()
+        self._restart_adam()
+
     def step(self) -> Tensor:
         """One step; adds a pyramid level first when one is due. Returns the loss as a tensor on the device."""
         due = min(1 + self.steps_done // self.config.grow_every, len(self.images.sizes))

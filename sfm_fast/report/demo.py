@@ -32,7 +32,7 @@ def cost_rows(costs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     base = costs[0]
     return [
         (
-            f"{row['method'].upper()} {row['variant']}".strip(),
+            row["name"],
             str(row["views"]),
             f"{row['step_seconds'] * 1e3:.1f}",
             f"{row['step_seconds'] / base['step_seconds']:.1f}",
@@ -74,7 +74,7 @@ def write_page(
         ],
     )
     curve = plots.line_plot(
-        [row["step"] for row in entries], [row["loss"] for row in entries], xlabel="step", ylabel="flow-alignment loss"
+        [row["step"] for row in entries], [row["loss"] for row in entries], xlabel="step", ylabel="loss"
     )
     accuracy_rows = [
         (
