@@ -74,7 +74,7 @@ class Reporter:
             mininterval=0.5 if sys.stderr.isatty() else 10,
         )
         self.file = open(self.log, "a", encoding="utf-8")
-        self.board = _tensorboard(self.place)
+        self.board = _tensorboard(self.place, self.first)
         return self
 
     def step(self, step: int, loss: Tensor, seconds: float, peak: int) -> None:
@@ -105,12 +105,13 @@ class Reporter:
             self.board.close()
 
 
-def _tensorboard(place: Path) -> Any:
+def _tensorboard(place: Path, first: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(place / "tensorboard"))
+    # Events after the checkpoint of a resumed run belong to steps that will be run again.
+    return SummaryWriter(str(place / "tensorboard"), purge_step=first + 1 if first else None)
 
 
 def iterate_log(path: str | Path) -> Iterator[dict[str, Any]]:
