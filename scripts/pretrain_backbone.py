@@ -4,7 +4,7 @@ Method: Dwibedi et al., "With a Little Help from My Friends: Nearest-Neighbor Co
 Representations" (arXiv 2104.14548): the positive of a view is the nearest neighbour, in a queue of past
 embeddings, of the other view of the same image. Labels are read only to print the figures of the model card.
 
-    python scripts/pretrain_backbone.py --out sfm_fast/data/assets/fashion_vit.safetensors --minutes 55
+    python scripts/pretrain_backbone.py --out sfm_fast/data/assets/fashion_vit.safetensors --minutes 50
 """
 
 from __future__ import annotations

@@ -31,13 +31,17 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # safetensors makes private files; an artefact is as readable as any other
         os.replace(temporary, target)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise InputError(f"{target}: the disk is full; nothing was overwritten") from error
         raise InputError(f"{target}: can't be written ({error.strerror})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # must not hide what went wrong
+            temporary.unlink(missing_ok=True)
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:
@@ -49,8 +53,24 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
         raise InputError(f"{folder}: {needed_bytes / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free on this disk")
 
 
+def check_output_file(path: str | os.PathLike[str], argument: str) -> None:
+    """Raise ``InputError`` naming ``argument`` where no file could be written at ``path``; call it before the work."""
+    target = Path(path)
+    if not str(path) or target.is_dir():
+        raise InputError(f"{argument} must be a file, got {'an empty name' if not str(path) else f'the folder {path}'}")
+    if not target.parent.is_dir():
+        raise InputError(f"{argument} {path}: no such folder {target.parent}")
+    if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
+        raise InputError(f"{argument} {path}: can't write here")
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8, atomically."""
+
+    target = Path(path)
+    if target.exists() and not target.is_file():  # a device or a pipe: renaming over it would destroy it
+        target.write_text(text, encoding="utf-8")
+        return
 
     def write(temporary: Path) -> None:
         temporary.write_text(text, encoding="utf-8")
@@ -66,12 +86,18 @@ def write_json(path: str | os.PathLike[str], value: Any) -> None:
 def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:
     """Write tensors and JSON-encoded metadata as one safetensors file, atomically."""
     require_package("safetensors", "saving tensors", "distill")
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     encoded = {name: json.dumps(value) for name, value in metadata.items()}
     size = sum(tensor.nbytes for tensor in contiguous.values()) + (1 << 16)
-    write_atomically(path, lambda temporary: save_file(contiguous, temporary, metadata=encoded), expected_bytes=size)
+    try:
+        write_atomically(
+            path, lambda temporary: save_file(contiguous, temporary, metadata=encoded), expected_bytes=size
+        )
+    except SafetensorError as error:  # how safetensors reports a full disk
+        raise InputError(f"{path}: can't be written ({error})") from error
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -118,7 +144,5 @@ def locked_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        try:
-            yield path
-        finally:
-            (path / LOCK_NAME).unlink(missing_ok=True)
+        # The file stays: removing it would let a third process lock a new one while a second holds the old.
+        yield path

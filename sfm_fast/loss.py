@@ -61,8 +61,8 @@ def decoupled_flow_loss(
 
     Arguments, dtypes and errors as in `flow_alignment_loss`; ``alpha`` in [0, 1]. Source: arXiv 2602.05391.
     """
-    if not 0.0 <= alpha <= 1.0:
-        raise InputError(f"alpha must be in [0, 1], got {alpha}")
+    if not isinstance(alpha, (int, float)) or not 0.0 <= alpha <= 1.0:
+        raise InputError(f"alpha must be in [0, 1], got {alpha!r}")
     module = FlowAlignmentLoss(centers)
     shifted = module.shifted_class_means(features, labels)
     return reference.decoupled_mse(module.shifted_centers.to(shifted.dtype), shifted, alpha)
@@ -81,21 +81,21 @@ def linear_gradient_matching_loss(
     Returns a scalar, float64 for float64 features, else float32. Raises ``InputError`` on shapes that don't fit or labels
     outside 0..C-1. Source: Cazenavette et al., arXiv 2511.16674; formula in `sfm_fast.reference.gradient_matching`.
     """
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise InputError(f"{name} must be a float tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}")
     if weight.ndim != 2:
         raise InputError(f"weight must be (C, D), got {tuple(weight.shape)}")
     if bias.shape != weight.shape[:1]:
         raise InputError(f"bias must be ({weight.shape[0]},) to fit weight, got {tuple(bias.shape)}")
-    dtype = _compute_dtype(syn_features)
-    gradients = []
-    for name, features, labels in (("syn", syn_features, syn_labels), ("real", real_features.detach(), real_labels)):
+    for name, features, labels in (("syn", syn_features, syn_labels), ("real", real_features, real_labels)):
         _check_features(f"{name}_features", features, weight.shape[1], "weight")
         check_labels(f"{name}_labels", labels, features.shape[0], weight.shape[0])
-        gradients.append(
-            gradient_matching.linear_gradient(
-                features.to(dtype), labels, weight.detach().to(dtype), bias.detach().to(dtype)
-            )
-        )
-    return gradient_matching.gradient_distance(*gradients)
+    dtype = _compute_dtype(syn_features)
+    weight, bias = weight.detach().to(dtype), bias.detach().to(dtype)
+    synthetic = gradient_matching.linear_gradient(syn_features.to(dtype), syn_labels, weight, bias)
+    real = gradient_matching.linear_gradient(real_features.detach().to(dtype), real_labels, weight, bias)
+    return gradient_matching.gradient_distance(synthetic, real)
 
 
 class FlowAlignmentLoss(nn.Module):
@@ -124,8 +124,8 @@ class FlowAlignmentLoss(nn.Module):
             raise InputError(f"alignment must be one of {ALIGNMENTS}, got {alignment!r}")
         if metric not in METRICS:
             raise InputError(f"metric must be one of {METRICS}, got {metric!r}")
-        if not eps >= 0:
-            raise InputError(f"eps must be >= 0, got {eps}")
+        if not isinstance(eps, (int, float)) or not 0 < eps < float("inf"):
+            raise InputError(f"eps must be a positive number, got {eps!r}")
         check_centers(centers)
         self.alignment, self.metric, self.backend, self.eps = alignment, metric, backend, float(eps)
         # Prepared in float64: centres computed in float64 keep what float32 would round off next to a large common mean.
@@ -157,8 +157,8 @@ class FlowAlignmentLoss(nn.Module):
         return class_means(features, labels, counts, shift)
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        backends.explain(features, alignment=self.alignment, metric=self.metric, backend=self.backend)
         shifted = self.shifted_class_means(features, labels)
+        backends.explain(features, alignment=self.alignment, metric=self.metric, backend=self.backend)
         centers = self.centred_centers.to(shifted.dtype)
         if self.metric == "mse":
             mse = reference.pair_mse if self.alignment == "pair" else reference.flow_mse

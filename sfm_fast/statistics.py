@@ -55,8 +55,12 @@ class ClassStatistics:
 
     def update(self, features: Tensor, labels: Tensor) -> None:
         """Add a batch: features (N, D) of any float dtype, labels (N,) int64. Nothing is added where an argument is bad."""
-        if features.ndim != 2 or features.shape[1] != self.dim:
-            raise InputError(f"features must be (items, {self.dim}), got {tuple(features.shape)}")
+        if self.clusters and self._fits is None:
+            raise InputError("statistics with k-means centres that come from a file can't be updated")
+        if features.ndim != 2 or not features.is_floating_point() or features.shape[1] != self.dim:
+            raise InputError(
+                f"features must be (items, {self.dim}) floats, got {tuple(features.shape)} {features.dtype}"
+            )
         labels = labels.to(self._counts.device)
         counts = check_labels("labels", labels, features.shape[0], self.num_classes)
         features = features.detach().to(self._sums.device, torch.float64)
@@ -70,6 +74,7 @@ class ClassStatistics:
         self._counts += counts
         if self._fits is not None:
             self._fits.update(features, labels)
+            self._cluster_centers = None
 
     def merge(self, other: ClassStatistics) -> None:
         """Add what ``other`` has seen; its k-means centres can't be merged, so neither side may have any."""
@@ -77,6 +82,8 @@ class ClassStatistics:
             raise InputError(
                 f"other has {other.num_classes} classes x {other.dim} features, this one {self.num_classes} x {self.dim}"
             )
+        if self.class_names and other.class_names and self.class_names != other.class_names:
+            raise InputError(f"other has the classes {other.class_names[:5]}…, this one {self.class_names[:5]}…")
         if self.clusters or other.clusters:
             raise InputError("statistics with k-means centres can't be merged: compute them in one pass")
         self._sums += other._sums.to(self._sums.device)
@@ -130,6 +137,11 @@ class ClassStatistics:
                 f"{path}: no class statistics of this package (format {metadata.get('file_format')!r}, wanted {FORMAT!r})"
             )
         sums, counts = tensors["sums"], tensors["counts"]
+        whole = sums.ndim == 2 and sums.dtype == torch.float64 and sums.isfinite().all()
+        if not whole or counts.dtype != torch.int64 or counts.shape != sums.shape[:1] or (counts < 0).any():
+            raise InputError(f"{path}: damaged statistics (sums {tuple(sums.shape)}, counts {tuple(counts.shape)})")
+        if not isinstance(metadata.get("provenance", {}), dict):
+            raise InputError(f"{path}: damaged statistics (provenance is no table)")
         clusters = tensors.get("cluster_centers")
         statistics = cls(*sums.shape, class_names=metadata.get("class_names"))
         statistics._sums, statistics._counts = sums, counts

@@ -180,7 +180,7 @@ def test_other_classes_are_refused(tmp_path, capsys):
     assert call(capsys, *SMALL_DISTIL, "--out", tmp_path / "run")[0] == 0
     code, _, err = call(capsys, "eval", tmp_path / "run", "--data", write_image_folder(tmp_path / "images"), "--quiet")
     assert code == 1
-    assert "the test set 2" in err
+    assert "not the test set's 2" in err
 
 
 def test_a_bad_command_line_is_exit_code_two():

@@ -60,6 +60,8 @@ def set_threads(args: argparse.Namespace) -> None:
     """Apply --threads; checks --batch-size too, both before any work."""
     if args.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
+    if getattr(args, "workers", None) is not None and args.workers < 0:
+        raise InputError(f"--workers must be at least 0, got {args.workers}")
     if args.threads is not None:
         if args.threads < 1:
             raise InputError(f"--threads must be at least 1, got {args.threads}")

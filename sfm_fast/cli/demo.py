@@ -19,6 +19,7 @@ from ..distill.export import SyntheticSet
 from ..distill.prepare import make_distiller
 from ..distill.progress import iterate_log
 from ..distill.run import LOG, RESULT
+from ..errors import InputError
 from ..files import locked_folder, write_json
 from ..probe.evaluate import Evaluator, ProbeConfig
 from ..probe.features import class_statistics
@@ -29,6 +30,7 @@ from . import common
 NAME = "demo"
 SUMMARY = "Distil the embedded data set, evaluate it, measure LGM beside it, and write one HTML page."
 EXAMPLE = "sfm-fast demo --out demo"
+STARTED = "demo.json"  # marks a folder as a demo's, which another demo may replace
 METHODS_SHOWN = ("sfm", "sfm-decoupled")  # the last one's pictures stand on the page
 
 
@@ -53,7 +55,12 @@ def run(args: argparse.Namespace) -> None:
     began, progress = time.perf_counter(), not args.quiet
     config = DistillConfig(steps=args.steps, lr=args.lr, grow_every=max(1, args.steps // 15))
     probe = ProbeConfig(seeds=args.seeds)
+    if args.rounds < 1:
+        raise InputError(f"--rounds must be at least 1, got {args.rounds}")
+    if Path(args.out).is_dir() and any(Path(args.out).iterdir()) and not (Path(args.out) / STARTED).exists():
+        raise InputError(f"--out {args.out}: holds other files; choose an empty or a new folder")
     with locked_folder(args.out) as out:
+        write_json(out / STARTED, {"sfm_fast": __version__})
         backbone = load_backbone(device=args.device, precision=args.precision)
         train, test = open_dataset(EMBEDDED, "train"), open_dataset(EMBEDDED, "test")
 

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=METHODS,
         default=default.method,
-        help="sfm: flows between class centres; lgm: linear gradient matching",
+        help="sfm: flows between class centres, the paper's; sfm-decoupled: means to their centres; lgm: linear gradient matching",
     )
     parser.add_argument("--ipc", type=int, default=default.ipc, help="synthetic images per class")
     parser.add_argument("--steps", type=int, default=default.steps, help="optimisation steps")
@@ -59,7 +59,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--metric", choices=METRICS, default=default.metric, help="of sfm")
     parser.add_argument(
-        "--alpha", type=float, default=default.alpha, help="of sfm-decoupled: weight of the class's own term"
+        "--alpha",
+        type=float,
+        default=default.alpha,
+        help="of sfm-decoupled: weight of the class's own term; 1 leaves the other classes' term out",
     )
     parser.add_argument(
         "--lgm-variant",
@@ -74,7 +77,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=default.seed, help="of all random numbers")
     parser.add_argument("--out", metavar="FOLDER", default="run", help="folder for images, log, checkpoint and result")
     existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action="store_true", help="continue the run in --out, bit for bit")
+    existing.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out bit for bit: give the same options again, --steps may grow",
+    )
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS", help="steps between checkpoints")
     parser.add_argument("--grid-every", type=int, default=500, metavar="STEPS", help="steps between picture grids")
@@ -84,7 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     common.set_threads(args)
     config = DistillConfig(**{field.name: getattr(args, field.name) for field in fields(DistillConfig)})
-    check_run_folder(Path(args.out), resume=args.resume, overwrite=args.overwrite)
+    check_run_folder(args.out, resume=args.resume, overwrite=args.overwrite)
     backbone = common.open_backbone(args)
     source = common.open_data(args, "train") if config.method == "lgm" or args.stats is None else None
     distiller = make_distiller(

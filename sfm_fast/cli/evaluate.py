@@ -46,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     common.set_threads(args)
     config = ProbeConfig(seeds=args.seeds, epochs=args.epochs, views=args.views, min_area=args.min_area)
+    if args.ipc < 1:
+        raise InputError(f"--ipc must be at least 1, got {args.ipc}")
     references = [name for name in args.references.split(",") if name]
     for name in references:
         if name not in REFERENCES:
@@ -54,6 +56,13 @@ def run(args: argparse.Namespace) -> None:
         raise InputError("nothing to evaluate: give runs, or --references")
     sets = {path: SyntheticSet.load(path) for path in args.runs}
     distilling = common.open_backbone(args)
+    for path, synthetic in sets.items():
+        made_with = synthetic.metadata.get("backbone", {})
+        if made_with.get("fingerprint", distilling.fingerprint) != distilling.fingerprint:
+            raise InputError(
+                f"{path}: distilled on {made_with.get('name')!r} ({made_with['fingerprint']}), --backbone is {distilling.name!r} "
+                f"({distilling.fingerprint}); name the distilling one there, and another to test on as --eval-backbone"
+            )
     evaluating: Backbone = distilling
     if args.eval_backbone or args.eval_checkpoint:
         evaluating = load_backbone(
@@ -64,7 +73,8 @@ def run(args: argparse.Namespace) -> None:
     for path, synthetic in sets.items():
         if synthetic.class_names != test.class_names:
             raise InputError(
-                f"{path}: has {len(synthetic.class_names)} classes {synthetic.class_names[:3]}…, the test set {len(test.class_names)} {test.class_names[:3]}…"
+                f"{path}: its {len(synthetic.class_names)} classes are not the test set's {len(test.class_names)} "
+                f"(they differ in {sorted(set(synthetic.class_names) ^ set(test.class_names))[:6] or 'order'})"
             )
     evaluator = Evaluator(
         evaluating, test, train, selector=distilling, config=config, batch_size=args.batch_size, progress=not args.quiet

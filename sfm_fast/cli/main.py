@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
+import signal
 import sys
 from collections.abc import Sequence
+
+import torch
 
 from .. import __version__
 from ..distill.run import Interrupted
 from ..errors import InputError
+from ..files import check_output_file
 from . import demo, distill, evaluate, info, stats
 
 COMMANDS = (demo, stats, distill, evaluate, info)
@@ -43,17 +48,29 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
     """Defaults after every option, the example as it is written."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        return action.help if action.default is None or action.default is False else super()._get_help_string(action)
+        plain = action.default is None or isinstance(action.default, bool)
+        return action.help if plain else super()._get_help_string(action)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for bad input or a failed write, 2 for a bad command line, 128 + n for signal n."""
     args = parser().parse_args(argv)
     try:
+        if args.json and args.json != "-":
+            check_output_file(args.json, "--json")
         args.run(args)
-    except InputError as error:
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has gone; so do we
+        return 128 + signal.SIGPIPE
+    except (InputError, OSError) as error:
         print(f"sfm-fast {args.command}: {error}", file=sys.stderr)
         return 1
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        return _out_of_memory(args.command, error)
+    except RuntimeError as error:
+        if "allocate memory" not in str(error):
+            raise
+        return _out_of_memory(args.command, error)
     except Interrupted as stop:
         print(f"sfm-fast {args.command}: {stop}", file=sys.stderr)
         return 128 + stop.signum
@@ -61,6 +78,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"sfm-fast {args.command}: interrupted", file=sys.stderr)
         return 130
     return 0
+
+
+def _out_of_memory(command: str, error: Exception) -> int:
+    reason = str(error).splitlines()[0] if str(error) else "MemoryError"
+    print(
+        f"sfm-fast {command}: out of memory ({reason}); use fewer or smaller images, or a smaller batch",
+        file=sys.stderr,
+    )
+    return 1
 
 
 if __name__ == "__main__":

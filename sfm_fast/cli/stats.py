@@ -7,8 +7,9 @@ import time
 from pathlib import Path
 
 from .. import __version__
-from ..files import check_free_space
+from ..files import check_free_space, check_output_file
 from ..probe.features import class_statistics
+from ..statistics import ClassStatistics
 from . import common
 
 NAME = "stats"
@@ -26,6 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     common.set_threads(args)
+    check_output_file(args.out, "--out")
+    if Path(args.out).exists():
+        ClassStatistics.load(args.out)  # replaces statistics, and nothing else
     check_free_space(Path(args.out).parent, 1 << 20)
     backbone = common.open_backbone(args)
     source = common.open_data(args, args.split)

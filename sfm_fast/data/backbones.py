@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import hashlib
-import json
 import os
-import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,13 +116,16 @@ def load_backbone(
     require_package("timm", "loading a backbone", "distill")
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size must be at least 1, got {image_size}")
     device = resolve_device(device)
     if precision == "auto":
-        precision = (
-            "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-        )
-    if name == SHIPPED and checkpoint is None:
-        model, config = _shipped()
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp32"
+    if name == SHIPPED:
+        model, config = _shipped(SHIPPED_FILE if checkpoint is None else checkpoint)
+        if image_size not in (None, config["input_size"][-1]):
+            raise InputError(f"image_size of {SHIPPED!r} is {config['input_size'][-1]}, got {image_size}")
     else:
         model, config = _from_timm(name, checkpoint, image_size)
     model = model.to(device).eval().requires_grad_(False)
@@ -154,7 +156,7 @@ def resolve_device(device: torch.device | str) -> torch.device:
     try:
         resolved = torch.device(device)
         torch.empty(1, device=resolved)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {str(device)!r} can't be used ({str(error).splitlines()[0]})") from error
     return resolved
 
@@ -168,14 +170,19 @@ def fingerprint(model: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
-def _shipped() -> tuple[nn.Module, dict[str, Any]]:
+def _shipped(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
+    """The ViT in a file of scripts/pretrain_backbone.py, which holds its architecture beside the weights."""
     from timm.models.vision_transformer import VisionTransformer
 
-    tensors, metadata = load_tensors(SHIPPED_FILE)
+    tensors, metadata = load_tensors(path)
+    if not {"architecture", "mean", "std"} <= metadata.keys():
+        raise InputError(
+            f"checkpoint {path}: not made by scripts/pretrain_backbone.py; name the timm model it belongs to"
+        )
     architecture = dict(metadata["architecture"])
     architecture.pop("timm_class")
     model = VisionTransformer(**architecture)
-    model.load_state_dict({key: tensor.float() for key, tensor in tensors.items()})
+    _load_weights(model, {key: tensor.float() for key, tensor in tensors.items()}, path)
     size = (architecture["in_chans"], architecture["img_size"], architecture["img_size"])
     return model, {"input_size": size, "mean": metadata["mean"], "std": metadata["std"]}
 
@@ -188,7 +195,7 @@ def _from_timm(
 
     # "name.tag" and hub addresses are resolved by timm; a plain name must exist.
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
-        close = timm.list_models(f"*{name.split('_')[0]}*")[:5]
+        close = difflib.get_close_matches(name, timm.list_models(), n=5)
         raise InputError(
             f"unknown backbone {name!r}; wanted {SHIPPED!r} or a name of timm.list_models(), such as {', '.join(close) or 'vit_base_patch14_dinov2'}"
         )
@@ -203,7 +210,7 @@ def _from_timm(
     except Exception as error:  # the hub client raises many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
-            f"backbone {name!r}: no pretrained weights to be had ({reason}); give a local checkpoint"
+            f"backbone {name!r}: no pretrained weights to be had ({reason}); give a local checkpoint (--checkpoint FILE)"
         ) from error
     config = dict(resolve_model_data_config(model))
     if image_size is not None:
@@ -219,17 +226,13 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         return load_tensors(path)[0]
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, ValueError, KeyError) as error:
-        raise InputError(
-            f"checkpoint {path}: damaged, or more than weights ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-        ) from error
+    except Exception as error:  # damaged pickles raise nearly anything; torch's own advice would be to run their code
+        raise InputError(f"checkpoint {path}: damaged, or more than weights ({type(error).__name__})") from error
     for key in ("state_dict", "model", "model_ema", "teacher"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
             break
-    state = (
-        {key: value for key, value in loaded.items() if isinstance(value, Tensor)} if isinstance(loaded, dict) else {}
-    )
+    state = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
     if not state:
         raise InputError(f"checkpoint {path}: holds no weights")
     return state
@@ -238,6 +241,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def _load_weights(model: nn.Module, state: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
     expected = model.state_dict()
     state = _unwrap(state, expected.keys())
+    if "pos_embed" in state and "pos_embed" in expected and state["pos_embed"].shape != expected["pos_embed"].shape:
+        state = _resample_positions(model, state)  # a ViT at another --image-size than its checkpoint's
     state = {key: value for key, value in state.items() if key in expected or not key.startswith(_HEAD_PREFIXES)}
     missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or extra:
@@ -252,6 +257,12 @@ def _load_weights(model: nn.Module, state: dict[str, Tensor], path: str | os.Pat
     model.load_state_dict(state)
 
 
+def _resample_positions(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+    return dict(checkpoint_filter_fn(state, model)) if isinstance(model, VisionTransformer) else state
+
+
 def _unwrap(state: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
     wanted = set(expected)
     while not wanted & state.keys():
@@ -260,11 +271,3 @@ def _unwrap(state: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tens
             return state
         state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     return state
-
-
-def metadata_of_shipped() -> dict[str, Any]:
-    """Recipe and figures of the shipped backbone, as its file records them."""
-    return {
-        key: value if not isinstance(value, str) else json.loads(value)
-        for key, value in load_tensors(SHIPPED_FILE)[1].items()
-    }

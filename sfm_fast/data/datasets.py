@@ -15,7 +15,7 @@ FULL_FASHION_MNIST = "fashion-mnist"
 TIMM_PREFIXES = ("hfds/", "hfids/", "wds/", "tfds/", "torch/")
 HELP = (
     f"'{EMBEDDED}' (a subset of Fashion-MNIST), '{FULL_FASHION_MNIST}[:FOLDER]' (all of it), a folder (train/CLASS/*.png, test/CLASS/*.png), "
-    "a .tar file, or a name timm's create_dataset opens: hfds/…, wds/…, torch/…"
+    "train.tar (CLASS/*.png inside, test.tar beside it), or a name timm's create_dataset opens: hfds/…, wds/…, torch/…"
 )
 _SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
 
@@ -49,6 +49,7 @@ def open_dataset(
     path = Path(spec).expanduser()
     if path.is_dir():
         folder = _split_folder(path, split)
+        _check_class_folders(folder)
         return _timm("", str(folder), split, channels, num_classes, workers, name=str(folder))
     if path.is_file() and path.suffix == ".tar":
         archive = _split_archive(path, split)
@@ -91,6 +92,18 @@ def _split_folder(path: Path, split: str) -> Path:
     if split == "train" and not has_splits:
         return path
     raise InputError(f"{path}: no {split} split (looked for the folders {', '.join(names)})")
+
+
+def _check_class_folders(folder: Path) -> None:
+    """Raise ``InputError`` naming a class folder without images: timm would leave the class out and shift the labels."""
+    from timm.data.readers.img_extensions import get_img_extensions
+
+    suffixes = tuple(get_img_extensions())
+    for child in sorted(folder.iterdir()):
+        if child.is_dir() and not child.name.startswith("."):
+            files = (name for _, _, names in os.walk(child) for name in names)
+            if not any(name.lower().endswith(suffixes) for name in files):
+                raise InputError(f"{child}: this class folder holds no images")
 
 
 def _split_archive(path: Path, split: str) -> Path:
@@ -137,11 +150,17 @@ def _timm(
             f"{name}: can't be opened ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
         ) from error
     if class_names is None:
-        raise InputError(f"{name}: doesn't say how many classes it has; give num_classes")
+        raise InputError(f"{name}: doesn't say how many classes it has; give num_classes (--num-classes)")
     if iterable:
         return IterableSource(dataset, class_names, channels or 3, name)
 
     reader = getattr(dataset, "reader", None)
+    if not spec and root is not None and root.endswith(".tar") and reader is not None:
+        tops = {sample[0].path.removeprefix("./").partition("/")[0] for sample in reader.samples}
+        if inside := tops & {name for names in _SPLIT_FOLDERS.values() for name in names}:
+            raise InputError(
+                f"{name}: holds the splits {sorted(inside)} in one archive; wanted train.tar, and test.tar beside it"
+            )
 
     def describe(index: int) -> str:
         return str(dataset.filename(index, absolute=True)) if hasattr(dataset, "filename") else f"{name}: item {index}"
@@ -150,7 +169,7 @@ def _timm(
     if channels is None:
         try:
             first = read[0][0]
-        except (OSError, SyntaxError, ValueError) as error:
+        except Exception as error:  # Pillow raises half a dozen kinds
             raise InputError(f"{describe(0)}: unreadable image ({error})") from error
         channels = 1 if isinstance(first, Image.Image) and first.mode in ("L", "1", "I", "I;16", "F") else 3
     return MapSource(name, read, class_names, channels, workers, describe)

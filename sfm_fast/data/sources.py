@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +42,10 @@ class ImageTransform:
     def _pil(self, image: Any) -> Tensor:
         from PIL import Image
 
+        if image.mode.startswith("I;16"):  # convert("L") would clip 16 bits to white
+            image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        elif image.mode in ("I", "F"):
+            raise InputError(f"image mode {image.mode!r} has no fixed range; store it with 8 or 16 bits a channel")
         image = image.convert("L" if self.channels == 1 else "RGB")
         width, height = image.size
         scale = self.resize / min(width, height)
@@ -54,7 +59,15 @@ class ImageTransform:
 
     def batch(self, images: Tensor) -> Tensor:
         """(N, channels, H, W) uint8 or float 0..1 -> (N, self.channels, crop, crop) float32."""
-        images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+        if 0 in images.shape:
+            raise InputError(f"an image must have pixels, got shape {tuple(images.shape[1:])}")
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        elif not images.is_floating_point() or images.min() < -1e-3 or images.max() > 1 + 1e-3:
+            raise InputError(
+                f"pixels must be uint8 in 0..255 or floats in 0..1, got {images.dtype} up to {images.max()}"
+            )
+        images = images.float()
         images = match_channels(images, self.channels)
         height, width = images.shape[2:]
         scale = self.resize / min(width, height)
@@ -207,9 +220,8 @@ class IterableSource(ImageSource):
         self._started = True
         images: list[Tensor] = []
         labels: list[int] = []
-        for position, (image, label) in enumerate(self.iterable):
-            pair = (image, label)
-            read, target = _read(functools.partial(tuple, pair), transform, f"{self.name}: item {position}")
+        for position, pair in enumerate(self.iterable):
+            read, target = _read(functools.partial(_same, pair), transform, f"{self.name}: item {position}")
             images.append(read)
             labels.append(target)
             if len(images) == batch_size:
@@ -236,14 +248,26 @@ class _View(torch.utils.data.Dataset):
             return str(error)
 
 
+def _same(pair: Any) -> Any:
+    return pair
+
+
 def _read(fetch: Callable[[], tuple[Any, int]], transform: ImageTransform, where: str) -> tuple[Tensor, int]:
     try:
         image, label = fetch()
-        return transform(image), int(label)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from error
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises on damaged files
+    except Exception as error:  # Pillow raises half a dozen kinds on damaged files
         raise InputError(f"{where}: unreadable image ({error})") from error
+    try:
+        target = operator.index(label.item() if isinstance(label, Tensor) else label)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{where}: the label must be an integer, got {label!r}") from error
+    if not 0 <= target < 2**31:
+        raise InputError(f"{where}: the label must be a class number, got {target}")
+    try:
+        return transform(image), target
+    except Exception as error:
+        reason = str(error) if isinstance(error, InputError) else f"unreadable image ({error})"
+        raise InputError(f"{where}: {reason}") from error
 
 
 def _collate(samples: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor] | str:

@@ -17,7 +17,7 @@ from .config import DistillConfig
 from .images import SyntheticImages
 
 FORMAT = "sfm_fast.checkpoint/1"
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def save_checkpoint(
@@ -53,28 +53,43 @@ def load_checkpoint(
         raise InputError(
             f"{path}: not a checkpoint of this package (format {metadata.get('file_format')!r}, wanted {FORMAT!r})"
         )
-    difference = config.difference(DistillConfig.from_dict(metadata["config"]))
+    try:
+        stored, made_with, step = (
+            DistillConfig.from_dict(metadata["config"]),
+            dict(metadata["provenance"]),
+            int(metadata["step"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
+    difference = config.difference(stored)
     if difference:
         raise InputError(
             f"{path}: made with other options ({difference}); continue with the same ones, or choose another folder"
         )
-    for name, value in metadata["provenance"].items():
+    for name, value in made_with.items():
         if provenance.get(name) != value:
             raise InputError(f"{path}: made with another {name} ({value!r}, now {provenance.get(name)!r})")
     live = sum(name.startswith("level.") for name in tensors)
+    if not 1 <= live <= len(images.sizes) or step < 0:
+        raise InputError(f"{path}: damaged checkpoint ({live} levels for {len(images.sizes)} sizes, step {step})")
     while len(images.levels) < live:
         images.grow()
     for group in optimiser.param_groups:
         group["params"] = list(images.levels)
     with torch.no_grad():
         for index, level in enumerate(images.levels):
-            stored = tensors.get(f"level.{index}")
-            if stored is None or stored.shape != level.shape:
-                raise InputError(f"{path}: level {index} is missing or has another shape; the file is damaged")
-            level.copy_(stored)
-            if f"step.{index}" in tensors:
-                # Adam keeps its step count on the host unless it is fused or capturable.
-                optimiser.state[level] = {
-                    name: tensors[f"{name}.{index}"].to("cpu" if name == "step" else level.device) for name in _MOMENTS
-                }
-    return int(metadata["step"])
+            restored = _restore(tensors, index, level, path)
+            if step:
+                optimiser.state[level] = restored
+    return step
+
+
+def _restore(tensors: dict[str, Tensor], index: int, level: Tensor, path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Copy the stored level into ``level``; returns its Adam state (step count, two moments)."""
+    wanted = {f"level.{index}": level.shape, f"exp_avg.{index}": level.shape, f"exp_avg_sq.{index}": level.shape}
+    for name, shape in {**wanted, f"step.{index}": torch.Size()}.items():
+        if name not in tensors or tensors[name].shape != shape or not tensors[name].isfinite().all():
+            raise InputError(f"{path}: damaged checkpoint ({name} is missing, not finite or of another shape)")
+    level.copy_(tensors[f"level.{index}"])
+    # Adam keeps its step count on the host unless it is fused or capturable.
+    return {name: tensors[f"{name}.{index}"].to("cpu" if name == "step" else level.device) for name in _MOMENTS}

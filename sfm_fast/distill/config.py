@@ -54,8 +54,18 @@ class DistillConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, got {value}")
-        if not 0 < self.lr < float("inf"):
-            raise InputError(f"lr must be positive, got {self.lr}")
+        for name, most in (
+            ("ipc", 10**6),
+            ("steps", 2**32 - 1),
+            ("views", 10**4),
+            ("size", 2**14),
+            ("seed", 2**64 - 1),
+        ):
+            value = getattr(self, name)
+            if value is not None and value > most:
+                raise InputError(f"{name} must be at most {most}, got {value}")
+        if not 0 < self.lr <= 1000:
+            raise InputError(f"lr must be positive and at most 1000, got {self.lr}")
         if not 0 < self.min_area <= 1:
             raise InputError(f"min_area must be in (0, 1], got {self.min_area}")
         if not 0 <= self.alpha <= 1:

@@ -45,7 +45,15 @@ class SyntheticSet:
         tensors, metadata = load_tensors(path)
         if metadata.pop("file_format", None) != FORMAT or not {"images", "labels"} <= tensors.keys():
             raise InputError(f"{path}: not a synthetic set of this package")
-        return cls(tensors["images"], tensors["labels"], metadata.pop("class_names"), metadata)
+        images, labels, names = tensors["images"], tensors["labels"], metadata.pop("class_names", None)
+        whole = images.ndim == 4 and images.is_floating_point() and len(images) and images.isfinite().all()
+        if not whole or labels.shape != images.shape[:1] or labels.dtype != torch.int64 or not isinstance(names, list):
+            raise InputError(
+                f"{path}: damaged synthetic set (images {tuple(images.shape)}, labels {tuple(labels.shape)})"
+            )
+        if labels.min() < 0 or labels.max() >= len(names):
+            raise InputError(f"{path}: damaged synthetic set (labels beyond its {len(names)} classes)")
+        return cls(images, labels, names, metadata)
 
 
 def to_bytes(images: Tensor) -> Tensor:

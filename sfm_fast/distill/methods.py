@@ -10,7 +10,7 @@ from torch import Tensor
 from ..data.backbones import Backbone
 from ..data.sources import ImageSource, ImageTransform
 from ..errors import InputError
-from ..loss import FlowAlignmentLoss, decoupled_flow_loss
+from ..loss import FlowAlignmentLoss, check_labels, decoupled_flow_loss
 from ..reference import gradient_matching, philox
 from ..reference.augment import Augmentation, augment
 from ..reference.philox import Stream
@@ -104,6 +104,8 @@ class GradientMatching(Objective):
         )
         self.augmentation = augmentation
         self.transform = ImageTransform(image_size, image_size, channels)
+        if not len(source):
+            raise InputError(f"{source.name}: holds no images")
         self.batch = min(ipc * views * num_classes, len(source))
         # Frozen, the input's gradient still flows; "stock" leaves what the public code leaves on.
         backbone.model.requires_grad_(variant == "stock")
@@ -117,6 +119,7 @@ class GradientMatching(Objective):
         self.bias = torch.zeros(self.num_classes, device=device)
         chosen = philox.permutation(len(self.source), seed=self.seed, stream=Stream.REAL_BATCH, step=step)[: self.batch]
         images, labels = self.source.take(chosen.tolist(), self.transform)
+        check_labels(f"labels of {self.source.name}", labels, len(images), self.num_classes)
         images, labels = images.to(device), labels.to(device)
         with torch.set_grad_enabled(self.variant == "stock"):
             views = augment(

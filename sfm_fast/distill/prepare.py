@@ -81,10 +81,12 @@ def load_statistics(path: str | os.PathLike[str], backbone: Backbone) -> ClassSt
         raise InputError(
             f"{path}: has {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}"
         )
-    if made_with.get("fingerprint", backbone.fingerprint) != backbone.fingerprint:
-        raise InputError(
-            f"{path}: made with other weights than those of {backbone.name!r} ({made_with.get('name')!r}, {made_with['fingerprint']})"
-        )
+    for key in ("fingerprint", "input_size", "resize"):
+        now = backbone.describe()[key]
+        if made_with.get(key, now) != now:
+            raise InputError(
+                f"{path}: made with {made_with.get('name')!r}, {key} {made_with[key]}; {backbone.name!r} has {now}"
+            )
     return statistics
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..data.backbones import Backbone
 from ..errors import InputError
-from ..files import check_free_space, locked_folder, write_json, write_text
+from ..files import LOCK_NAME, check_free_space, locked_folder, write_json, write_text
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import DistillConfig
 from .export import SyntheticSet, save_grid, save_image_folder
@@ -24,7 +25,13 @@ from .methods import Objective
 from .progress import Reporter, Signals, peak_bytes
 from .step import distillation_step
 
-CHECKPOINT, LOG, RESULT, SUMMARY = "checkpoint.safetensors", "log.jsonl", "synthetic.safetensors", "summary.json"
+CHECKPOINT, LOG, RESULT, SUMMARY, MARKER = (
+    "checkpoint.safetensors",
+    "log.jsonl",
+    "synthetic.safetensors",
+    "summary.json",
+    "run.json",
+)
 ADAM_BETAS = (0.9, 0.999)
 
 
@@ -125,7 +132,7 @@ class Distiller:
 
         Writes log.jsonl, TensorBoard events where that package is installed, grids/, checkpoint.safetensors and, at the end,
         synthetic.safetensors and images/. A folder that holds a run is continued with ``resume``, replaced with
-        ``overwrite`` and otherwise an error. SIGINT, SIGTERM and SIGUSR1 save the state and raise `Interrupted`.
+        ``overwrite`` and otherwise an error; one that holds anything else is always an error. SIGINT, SIGTERM and SIGUSR1 save the state and raise `Interrupted`.
         """
         for name, value in (
             ("checkpoint_every", checkpoint_every),
@@ -134,23 +141,26 @@ class Distiller:
         ):
             if value < 1:
                 raise InputError(f"{name} must be at least 1, got {value}")
+        check_run_folder(folder, resume=resume, overwrite=overwrite)
         with locked_folder(folder) as place:
-            self._open(place, resume, overwrite)
+            check_run_folder(folder, resume=resume, overwrite=overwrite)
             check_free_space(place, 8 * sum(level.nbytes for level in self.images.levels) + (1 << 22))
+            started, first, begun = time.perf_counter(), self.steps_done, None
+            if resume:
+                self._continue(place)
+                first = self.steps_done
+            else:
+                # An earlier run is replaced only once this one has shown that it can make a step.
+                begun = self._timed_step()
+                _clear(place)
+            write_json(place / MARKER, {"config": self.config.to_dict(), "provenance": self.provenance})
             (place / "grids").mkdir(exist_ok=True)
-            started, first = time.perf_counter(), self.steps_done
             with (
                 Signals() as caught,
                 Reporter(place, place / LOG, first, self.config.steps, progress, log_every) as report,
             ):
-                while self.steps_done < self.config.steps:
-                    begun = time.perf_counter()
-                    try:
-                        loss = self.step()
-                    except InputError:
-                        self._checkpoint(place)
-                        raise
-                    report.step(self.steps_done, loss, time.perf_counter() - begun, peak_bytes(self.backbone.device))
+                for loss, seconds in self._steps(place, begun):
+                    report.step(self.steps_done, loss, seconds, peak_bytes(self.backbone.device))
                     if on_step is not None:
                         on_step(self.steps_done)
                     if caught.signum is not None:
@@ -158,12 +168,8 @@ class Distiller:
                         raise Interrupted(caught.signum, self.steps_done)
                     if self.steps_done % grid_every == 0:
                         with torch.no_grad():
-                            save_grid(
-                                place / "grids" / f"{self.steps_done:06d}.png",
-                                self.images(),
-                                self.labels,
-                                self.class_names,
-                            )
+                            path = place / "grids" / f"{self.steps_done:06d}.png"
+                            save_grid(path, self.images(), self.labels, self.class_names)
                     if self.steps_done % checkpoint_every == 0 and self.steps_done < self.config.steps:
                         self._checkpoint(place)
             self._checkpoint(place)
@@ -185,41 +191,65 @@ class Distiller:
             write_json(place / SUMMARY, summary)
             return summary
 
-    def _open(self, place: Path, resume: bool, overwrite: bool) -> None:
-        check_run_folder(place, resume=resume, overwrite=overwrite)
+    def _timed_step(self) -> tuple[Tensor, float]:
+        begun = time.perf_counter()
+        loss = self.step()
+        return loss, time.perf_counter() - begun
+
+    def _steps(self, place: Path, begun: tuple[Tensor, float] | None) -> Iterator[tuple[Tensor, float]]:
+        """Loss and seconds of every step, the one already made first; a step that fails leaves a checkpoint behind."""
+        if begun is not None:
+            yield begun
+        while self.steps_done < self.config.steps:
+            try:
+                step = self._timed_step()
+            except InputError:
+                if all(level.isfinite().all() for level in self.images.levels):
+                    self._checkpoint(place)
+                raise
+            yield step
+
+    def _continue(self, place: Path) -> None:
         checkpoint, log = place / CHECKPOINT, place / LOG
-        if resume:
-            self.steps_done = load_checkpoint(checkpoint, self.images, self.optimiser, self.config, self.provenance)
-            if self.steps_done > self.config.steps:
-                raise InputError(
-                    f"{place}: has run {self.steps_done} steps already, more than steps={self.config.steps}"
-                )
-            # Lines written after the checkpoint belong to steps that will be run again.
-            if log.is_file():
-                write_text(
-                    log, "".join(line for line in log.read_text().splitlines(True) if _step_of(line) <= self.steps_done)
-                )
-        else:
-            for name in (CHECKPOINT, LOG, RESULT, SUMMARY):
-                (place / name).unlink(missing_ok=True)
+        self.steps_done = load_checkpoint(checkpoint, self.images, self.optimiser, self.config, self.provenance)
+        if self.steps_done > self.config.steps:
+            raise InputError(f"{place}: has run {self.steps_done} steps already, more than steps={self.config.steps}")
+        # Lines written after the checkpoint belong to steps that will be run again.
+        if log.is_file():
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines(True)
+            write_text(log, "".join(line for line in lines if _step_of(line) <= self.steps_done))
 
     def _checkpoint(self, place: Path) -> None:
         save_checkpoint(place / CHECKPOINT, self.images, self.optimiser, self.steps_done, self.config, self.provenance)
 
 
-def check_run_folder(place: Path, *, resume: bool, overwrite: bool) -> None:
-    """Raise ``InputError`` unless a run may start (or continue, with ``resume``) in ``place``; touches nothing."""
-    exists = (place / CHECKPOINT).is_file()
-    if resume and not exists:
-        raise InputError(f"{place}: nothing to resume here, {CHECKPOINT} is missing")
-    if not resume and not overwrite and (exists or (place / RESULT).exists()):
-        raise InputError(
-            f"{place}: holds a run already; give --resume to continue it, --overwrite to replace it, or another folder"
-        )
+def check_run_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise ``InputError`` unless a run may start (or continue, with ``resume``) in ``folder``; touches nothing."""
+    if not str(folder):
+        raise InputError("the run's folder must have a name, got ''")
+    place = Path(folder)
+    if resume:
+        if not (place / CHECKPOINT).is_file():
+            raise InputError(f"{place}: nothing to resume here, {CHECKPOINT} is missing")
+    elif place.is_dir() and any(entry.name != LOCK_NAME for entry in place.iterdir()):
+        if not (place / MARKER).is_file():
+            raise InputError(f"{place}: holds other files, and no run; choose an empty or a new folder")
+        if not overwrite:
+            raise InputError(
+                f"{place}: holds a run already; --resume continues it, --overwrite replaces it, or choose another folder"
+            )
+
+
+def _clear(place: Path) -> None:
+    """Remove an earlier run's own files, and nothing else."""
+    for name in (CHECKPOINT, LOG, RESULT, SUMMARY, "grid.png"):
+        (place / name).unlink(missing_ok=True)
+    for name in ("grids", "images", "tensorboard"):
+        shutil.rmtree(place / name, ignore_errors=True)
 
 
 def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
-    except (ValueError, KeyError):
+    except (ValueError, KeyError, TypeError):
         return math.inf  # a line cut short by a crash

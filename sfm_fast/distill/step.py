@@ -45,9 +45,14 @@ def distillation_step(
     loss = objective.loss(backbone(views), labels.repeat(objective.views), step)
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
-    if not torch.isfinite(loss):
+    # Sums, not masks: no memory beyond a number a level. A sum that overflows is no gradient to step along either.
+    sums = torch.stack(
+        [loss.detach().float(), *(level.grad.sum() for level in images.levels if level.grad is not None)]
+    )
+    if not sums.isfinite().all():
+        what = "loss" if not torch.isfinite(loss) else "gradient"
         raise InputError(
-            f"the loss became {loss.item()} at step {step}: nothing was updated; try a smaller lr or precision fp32"
+            f"the {what} became nan or infinite at step {step}: nothing was updated; try a smaller lr or precision fp32"
         )
     optimiser.step()
     backbone.model.zero_grad(set_to_none=True)  # "stock" LGM leaves gradients on the backbone

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ..data.backbones import Backbone
 from ..data.sources import ImageSource, match_channels
 from ..errors import InputError
+from ..loss import check_labels
 from ..reference.augment import Augmentation, augment
 from ..reference.philox import Stream
 from ..statistics import ClassStatistics
@@ -38,7 +39,9 @@ def dataset_features(
     batches = list(stream_features(source, backbone, batch_size=batch_size, progress=progress))
     if not batches:
         raise InputError(f"{source.name}: holds no images")
-    return torch.cat([features for features, _ in batches]), torch.cat([labels for _, labels in batches])
+    features, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    check_labels(f"labels of {source.name}", labels, len(features), len(source.class_names))
+    return features, labels
 
 
 @torch.no_grad()

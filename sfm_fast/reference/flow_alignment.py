@@ -35,7 +35,8 @@ def safe_cosine(dot: Tensor, squared_a: Tensor, squared_b: Tensor, eps: float) -
         torch.where(short, torch.ones_like(squared_a), squared_a).sqrt()
         * torch.where(short, torch.ones_like(squared_b), squared_b).sqrt()
     )
-    return torch.where(short, torch.zeros_like(dot), dot / product)
+    # dot * 0, not 0: NaN and infinity must come out as NaN even next to a short flow.
+    return torch.where(short, dot * 0, dot / product)
 
 
 def global_cosine(centred_centers: Tensor, shifted_means: Tensor, eps: float) -> Tensor:

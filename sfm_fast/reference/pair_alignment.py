@@ -36,19 +36,21 @@ def pair_cosine_with_gradient(
     """
     classes = a.shape[0]
     pairs = classes * (classes - 1)
-    own = (a * b).sum(1)
+    # The numerator is a difference of products that nearly cancel for close classes: float64 until it is formed.
+    wide_a, wide_b = a.double(), b.double()
+    own = (wide_a * wide_b).sum(1)
     total = torch.zeros((), dtype=torch.float64, device=a.device)
     gradient = torch.empty_like(b) if need_gradient else None
     exact = "donot_use_mm_for_euclid_dist"
     for rows in _strips(classes, tile_elements):
-        numerator = own[rows, None] + own[None, :] - a[rows] @ b.T - b[rows] @ a.T
+        numerator = own[rows, None] + own[None, :] - wide_a[rows] @ wide_b.T - wide_b[rows] @ wide_a.T
         f_length = torch.cdist(a[rows], a, compute_mode=exact)
         g_length = torch.cdist(b[rows], b, compute_mode=exact)
         dropped = (f_length < eps) | (g_length < eps)
         index = torch.arange(rows.start, rows.stop, device=a.device)
         dropped[index - rows.start, index] = True
         u = (1 / (f_length * g_length)).masked_fill_(dropped, 0)
-        cosine = (numerator * u).masked_fill_(dropped, 0)
+        cosine = numerator.to(a.dtype) * u  # 0 where dropped, but NaN for NaN or infinite features
         total += cosine.double().sum()
         if gradient is not None:
             w = (cosine / g_length.square()).masked_fill_(dropped, 0)

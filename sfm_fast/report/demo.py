@@ -14,7 +14,7 @@ from ..distill.export import SyntheticSet, to_bytes
 from . import html, plots
 from .tables import megabytes, text_table
 
-COST_HEADER = ("method", "views", "ms a step", "x SFM", "peak memory", "x SFM")
+COST_HEADER = ("method", "views", "ms a step", "time x SFM", "peak memory", "memory x SFM")
 
 
 def pixel_class_means(source: ImageSource, transform: ImageTransform, batch_size: int = 512) -> Tensor:

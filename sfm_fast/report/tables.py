@@ -28,22 +28,20 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def accuracy_table(rows: Iterable[dict[str, Any]]) -> str:
     """Rows of `Evaluator` as a table: images, images a class, top-1 and top-5 in percent, mean ± std over seeds."""
 
-    def percent(row: dict[str, Any], key: str) -> str:
-        return f"{100 * row[key + '_mean']:.1f} ± {100 * row[key + '_std']:.1f}"
+    rows = list(rows)
 
-    return text_table(
-        ("images", "per class", "top-1 %", "top-5 %", "backbone"),
-        [
-            (
-                row.get("method") or row["images"],
-                str(row["ipc"]),
-                percent(row, "top1"),
-                percent(row, "top5"),
-                row["backbone"],
-            )
-            for row in rows
-        ],
-    )
+    def percent(row: dict[str, Any], key: str) -> str:
+        spread = f" ± {100 * row[key + '_std']:.1f}" if row.get("seeds", 2) > 1 else ""
+        return f"{100 * row[key + '_mean']:.1f}{spread}"
+
+    header, cells = ["images", "per class", "top-1 %", "top-5 %", "backbone"], []
+    for row in rows:
+        name = row.get("method") or row["images"]
+        cells.append([name, str(row["ipc"]), percent(row, "top1"), percent(row, "top5"), row["backbone"]])
+    if any("run" in row for row in rows):
+        header.append("run")
+        cells = [[*cell, row.get("run", "")] for cell, row in zip(cells, rows, strict=True)]
+    return text_table(header, cells)
 
 
 def megabytes(count: float) -> str:
