@@ -88,3 +88,22 @@ def test_what_cannot_be_loaded(checkpoint, tmp_path):
     ):
         with pytest.raises(InputError, match=message):
             load_backbone(**options)
+
+
+def test_position_embeddings_follow_the_image_size(checkpoint):
+    backbone = load_backbone(TINY, checkpoint, image_size=96)
+    assert backbone.input_size == 96
+    assert backbone.features(torch.rand(1, 3, 96, 96)).isfinite().all()
+    for size in (0, -1):
+        with pytest.raises(InputError, match="image_size must be"):
+            load_backbone(TINY, checkpoint, image_size=size)
+    with pytest.raises(InputError, match="image_size of 'fashion_vit' is 28, got 64"):
+        load_backbone(image_size=64)
+
+
+def test_a_file_of_the_pretraining_script_loads_by_the_shipped_name(tmp_path, checkpoint):
+    other = tmp_path / "mine.safetensors"
+    other.write_bytes(SHIPPED_FILE.read_bytes())
+    assert load_backbone("fashion_vit", other).fingerprint == load_backbone().fingerprint
+    with pytest.raises(InputError, match="not made by scripts/pretrain_backbone"):
+        load_backbone("fashion_vit", checkpoint)

@@ -128,6 +128,14 @@ BAD = {
     "bad batch": (["stats", "--batch-size", "0"], "--batch-size"),
     "bad threads": (["stats", "--threads", "0"], "--threads"),
     "no out folder": (["stats", "--out", "none/x.safetensors"], "no such folder"),
+    "no json folder": (["stats", "--json", "none/x.json"], "no such folder none"),
+    "empty out": (["distill", "--out", ""], "must have a name"),
+    "bad workers": (["stats", "--workers", "-1"], "--workers"),
+    "bad eval ipc": (["eval", "--ipc", "0"], "--ipc"),
+    "bad rounds": (["demo", "--rounds", "0"], "--rounds"),
+    "huge ipc": (["distill", "--ipc", "1000000000000"], "ipc must be at most"),
+    "huge lr": (["distill", "--lr", "1e38"], "lr must be"),
+    "device without values": (["stats", "--device", "meta"], "holds no values"),
     "no run": (["eval", "none"], "no such file"),
     "bad reference": (["eval", "--references", "best-real"], "is none of"),
     "nothing to do": (["eval", "--references", ""], "nothing to evaluate"),
@@ -187,3 +195,44 @@ def test_a_bad_command_line_is_exit_code_two():
     done = subprocess.run([sys.executable, "-m", "sfm_fast", "distil"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "invalid choice" in done.stderr
+
+
+def test_a_run_of_another_backbone_is_not_evaluated_by_mistake(tmp_path, capsys, checkpoint):
+    data = ["--data", str(write_image_folder(tmp_path / "images"))]
+    model = ["--backbone", "test_vit", "--checkpoint", checkpoint]
+    assert call(capsys, *SMALL_DISTIL, *data, *model, "--out", tmp_path / "run")[0] == 0
+    code, _, err = call(capsys, "eval", tmp_path / "run", *data, *SMALL_EVAL)
+    assert code == 1
+    assert "distilled on 'test_vit'" in err
+
+
+def test_other_files_are_not_replaced(tmp_path, capsys):
+    precious = tmp_path / "precious.txt"
+    precious.write_text("precious")
+    code, _, err = call(capsys, "stats", "--out", precious, "--quiet")
+    assert code == 1
+    assert "not a safetensors file" in err
+    assert precious.read_text() == "precious"
+    code, _, err = call(capsys, "demo", "--out", tmp_path, "--quiet")
+    assert code == 1
+    assert "holds other files" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_json_to_a_pipe_leaves_the_pipe(tmp_path):
+    import os
+    import stat
+
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "sfm_fast", "info", "--json", str(pipe)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    assert json.loads(pipe.read_text())["versions"]
+    assert process.wait() == 0
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_reader_that_goes_away_is_no_traceback():
+    command = f"{sys.executable} -m sfm_fast info | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert "Traceback" not in done.stderr

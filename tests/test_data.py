@@ -199,3 +199,45 @@ def test_bad_arrays():
         ArraySource("x", np.zeros((2, 4, 4), np.float32), np.zeros(2), ["a"])
     with pytest.raises(InputError, match="2 items"):
         ArraySource("x", np.zeros((2, 4, 4), np.uint8), np.zeros(3), ["a"])
+
+
+def test_empty_class_folder_is_named(tmp_path):
+    root = write_image_folder(tmp_path)
+    (root / "train" / "bird").mkdir()
+    (root / "train" / "bird" / "notes.txt").write_text("none yet")
+    with pytest.raises(InputError, match=r"train/bird: this class folder holds no images"):
+        open_dataset(str(root), "train")
+
+
+def test_an_archive_with_both_splits_is_refused(tmp_path):
+    import tarfile
+
+    root = write_image_folder(tmp_path / "images")
+    with tarfile.open(tmp_path / "whole.tar", "w") as archive:
+        archive.add(root, arcname=".")
+    with pytest.raises(InputError, match=r"holds the splits \['test', 'train'\]"):
+        open_dataset(str(tmp_path / "whole.tar"), "train", workers=0)
+
+
+def test_sixteen_bit_images_keep_their_greys(tmp_path):
+    values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    pixels = ImageTransform(8, 8, 1)(Image.open(tmp_path / "deep.png"))
+    torch.testing.assert_close(pixels[0], torch.from_numpy(values.astype(np.float32) / 65535), rtol=0, atol=1 / 255)
+
+
+@pytest.mark.parametrize(
+    ("image", "label", "message"),
+    [
+        (np.full((8, 8), 200.0, np.float32), 0, "floats in 0..1"),
+        (np.zeros((8, 8), np.int64), 0, "pixels must be uint8"),
+        (np.zeros((0, 8), np.uint8), 0, "must have pixels"),
+        (None, 0, "unreadable image"),
+        (np.zeros((8, 8), np.uint8), 1.7, "label must be an integer"),
+        (np.zeros((8, 8), np.uint8), None, "label must be an integer"),
+        (np.zeros((8, 8), np.uint8), -1, "label must be a class number"),
+    ],
+)
+def test_wrong_items_are_named(image, label, message):
+    with pytest.raises(InputError, match=rf"item 0: .*{message}"):
+        everything(from_iterable([(image, label)], ["a", "b"], channels=1), ImageTransform(8, 8, 1))

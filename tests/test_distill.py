@@ -23,7 +23,7 @@ from sfm_fast.distill.export import SyntheticSet
 from sfm_fast.distill.prepare import make_distiller
 from sfm_fast.distill.progress import iterate_log
 from sfm_fast.distill.run import Interrupted
-from sfm_fast.files import load_tensors
+from sfm_fast.files import load_tensors, save_tensors
 from sfm_fast.probe.features import class_statistics
 
 
@@ -266,3 +266,46 @@ def test_compare_measures_lgm_above_sfm(backbone, source, statistics):
     assert peaks[0] * 5 < peaks[1]  # ten views and a hundred real images against ten views in all
     assert peaks[2] <= peaks[3]
     assert not any(parameter.requires_grad for parameter in backbone.model.parameters())
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path, backbone, source, statistics):
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "mine.jpg").write_text("holiday")
+    (tmp_path / "log.jsonl").write_text("mine")
+    for overwrite in (False, True):
+        distiller = make_distiller(DistillConfig(steps=3), backbone, source, statistics)
+        with pytest.raises(InputError, match="holds other files"):
+            distiller.run(tmp_path, overwrite=overwrite, progress=False)
+    assert (tmp_path / "images" / "mine.jpg").read_text() == "holiday"
+    assert (tmp_path / "log.jsonl").read_text() == "mine"
+
+
+def test_overwrite_keeps_the_old_run_until_the_new_one_makes_a_step(tmp_path, backbone, source, statistics):
+    run(tmp_path, backbone, source, statistics)
+    before = (tmp_path / "synthetic.safetensors").read_bytes()
+    distiller = make_distiller(DistillConfig(steps=3), backbone, source, statistics)
+    distiller.objective.loss = lambda features, labels, step: features.sum() * float("nan")
+    with pytest.raises(InputError, match="at step 0"):
+        distiller.run(tmp_path, overwrite=True, progress=False)
+    assert (tmp_path / "synthetic.safetensors").read_bytes() == before
+    make_distiller(DistillConfig(steps=3), backbone, source, statistics).run(tmp_path, overwrite=True, progress=False)
+    assert (tmp_path / "synthetic.safetensors").read_bytes() != before
+    assert not list((tmp_path / "grids").iterdir())
+
+
+@pytest.mark.parametrize("damage", ["levels", "moments", "step", "config", "provenance"])
+def test_a_checkpoint_with_wrong_contents_is_one_clear_line(tmp_path, backbone, source, statistics, damage):
+    run(tmp_path, backbone, source, statistics)
+    path = tmp_path / "checkpoint.safetensors"
+    tensors, metadata = load_tensors(path)
+    if damage == "levels":
+        tensors |= {f"level.{index}": torch.zeros(10, 1, 1, 1) for index in range(3, 12)}
+    elif damage == "moments":
+        del tensors["exp_avg.0"]
+    elif damage == "step":
+        metadata["step"] = -3
+    else:
+        del metadata[damage]
+    save_tensors(path, tensors, metadata)
+    with pytest.raises(InputError, match="damaged checkpoint"):
+        run(tmp_path, backbone, source, statistics, resume=True)

@@ -257,3 +257,24 @@ def test_explain_names_every_backend():
     text = str(sfm_fast.explain(torch.zeros(3, 4)))
     assert text.startswith("torch:")
     assert all(name in text for name in ("cpu", "triton", "cuda"))
+
+
+@pytest.mark.parametrize("gap", [1e-1, 1e-2, 1e-3])
+def test_pair_cosine_of_close_classes(gap):
+    generator = torch.Generator().manual_seed(2)
+    features, centers = (10 * torch.randn(4, 64, generator=generator) for _ in range(2))
+    for means in (features, centers):
+        means[1] = means[0] + gap * torch.randn(64, generator=generator)
+    expected, expected_gradient = value_and_gradient(
+        lambda z: definitions.flow_alignment(z, centers, None, "pair", "cosine"), features.double()
+    )
+    loss, gradient = value_and_gradient(lambda z: sfm_fast.flow_alignment_loss(z, centers, alignment="pair"), features)
+    assert abs(loss.double() - expected) <= 1e-5 * abs(expected)
+    assert (gradient.double() - expected_gradient).norm() <= 1e-3 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_nan_shows_even_beside_short_flows(alignment):
+    features = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    features[0, 0] = float("nan")
+    assert sfm_fast.flow_alignment_loss(features, torch.ones(3, 4), alignment=alignment).isnan()

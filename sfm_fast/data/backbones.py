@@ -150,7 +150,9 @@ def load_backbone(
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
-    """ "auto" is the current GPU where there is one, else the CPU; raises ``InputError`` for a device torch can't use."""
+    """The torch device; "auto" is the current GPU, else the CPU. Raises ``InputError`` for one that can't be used."""
+    if str(device) == "meta":
+        raise InputError("device 'meta' holds no values")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
