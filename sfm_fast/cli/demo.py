@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="demo",
         help="folder for everything the demo makes; an earlier demo there is replaced",
     )
-    parser.add_argument("--steps", type=int, default=1500, help="SFM steps")
+    parser.add_argument("--steps", type=int, default=1200, help="SFM steps")
     parser.add_argument(
         "--lr", type=float, default=0.02, help="Adam's step size (larger than the default 0.002: the run is short)"
     )
