@@ -9,7 +9,6 @@ Mean ± std is over distillation seeds (each with a probe of its own), for the r
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +91,7 @@ def main() -> None:
 
     backbone = load_backbone()
     train, test = open_dataset(args.data, "train"), open_dataset(args.data, "test")
-    found, provenance = class_statistics(train, backbone)
-    found.provenance = provenance
+    found = class_statistics(train, backbone)
     runs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for ipc in args.ipc:
         for seed in args.only or range(args.seeds):
@@ -135,7 +133,7 @@ def main() -> None:
         "rows": rows,
         "costs": costs,
     }
-    write_json(out / "accuracy.json", json.loads(json.dumps(result)))
+    write_json(out / "accuracy.json", result)
     print(accuracy_table(rows))
 
 

@@ -120,12 +120,14 @@ class ClassStatistics:
         return self._cluster_centers
 
     def save(self, path: str | os.PathLike[str], provenance: dict[str, Any] | None = None) -> None:
-        """Write a safetensors file (atomically): sums, counts, centres, and ``provenance`` as metadata."""
+        """Write a safetensors file (atomically): sums, counts, centres, and ``provenance`` (default: its own) as metadata."""
         tensors = {"sums": self._sums, "counts": self._counts, "centers": self.centers}
         if self.cluster_centers is not None:
             tensors["cluster_centers"] = self.cluster_centers
         save_tensors(
-            path, tensors, {"file_format": FORMAT, "class_names": self.class_names, "provenance": provenance or {}}
+            path,
+            tensors,
+            {"file_format": FORMAT, "class_names": self.class_names, "provenance": provenance or self.provenance},
         )
 
     @classmethod

@@ -39,9 +39,7 @@ def source() -> ImageSource:
 
 @pytest.fixture(scope="module")
 def statistics(backbone, source):
-    found, provenance = class_statistics(source, backbone, progress=False)
-    found.provenance = provenance
-    return found
+    return class_statistics(source, backbone, progress=False)
 
 
 def run(folder, backbone, source, statistics, resume=False, distil=None, **options):

@@ -65,9 +65,8 @@ def run(args: argparse.Namespace) -> None:
         train, test = open_dataset(EMBEDDED, "train"), open_dataset(EMBEDDED, "test")
 
         common.say(args, f"1/4 statistics: {len(train)} images of {len(train.class_names)} classes, once")
-        statistics, provenance = class_statistics(train, backbone, batch_size=args.batch_size, progress=progress)
-        statistics.save(out / "stats.safetensors", provenance)
-        statistics.provenance = provenance
+        statistics = class_statistics(train, backbone, batch_size=args.batch_size, progress=progress)
+        statistics.save(out / "stats.safetensors")
 
         common.say(
             args, f"2/4 distillation: {config.steps} steps each of SFM as in the paper, and of its decoupled variant"

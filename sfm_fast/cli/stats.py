@@ -6,7 +6,6 @@ import argparse
 import time
 from pathlib import Path
 
-from .. import __version__
 from ..files import check_free_space, check_output_file
 from ..probe.features import class_statistics
 from ..statistics import ClassStatistics
@@ -34,11 +33,11 @@ def run(args: argparse.Namespace) -> None:
     backbone = common.open_backbone(args)
     source = common.open_data(args, args.split)
     started = time.perf_counter()
-    statistics, provenance = class_statistics(
+    statistics = class_statistics(
         source, backbone, clusters=args.clusters, batch_size=args.batch_size, progress=not args.quiet
     )
     seconds = time.perf_counter() - started
-    statistics.save(args.out, {**provenance, "sfm_fast": __version__})
+    statistics.save(args.out)
     counts = statistics.counts
     common.say(
         args,
@@ -52,6 +51,6 @@ def run(args: argparse.Namespace) -> None:
             "seconds": seconds,
             "counts": counts.tolist(),
             "class_names": source.class_names,
-            "provenance": provenance,
+            "provenance": statistics.provenance,
         },
     )

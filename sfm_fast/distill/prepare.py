@@ -57,8 +57,7 @@ def make_distiller(
             raise InputError(
                 f"method {config.method} needs class statistics: give them, or the data set to compute them from"
             )
-        statistics, provenance = class_statistics(source, backbone, batch_size=batch_size, progress=progress)
-        statistics.provenance = provenance
+        statistics = class_statistics(source, backbone, batch_size=batch_size, progress=progress)
     if statistics.dim != backbone.num_features:
         raise InputError(
             f"statistics have {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}"

@@ -16,6 +16,7 @@ from ..distill.export import SyntheticSet
 from ..errors import InputError
 from ..reference import philox
 from ..reference.augment import Augmentation
+from ..statistics import ClassStatistics
 from .features import dataset_features, view_features
 from .linear import top_k_accuracy, train_linear
 
@@ -127,9 +128,11 @@ class Evaluator:
     def nearest_images(self, ipc: int, image_size: int) -> tuple[Tensor, Tensor]:
         """Those images (C * ipc, channels, image_size, image_size) and their labels, class by class."""
         features, labels = self.train_features(self.selector)
-        sums = torch.zeros(self.num_classes, features.shape[1], dtype=torch.float64, device=features.device)
-        counts = torch.bincount(labels, minlength=self.num_classes).clamp(min=1)
-        centers = sums.index_add_(0, labels, features.double()) / counts.unsqueeze(1)
+        seen = ClassStatistics(
+            self.num_classes, features.shape[1], class_names=self.test.class_names, device=features.device
+        )
+        seen.update(features, labels)
+        centers = seen.centers
         distance = (features.double() - centers[labels]).norm(dim=1).cpu()
         return self._take(
             lowest_per_class(distance, labels.cpu(), self.num_classes, ipc, self.test.class_names), image_size

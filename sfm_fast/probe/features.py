@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,15 +16,14 @@ from ..loss import check_labels
 from ..reference.augment import Augmentation, augment
 from ..reference.philox import Stream
 from ..statistics import ClassStatistics
+from ..version import __version__
 
 
 def stream_features(
     source: ImageSource, backbone: Backbone, *, batch_size: int = 256, progress: bool = True
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (B, D) float32 features of the centre views and (B,) labels, in the data set's order, with a progress bar."""
-    transform = backbone.transform(
-        min(source.channels, backbone.in_channels) if source.channels == 1 else backbone.in_channels
-    )
+    transform = backbone.transform(min(source.channels, backbone.in_channels))
     with tqdm(total=len(source) or None, desc=source.name, unit="image", disable=not progress) as bar:
         for images, labels in source.batches(batch_size, transform):
             yield backbone.features(images, batch_size), labels.to(backbone.device)
@@ -73,8 +71,8 @@ def view_features(
 
 def class_statistics(
     source: ImageSource, backbone: Backbone, *, clusters: int = 0, batch_size: int = 256, progress: bool = True
-) -> tuple[ClassStatistics, dict[str, Any]]:
-    """Statistics of a data set on a backbone in one pass, and their provenance (backbone, data, transform, counts)."""
+) -> ClassStatistics:
+    """Statistics of a data set on a backbone in one pass; ``.provenance`` names backbone, data, transform and counts."""
     statistics = ClassStatistics(
         len(source.class_names),
         backbone.num_features,
@@ -85,7 +83,8 @@ def class_statistics(
     for features, labels in stream_features(source, backbone, batch_size=batch_size, progress=progress):
         statistics.update(features, labels)
     statistics.centers  # noqa: B018 (an empty class is an error here, before anything is built on it)
-    provenance = {
+    statistics.provenance = {
+        "sfm_fast": __version__,
         "backbone": backbone.describe(),
         "data": source.name,
         "images": int(statistics.counts.sum()),
@@ -93,4 +92,4 @@ def class_statistics(
         "transform": asdict(backbone.transform(source.channels)),
         "clusters": clusters,
     }
-    return statistics, provenance
+    return statistics
