@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import torch
 from torch import Tensor, nn
 
+from .checks import check_centers, check_features, check_groups, check_labels
 from .errors import InputError
 from .ops import backends
+from .ops.cache import TensorCache
+from .ops.flow_alignment import flow_alignment
+from .ops.pair_alignment import pair_alignment
+from .ops.segments import Segments, segments_of
 from .reference import flow_alignment as reference
 from .reference import gradient_matching
 from .reference.class_means import class_means
-from .reference.pair_alignment import pair_cosine
+from .reference.pair_alignment import count_pairs, grouped_pair_mse, pair_cosine
 
 ALIGNMENTS = ("global", "class", "pair")
 METRICS = ("cosine", "mse")
-_LOW_PRECISION = (torch.bfloat16, torch.float16)
-_FLOATS = (torch.float32, torch.float64, *_LOW_PRECISION)
+PRECISIONS = ("highest", "high")
 
 
 def flow_alignment_loss(
@@ -27,6 +33,8 @@ def flow_alignment_loss(
     metric: str = "cosine",
     backend: str = "auto",
     eps: float = 1e-8,
+    precision: str = "highest",
+    groups: Tensor | None = None,
 ) -> Tensor:
     """Statistical flow matching: how far the flows between synthetic class means are from those between real centres.
 
@@ -39,10 +47,19 @@ def flow_alignment_loss(
         metric: "cosine" (1 - cosine) or "mse".
         backend: "auto", "torch", "cpu", "triton" or "cuda"; see `explain`.
         eps: a flow shorter than this (in feature units) counts as cosine 0 with zero gradient.
+        precision: of the matrix products of "pair" with "cosine" on a GPU: "highest" is as accurate as float32,
+            "high" one TF32 product. The CPU and plain torch always compute the former.
+        groups: (C,) int64, for centres that are clusters: the class of every centre; flows between centres of the same
+            class are left out. With alignment "pair" only.
 
     Returns:
         Scalar tensor, float64 for float64 features, else float32 (low-precision features accumulate in float32).
         NaN or infinite features give NaN. "pair" with "cosine" can be differentiated once; the others twice.
+        The same inputs give the same bits on every run, whatever the number of threads.
+
+    What can be prepared from ``centers``, ``labels`` and ``groups`` is remembered for as long as these tensors live
+    unchanged. Inside ``torch.compile``, ``torch.export`` or a CUDA graph the values of ``labels`` can't be checked: a
+    class without a feature or a label out of range gives NaN there.
 
     Raises:
         InputError: wrong shape, dtype, device, label range, a class without a feature, or an unknown name.
@@ -50,12 +67,14 @@ def flow_alignment_loss(
     Source: Xia et al., arXiv 2602.05391; for ``labels`` with several features a class, features are averaged per class
     first (the paper's code divides the synthetic side by N-1 instead of C-1 there; this follows the definition).
     """
-    module = FlowAlignmentLoss(centers, alignment=alignment, metric=metric, backend=backend, eps=eps)
-    return module.forward(features, labels)
+    options = _check_options(alignment, metric, backend, eps, precision, groups)
+    check_centers(centers)
+    pairs = _pairs(centers, groups)
+    return _evaluate(features, labels, _function_constants(centers), options, groups, pairs)
 
 
 def decoupled_flow_loss(
-    features: Tensor, centers: Tensor, labels: Tensor | None = None, *, alpha: float = 1.0
+    features: Tensor, centers: Tensor, labels: Tensor | None = None, *, alpha: float = 1.0, backend: str = "auto"
 ) -> Tensor:
     """alpha * mse(class means, centres) + (1 - alpha) * mse(mean of the other classes, the same of the centres).
 
@@ -63,9 +82,19 @@ def decoupled_flow_loss(
     """
     if not isinstance(alpha, (int, float)) or not 0.0 <= alpha <= 1.0:
         raise InputError(f"alpha must be in [0, 1], got {alpha!r}")
-    module = FlowAlignmentLoss(centers)
-    shifted = module.shifted_class_means(features, labels)
-    return reference.decoupled_mse(module.shifted_centers.to(shifted.dtype), shifted, alpha)
+    options = _check_options("global", "mse", backend, 1e-8, "highest", None)
+    check_centers(centers)
+    constants = _function_constants(centers)
+    segments = _segments(features, labels, constants)
+    chosen = backends.explain(features, metric="mse", backend=options.backend).backend
+    if chosen == "torch":
+        shift, shifted = constants.shift, constants.shifted
+        return _in_torch(features, segments, shifted, shift, reference.DECOUPLED, options.eps, alpha)
+    shifted = _shifted_float32(constants.shifted)
+    loss = flow_alignment(
+        features, segments, shifted, constants.shift, reference.DECOUPLED, alpha=float(alpha), backend=chosen
+    )
+    return _in_range(loss, segments)
 
 
 def linear_gradient_matching_loss(
@@ -89,7 +118,7 @@ def linear_gradient_matching_loss(
     if bias.shape != weight.shape[:1]:
         raise InputError(f"bias must be ({weight.shape[0]},) to fit weight, got {tuple(bias.shape)}")
     for name, features, labels in (("syn", syn_features, syn_labels), ("real", real_features, real_labels)):
-        _check_features(f"{name}_features", features, weight.shape[1], "weight")
+        check_features(f"{name}_features", features, weight.shape[1], "weight")
         check_labels(f"{name}_labels", labels, features.shape[0], weight.shape[0])
     dtype = _compute_dtype(syn_features)
     weight, bias = weight.detach().to(dtype), bias.detach().to(dtype)
@@ -103,12 +132,14 @@ class FlowAlignmentLoss(nn.Module):
 
     ``forward(features, labels=None)`` -> scalar. Arguments and errors as in `flow_alignment_loss`. The state holds
     ``shift`` (D,), one row close to the mean of the centres, in float32 so that float32 features subtract exactly;
-    ``shifted_centers`` and ``centred_centers`` (C, D), float64.
+    ``shifted_centers`` (C, D), float64; and ``groups`` (C,) where given.
     """
 
     shift: Tensor
     shifted_centers: Tensor
     centred_centers: Tensor
+    groups: Tensor | None
+    pairs: Tensor
 
     def __init__(
         self,
@@ -118,95 +149,171 @@ class FlowAlignmentLoss(nn.Module):
         metric: str = "cosine",
         backend: str = "auto",
         eps: float = 1e-8,
+        precision: str = "highest",
+        groups: Tensor | None = None,
     ) -> None:
         super().__init__()
-        if alignment not in ALIGNMENTS:
-            raise InputError(f"alignment must be one of {ALIGNMENTS}, got {alignment!r}")
-        if metric not in METRICS:
-            raise InputError(f"metric must be one of {METRICS}, got {metric!r}")
-        if not isinstance(eps, (int, float)) or not 0 < eps < float("inf"):
-            raise InputError(f"eps must be a positive number, got {eps!r}")
+        self.options = _check_options(alignment, metric, backend, eps, precision, groups)
         check_centers(centers)
-        self.alignment, self.metric, self.backend, self.eps = alignment, metric, backend, float(eps)
-        # Prepared in float64: centres computed in float64 keep what float32 would round off next to a large common mean.
-        exact = centers.detach().double()
-        shift = exact.mean(0).float()
-        self.register_buffer("shift", shift)
-        self.register_buffer("shifted_centers", exact - shift.double())
-        self.register_buffer("centred_centers", reference.centre_rows(self.shifted_centers))
+        pairs = _pairs(centers, groups)
+        constants = _prepare(centers)
+        self.register_buffer("shift", constants.shift)
+        self.register_buffer("shifted_centers", constants.shifted)
+        self.register_buffer("groups", None if groups is None else groups.clone())
+        # Derived from the above, so not stored.
+        self.register_buffer("centred_centers", constants.centred, persistent=False)
+        self.register_buffer("pairs", torch.as_tensor(pairs, device=centers.device), persistent=False)
 
-    def shifted_class_means(self, features: Tensor, labels: Tensor | None) -> Tensor:
-        """Class means minus ``shift``: (N, D), (N,) or None -> (C, D) in the compute dtype; checks both arguments."""
-        classes, dim = self.shifted_centers.shape
-        _check_features("features", features, dim, "centers")
-        if features.device != self.shift.device:
-            raise InputError(f"features are on {features.device}, centers on {self.shift.device}; move one of them")
-        shift = self.shift.to(_compute_dtype(features))
-        if labels is None:
-            if features.shape[0] != classes:
-                raise InputError(
-                    f"features has {features.shape[0]} rows for {classes} centers: without labels it must hold one mean a class"
-                )
-            return features.to(shift.dtype) - shift
-        counts = check_labels("labels", labels, features.shape[0], classes)
-        missing = (counts == 0).nonzero().flatten()
-        if len(missing):
-            raise InputError(
-                f"labels: class {int(missing[0])} has no feature ({len(missing)} of {classes} classes are missing)"
-            )
-        return class_means(features, labels, counts, shift)
+    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
+        super()._load_from_state_dict(*arguments, **keywords)
+        with torch.no_grad():
+            self.centred_centers.copy_(reference.centre_rows(self.shifted_centers))
+            if self.groups is not None:
+                self.pairs.copy_(count_pairs(self.groups))
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        shifted = self.shifted_class_means(features, labels)
-        backends.explain(features, alignment=self.alignment, metric=self.metric, backend=self.backend)
-        centers = self.centred_centers.to(shifted.dtype)
-        if self.metric == "mse":
-            mse = reference.pair_mse if self.alignment == "pair" else reference.flow_mse
-            return mse(centers, shifted)
-        cosine = {"global": reference.global_cosine, "class": reference.class_cosine, "pair": pair_cosine}[
-            self.alignment
-        ]
-        return cosine(centers, shifted, self.eps)
+        constants = _Constants(self.shift, self.shifted_centers, self.centred_centers)
+        classes = self.shifted_centers.shape[0]
+        pairs = classes * (classes - 1) if self.groups is None else self.pairs
+        return _evaluate(features, labels, constants, self.options, self.groups, pairs)
 
     def extra_repr(self) -> str:
         classes, dim = self.shifted_centers.shape
-        return f"classes={classes}, dim={dim}, alignment={self.alignment!r}, metric={self.metric!r}, backend={self.backend!r}, eps={self.eps}"
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options._asdict().items())
+        return f"classes={classes}, dim={dim}, {options}"
+
+
+class _Options(NamedTuple):
+    alignment: str
+    metric: str
+    backend: str
+    eps: float
+    precision: str
+
+
+class _Constants(NamedTuple):
+    """What a loss needs of the centres: the float32 shift (D,), and (C, D) float64 shifted and float32 centred."""
+
+    shift: Tensor
+    shifted: Tensor
+    centred: Tensor
+
+
+def _prepare(centers: Tensor) -> _Constants:
+    # In float64: centres computed in float64 keep what float32 would round off next to a large common mean.
+    exact = centers.detach().double()
+    shift = exact.mean(0).float()
+    shifted = exact - shift.double()
+    return _Constants(shift, shifted, reference.centre_rows(shifted).float())
+
+
+_function_constants = TensorCache(_prepare)
+_shifted_float32 = TensorCache(Tensor.float)
+_count_pairs = TensorCache(count_pairs)
+
+
+def _pairs(centers: Tensor, groups: Tensor | None) -> int | Tensor:
+    if groups is None:
+        return centers.shape[0] * (centers.shape[0] - 1)
+    check_groups(groups, centers)
+    pairs = _count_pairs(groups)
+    if not torch.compiler.is_compiling() and pairs == 0:
+        raise InputError("groups puts all centers into one class: no flow is left")
+    return pairs
+
+
+def _check_options(
+    alignment: str, metric: str, backend: str, eps: float, precision: str, groups: Tensor | None
+) -> _Options:
+    if alignment not in ALIGNMENTS:
+        raise InputError(f"alignment must be one of {ALIGNMENTS}, got {alignment!r}")
+    if metric not in METRICS:
+        raise InputError(f"metric must be one of {METRICS}, got {metric!r}")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    if not isinstance(eps, (int, float)) or not 0 < eps < float("inf"):
+        raise InputError(f"eps must be a positive number, got {eps!r}")
+    if groups is not None and alignment != "pair":
+        raise InputError(f"groups is for alignment='pair', got it with {alignment!r}")
+    return _Options(alignment, metric, backend, float(eps), precision)
+
+
+def _segments(features: Tensor, labels: Tensor | None, constants: _Constants) -> Segments | None:
+    """Checks features and labels; None where the features are the class means already."""
+    classes, dim = constants.centred.shape
+    check_features("features", features, dim, "centers")
+    if features.device != constants.shift.device:
+        raise InputError(f"features are on {features.device}, centers on {constants.shift.device}; move one of them")
+    if labels is not None:
+        return segments_of(labels, features.shape[0], classes, features.device)
+    if features.shape[0] != classes:
+        raise InputError(
+            f"features has {features.shape[0]} rows for {classes} centers: without labels it must hold one mean a class"
+        )
+    return None
+
+
+def _evaluate(
+    features: Tensor,
+    labels: Tensor | None,
+    constants: _Constants,
+    options: _Options,
+    groups: Tensor | None,
+    pairs: int | Tensor,
+) -> Tensor:
+    alignment, metric, backend, eps, precision = options
+    segments = _segments(features, labels, constants)
+    chosen = backends.explain(
+        features, alignment=alignment, metric=metric, backend=backend, grouped=groups is not None
+    ).backend
+    shift, centred = constants.shift, constants.centred
+    kind = reference.KINDS.get((alignment, metric))
+    if chosen == "torch":
+        if features.dtype == torch.float64:
+            centred = reference.centre_rows(constants.shifted)
+        return _in_torch(features, segments, centred, shift, kind, eps, 1.0, groups, pairs)
+    if kind is None:
+        loss = pair_alignment(
+            features, segments, centred, shift, groups, pairs, eps=eps, high=precision == "high", backend=chosen
+        )
+    else:
+        loss = flow_alignment(features, segments, centred, shift, kind, eps=eps, backend=chosen)
+    return _in_range(loss, segments)
+
+
+def _in_torch(
+    features: Tensor,
+    segments: Segments | None,
+    centers: Tensor,
+    shift: Tensor,
+    kind: int | None,
+    eps: float,
+    alpha: float,
+    groups: Tensor | None = None,
+    pairs: int | Tensor = 0,
+) -> Tensor:
+    dtype = _compute_dtype(features)
+    centers, shift = centers.to(dtype), shift.to(dtype)
+    order, offsets = (None, None) if segments is None else (segments.order, segments.offsets)
+    # Autocast would run the products in low precision, next to a result that promises float32.
+    with torch.autocast(features.device.type, enabled=False):
+        if kind is not None and groups is None:
+            loss = reference.flow_alignment(features, order, offsets, centers, shift, kind, eps, alpha)
+        else:
+            means = class_means(features, order, offsets, shift)
+            if kind is None:
+                loss = pair_cosine(centers, means, eps, groups, pairs)
+            else:
+                assert groups is not None
+                loss = grouped_pair_mse(centers, means, groups, pairs)
+    return _in_range(loss, segments)
+
+
+def _in_range(loss: Tensor, segments: Segments | None) -> Tensor:
+    if segments is None or segments.in_range is None:
+        return loss
+    return torch.where(segments.in_range, loss, torch.nan)
 
 
 def _compute_dtype(features: Tensor) -> torch.dtype:
     return torch.float64 if features.dtype == torch.float64 else torch.float32
-
-
-def check_centers(centers: Tensor) -> None:
-    """Raise ``InputError`` unless ``centers`` is a constant (C >= 2, D >= 1) float tensor."""
-    if not isinstance(centers, Tensor) or not centers.is_floating_point():
-        raise InputError(f"centers must be a float tensor, got {getattr(centers, 'dtype', type(centers).__name__)}")
-    if centers.ndim != 2 or centers.shape[1] < 1:
-        raise InputError(f"centers must be (classes, features), got {tuple(centers.shape)}")
-    if centers.shape[0] < 2:
-        raise InputError(f"centers has {centers.shape[0]} class: a flow needs at least 2 classes")
-    if centers.requires_grad:
-        raise InputError("centers requires grad, but the real centres are constants here: pass centers.detach()")
-
-
-def _check_features(name: str, features: Tensor, dim: int, against: str) -> None:
-    if not isinstance(features, Tensor) or features.dtype not in _FLOATS:
-        raise InputError(
-            f"{name} must be a float32, float64, bfloat16 or float16 tensor, got {getattr(features, 'dtype', type(features).__name__)}"
-        )
-    if features.ndim != 2 or features.shape[0] < 1:
-        raise InputError(f"{name} must be (items, features) with at least one item, got {tuple(features.shape)}")
-    if features.shape[1] != dim:
-        raise InputError(f"{name} has {features.shape[1]} features an item, but {against} has {dim}")
-
-
-def check_labels(name: str, labels: Tensor, items: int, classes: int) -> Tensor:
-    """Counts per class, (classes,) int64; raises ``InputError`` unless labels are (items,) int64 in 0..classes-1."""
-    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        raise InputError(f"{name} must be an int64 tensor, got {getattr(labels, 'dtype', type(labels).__name__)}")
-    if labels.shape != (items,):
-        raise InputError(f"{name} must be ({items},) to fit the features, got {tuple(labels.shape)}")
-    low, high = labels.aminmax() if items else (torch.tensor(0), torch.tensor(0))
-    if low < 0 or high >= classes:
-        raise InputError(f"{name} must be in 0..{classes - 1}, got {int(low)}..{int(high)}")
-    return torch.bincount(labels, minlength=classes)

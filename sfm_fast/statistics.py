@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .checks import check_labels
 from .errors import InputError, require_package
 from .files import load_tensors, save_tensors
-from .loss import check_labels
 
 FORMAT = "sfm_fast.statistics/1"
 

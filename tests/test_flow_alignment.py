@@ -210,16 +210,16 @@ def test_two_losses_share_one_feature_tensor():
 
 
 def test_pair_cosine_never_holds_a_class_by_class_matrix():
-    from sfm_fast.reference.pair_alignment import pair_cosine_with_gradient
+    from sfm_fast.reference.pair_alignment import pair_alignment
     from sfm_fast.testing.perf import peak_memory
 
     classes, dim = 2000, 16
     a, b = (torch.randn(classes, dim) for _ in range(2))
     tile = 1 << 15
-    peak = peak_memory(lambda: pair_cosine_with_gradient(a, b, 1e-8, True, tile_elements=tile))
+    peak = peak_memory(lambda: pair_alignment(a, b, None, 0, classes, 1e-8, True, tile_elements=tile))
     assert peak < classes * classes * 4  # one float32 C x C matrix is 16 MB
-    loss, gradient = pair_cosine_with_gradient(a, b, 1e-8, True, tile_elements=tile)
-    whole_loss, whole_gradient = pair_cosine_with_gradient(a, b, 1e-8, True, tile_elements=classes * classes)
+    loss, gradient = pair_alignment(a, b, None, 0, classes, 1e-8, True, tile_elements=tile)
+    whole_loss, whole_gradient = pair_alignment(a, b, None, 0, classes, 1e-8, True, tile_elements=classes * classes)
     torch.testing.assert_close(loss, whole_loss)
     torch.testing.assert_close(gradient, whole_gradient, rtol=1e-4, atol=1e-9)
 

@@ -7,10 +7,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from ..checks import check_labels
 from ..data.backbones import Backbone
 from ..data.sources import ImageSource, ImageTransform
 from ..errors import InputError
-from ..loss import FlowAlignmentLoss, check_labels, decoupled_flow_loss
+from ..loss import FlowAlignmentLoss, decoupled_flow_loss
 from ..reference import gradient_matching, philox
 from ..reference.augment import Augmentation, augment
 from ..reference.philox import Stream

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
 
 from ..errors import InputError
+from . import library
 
 BACKENDS = ("torch", "cpu", "triton", "cuda")
+_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -24,23 +27,56 @@ class Choice:
 
 
 def explain(
-    features: torch.Tensor, *, alignment: str = "global", metric: str = "cosine", backend: str = "auto"
+    features: torch.Tensor,
+    *,
+    alignment: str = "global",
+    metric: str = "cosine",
+    backend: str = "auto",
+    grouped: bool = False,
 ) -> Choice:
     """Which backend a loss call on ``features`` would take and why each other one is passed over.
 
-    Depends on device, dtype and shape alone, never on timing. Raises ``InputError`` for an unknown name, or for a
-    backend asked for by name that can't take the call.
+    Depends on device, dtype and kind of loss alone, never on timing. ``grouped``: the call has ``groups``. Raises
+    ``InputError`` for an unknown name, or for a backend asked for by name that can't take the call.
     """
+    return _choice(features.device.type, features.dtype, alignment, metric, backend, grouped)
+
+
+@functools.lru_cache(maxsize=1024)
+def _choice(device: str, dtype: torch.dtype, alignment: str, metric: str, backend: str, grouped: bool) -> Choice:
     if backend != "auto" and backend not in BACKENDS:
         raise InputError(f"backend must be 'auto' or one of {BACKENDS}, got {backend!r}")
-    reasons = {
-        "torch": f"plain torch takes every call; {features.device.type}, {features.dtype}, alignment {alignment!r}, metric {metric!r}",
-        "cpu": "this version has no C++ kernels for the losses",
-        "triton": "this version has no Triton kernels for the losses",
-        "cuda": "this version has no CUDA kernels for the losses",
-    }
-    if backend not in ("auto", "torch"):
+    call = f"{device}, {dtype}, alignment {alignment!r}, metric {metric!r}"
+    against = {name: _against(name, device, dtype, metric, grouped) for name in BACKENDS}
+    able = [name for name in ("cpu", "cuda", "triton", "torch") if against[name] is None]
+    # Interpreted Triton is for tests: nobody gets it without asking.
+    automatic = next(name for name in able if name != "triton" or device != "cpu")
+    chosen = automatic if backend == "auto" else backend
+    if against[chosen] is not None:
         raise InputError(
-            f"backend={backend!r} can't take this call: {reasons[backend]}; backend='auto' would take 'torch'"
+            f"backend={backend!r} can't take this call: {against[chosen]}; backend='auto' would take {automatic!r}"
         )
-    return Choice("torch", reasons)
+    reasons = {}
+    for name in BACKENDS:
+        passed_over = "asked for another one" if backend != "auto" else f"{automatic!r} comes first here"
+        reasons[name] = f"takes this call ({call})" if name == chosen else against[name] or passed_over
+    return Choice(chosen, reasons)
+
+
+def _against(name: str, device: str, dtype: torch.dtype, metric: str, grouped: bool) -> str | None:
+    """Why ``name`` can't take a call, or None where it can."""
+    if name == "torch":
+        return None
+    if name in library.problems:
+        return library.problems[name]
+    if name == "cpu" and device != "cpu":
+        return f"runs on CPU tensors, not on {device}"
+    if name == "cuda" and (device != "cuda" or torch.version.hip is not None):
+        return f"runs on NVIDIA GPUs, not on {device if device != 'cuda' else 'AMD'}"
+    if name == "triton" and device != "cuda" and not (device == "cpu" and library.triton_interpreter()):
+        return f"runs on NVIDIA and AMD GPUs, not on {device} (but for tests, under TRITON_INTERPRET=1)"
+    if dtype not in _KERNEL_DTYPES:
+        return f"takes float32, bfloat16 and float16 features, not {dtype}"
+    if grouped and metric == "mse":
+        return "has no mean squared error with groups"
+    return None

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..checks import check_labels
 from ..data.backbones import Backbone
 from ..data.sources import ImageSource, match_channels
 from ..errors import InputError
-from ..loss import check_labels
 from ..reference.augment import Augmentation, augment
 from ..reference.philox import Stream
 from ..statistics import ClassStatistics

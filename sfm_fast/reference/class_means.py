@@ -6,13 +6,18 @@ import torch
 from torch import Tensor
 
 
-def class_means(features: Tensor, labels: Tensor, counts: Tensor, shift: Tensor) -> Tensor:
-    """Mean of ``features - shift`` over each class: (N, D), (N,) int64, (C,) counts, (D,) -> (C, D).
+def class_means(features: Tensor, order: Tensor | None, offsets: Tensor | None, shift: Tensor) -> Tensor:
+    """Mean of ``features - shift`` over each class: (N, D), (N,), (C+1,), (D,) -> (C, D), differentiable in ``features``.
 
-    The shift comes off *before* the sum: features of self-supervised models have a common mean far larger than the
-    spread between classes, and a float32 sum of the raw values would round the spread away. ``shift`` is in the
-    compute dtype (float32 or float64) and sets the dtype of the result. Differentiable in ``features``.
+    Class c owns the items ``order[offsets[c] : offsets[c + 1]]``; without both, every item is its own class. The shift
+    comes off *before* the sum: features of self-supervised models have a common mean far larger than the spread between
+    classes, and a float32 sum of the raw values would round the spread away. ``shift`` is in the compute dtype (float32 or
+    float64) and sets the dtype of the result. A class without items gives NaN.
     """
     shifted = features.to(shift.dtype) - shift
-    sums = torch.zeros((counts.shape[0], features.shape[1]), dtype=shift.dtype, device=features.device)
-    return sums.index_add(0, labels, shifted) / counts.to(shift.dtype).unsqueeze(1)
+    if order is None or offsets is None:
+        return shifted
+    positions = torch.arange(len(order), device=order.device)
+    classes = torch.searchsorted(offsets, positions, right=True) - 1
+    sums = torch.zeros((len(offsets) - 1, features.shape[1]), dtype=shift.dtype, device=features.device)
+    return sums.index_add(0, classes, shifted[order]) / offsets.diff().to(shift.dtype).unsqueeze(1)

@@ -21,6 +21,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .class_means import class_means
+
+# What `kind` selects; the same numbers as `Kind` in csrc/cpu/flow_alignment.cpp.
+GLOBAL, CLASS, FLOW_MSE, PAIR_MSE, DECOUPLED = range(5)
+KINDS = {
+    ("global", "cosine"): GLOBAL,
+    ("class", "cosine"): CLASS,
+    ("global", "mse"): FLOW_MSE,
+    ("class", "mse"): FLOW_MSE,
+    ("pair", "mse"): PAIR_MSE,
+}
+
+
+def flow_alignment(
+    features: Tensor,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    centers: Tensor,
+    shift: Tensor,
+    kind: int,
+    eps: float,
+    alpha: float,
+) -> Tensor:
+    """The loss ``kind``: (N, D), segments as in `class_means`, (C, D), (D,) -> scalar in ``shift``'s dtype.
+
+    ``centers`` are centred for every kind but DECOUPLED, which wants them shifted only.
+    """
+    means = class_means(features, order, offsets, shift)
+    if kind == GLOBAL:
+        return global_cosine(centers, means, eps)
+    if kind == CLASS:
+        return class_cosine(centers, means, eps)
+    if kind == FLOW_MSE:
+        return flow_mse(centers, means)
+    if kind == PAIR_MSE:
+        return pair_mse(centers, means)
+    return decoupled_mse(centers, means, alpha)
+
 
 def centre_rows(means: Tensor) -> Tensor:
     """Rows minus their mean: (C, D) -> (C, D)."""

@@ -21,58 +21,71 @@ from .flow_alignment import centre_rows
 TILE_ELEMENTS = 1 << 22  # rows of a strip * C: at most 16 MiB a float32 temporary
 
 
-def _strips(classes: int, tile_elements: int) -> list[slice]:
-    rows = max(1, min(classes, tile_elements // classes))
-    return [slice(start, min(start + rows, classes)) for start in range(0, classes, rows)]
+def _strips(rows: int, columns: int, tile_elements: int) -> list[slice]:
+    height = max(1, min(rows, tile_elements // columns))
+    return [slice(start, min(start + height, rows)) for start in range(0, rows, height)]
 
 
-def pair_cosine_with_gradient(
-    a: Tensor, b: Tensor, eps: float, need_gradient: bool, tile_elements: int = TILE_ELEMENTS
-) -> tuple[Tensor, Tensor | None]:
-    """Loss (scalar) and, where asked, its gradient with respect to ``b`` (C, D). Both inputs centred, (C, D).
+def pair_alignment(
+    a: Tensor,
+    b: Tensor,
+    groups: Tensor | None,
+    row_start: int,
+    row_stop: int,
+    eps: float,
+    need_gradient: bool,
+    tile_elements: int = TILE_ELEMENTS,
+) -> tuple[Tensor, Tensor]:
+    """Sum of cosines over pairs i in [row_start, row_stop), j != i, and its gradient: float64 scalar, (rows, D) or (0, D).
+
+    a, b (C, D) centred; groups (C,) int64: pairs within one group are left out. The gradient is that of the sum over *all*
+    ordered pairs with respect to the block's rows of ``b``; the loss is 1 - sum / pairs.
 
     Lengths come from differences (`cdist` without the matrix-product trick), not from a Gram matrix: two equal
     rows have length exactly 0, where the Gram form leaves rounding noise above ``eps``.
     """
-    classes = a.shape[0]
-    pairs = classes * (classes - 1)
     # The numerator is a difference of products that nearly cancel for close classes: float64 until it is formed.
     wide_a, wide_b = a.double(), b.double()
     own = (wide_a * wide_b).sum(1)
     total = torch.zeros((), dtype=torch.float64, device=a.device)
-    gradient = torch.empty_like(b) if need_gradient else None
+    gradient = a.new_empty((row_stop - row_start if need_gradient else 0, a.shape[1]))
     exact = "donot_use_mm_for_euclid_dist"
-    for rows in _strips(classes, tile_elements):
+    for strip in _strips(row_stop - row_start, a.shape[0], tile_elements):
+        rows = slice(strip.start + row_start, strip.stop + row_start)
         numerator = own[rows, None] + own[None, :] - wide_a[rows] @ wide_b.T - wide_b[rows] @ wide_a.T
         f_length = torch.cdist(a[rows], a, compute_mode=exact)
         g_length = torch.cdist(b[rows], b, compute_mode=exact)
         dropped = (f_length < eps) | (g_length < eps)
         index = torch.arange(rows.start, rows.stop, device=a.device)
-        dropped[index - rows.start, index] = True
+        left_out = torch.zeros_like(dropped) if groups is None else groups[rows, None] == groups[None, :]
+        left_out[index - rows.start, index] = True
         u = (1 / (f_length * g_length)).masked_fill_(dropped, 0)
-        cosine = numerator.to(a.dtype) * u  # 0 where dropped, but NaN for NaN or infinite features
+        # 0 where dropped, but NaN for NaN or infinite features; a pair left out counts nothing whatever it holds.
+        cosine = (numerator.to(a.dtype) * u).masked_fill_(left_out, 0)
         total += cosine.double().sum()
-        if gradient is not None:
-            w = (cosine / g_length.square()).masked_fill_(dropped, 0)
-            strip = a[rows] * u.sum(1, keepdim=True) - u @ a - b[rows] * w.sum(1, keepdim=True) + w @ b
-            gradient[rows] = strip.mul_(-2 / pairs)
-    return (1 - total / pairs).to(a.dtype), gradient
+        if need_gradient:
+            u.masked_fill_(left_out, 0)
+            w = (cosine / g_length.square()).masked_fill_(dropped | left_out, 0)
+            sums = a[rows] * u.sum(1, keepdim=True) - u @ a - b[rows] * w.sum(1, keepdim=True) + w @ b
+            gradient[strip] = sums.mul_(2)
+    return total, gradient
 
 
 class _PairCosine(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, a: Tensor, b: Tensor, eps: float) -> Tensor:
-        loss, gradient = pair_cosine_with_gradient(a, b, eps, ctx.needs_input_grad[1])
+    def forward(ctx: Any, a: Tensor, b: Tensor, groups: Tensor | None, pairs: int | Tensor, eps: float) -> Tensor:
+        total, gradient = pair_alignment(a, b, groups, 0, a.shape[0], eps, ctx.needs_input_grad[1])
         ctx.save_for_backward(b, gradient)
-        return loss
+        ctx.pairs = pairs
+        return (1 - total / pairs).to(a.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[None, Tensor, None]:
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         b, gradient = ctx.saved_tensors
-        return None, _FirstDerivative.apply(gradient, grad_output, b), None
+        return None, FirstDerivative.apply(gradient, grad_output / -ctx.pairs, b), None, None, None
 
 
-class _FirstDerivative(torch.autograd.Function):
+class FirstDerivative(torch.autograd.Function):
     """gradient * grad_output, tied to ``b`` so that a second derivative is an error and not a silent zero."""
 
     @staticmethod
@@ -86,7 +99,40 @@ class _FirstDerivative(torch.autograd.Function):
         )
 
 
-def pair_cosine(centred_centers: Tensor, shifted_means: Tensor, eps: float) -> Tensor:
-    """mean over i != j of 1 - cos(f_ij, g_ij): (C, D), (C, D) -> scalar, once differentiable in ``shifted_means``."""
-    loss: Tensor = _PairCosine.apply(centred_centers, centre_rows(shifted_means), eps)
+def pair_cosine(
+    centred_centers: Tensor,
+    shifted_means: Tensor,
+    eps: float,
+    groups: Tensor | None = None,
+    pairs: int | Tensor | None = None,
+) -> Tensor:
+    """mean over i != j of 1 - cos(f_ij, g_ij): (C, D), (C, D) -> scalar, once differentiable in ``shifted_means``.
+
+    With ``groups`` (C,) int64, pairs within one group are left out; ``pairs`` is how many stay.
+    """
+    classes = centred_centers.shape[0]
+    if pairs is None:
+        pairs = classes * (classes - 1) if groups is None else count_pairs(groups)
+    loss: Tensor = _PairCosine.apply(centred_centers, centre_rows(shifted_means), groups, pairs, eps)
     return loss
+
+
+def count_pairs(groups: Tensor) -> Tensor:
+    """Ordered pairs of centres in different groups: (C,) int64 -> scalar int64."""
+    return len(groups) ** 2 - torch.unique(groups, return_counts=True)[1].square().sum()
+
+
+def grouped_pair_mse(centred_centers: Tensor, shifted_means: Tensor, groups: Tensor, pairs: int | Tensor) -> Tensor:
+    """mean over pairs of different groups and d of (f_ij - g_ij)^2: (C, D), (C, D), (C,) -> scalar.
+
+    With d = a - b, sum_ij |d_i - d_j|^2 = 2 n sum |d_i|^2 - 2 |sum d_i|^2 over any n rows: all of them minus each group.
+    """
+    difference = centre_rows(centred_centers - centre_rows(shifted_means))
+    classes, dim = difference.shape
+    _, member, size = torch.unique(groups, return_inverse=True, return_counts=True)
+    squares = difference.square().sum(1)
+    sums = torch.zeros((len(size), dim), dtype=difference.dtype, device=difference.device).index_add(
+        0, member, difference
+    )
+    within = 2 * (size[member] * squares).sum() - 2 * sums.square().sum()
+    return (2 * classes * squares.sum() - within) / (pairs * dim)

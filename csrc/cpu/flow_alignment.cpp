@@ -1,0 +1,301 @@
+// The flow-alignment losses that cost O(C D), forward and backward, in C++ for the CPU.
+//
+// With t_c the mean of class c minus `shift` and a_c = centers[c], every kind has dL/dt_c = p_c a_c + q_c (t_c - m) + r:
+// the forward computes the loss and (p, q), (m, r) from sums over one pass of the features (two for `class`, whose
+// lengths need the mean of all t first), and the backward is one pass that reads the features and writes the gradient.
+// Sums run in float32 over at most 64 rows and in float64 beyond, chunk by chunk in an order that depends on the shape alone.
+// Source of the losses: Xia et al., arXiv 2602.05391; derivations in docs/losses.md.
+#include "rows.h"
+
+namespace sfm_fast {
+
+// The same numbers as sfm_fast/ops/schemas.py.
+enum Kind : int64_t { kGlobal = 0, kClass = 1, kFlowMse = 2, kPairMse = 3, kDecoupled = 4 };
+
+constexpr int64_t kFlushRows = 64;
+constexpr int64_t kPastCacheElements = int64_t{1} << 22;  // outputs of 16 MiB and more won't be read from a cache anyway
+
+// A cosine from its three sums, and the factors of its gradient: d(1 - cos)/db = p a + q b. Short flows: all 0, NaN stays.
+struct Cosine {
+  Cosine(double dot, double aa, double bb, double scale, double eps) {
+    const bool is_short = scale * aa < eps * eps || scale * bb < eps * eps;
+    value = is_short ? dot * 0 : dot / (std::sqrt(aa) * std::sqrt(bb));
+    p = is_short ? 0 : -1 / (std::sqrt(aa) * std::sqrt(bb));
+    q = is_short ? 0 : value / bb;
+  }
+  double value, p, q;
+};
+
+struct Pass {
+  Items items;
+  const float* centers;
+  int64_t kind;
+  const float* mean;  // of all t: second pass of `class` only
+  double scale;       // (C / (C-1))^2
+  double eps;
+  float* rows;        // (2, C) p and q, `class` only
+  double* columns;    // (chunks, D): sums over the classes of a chunk
+  double* sums;       // (chunks, 3): the same of x.y, x.x and y.y (of the loss, in the second pass of `class`)
+};
+
+SFM_INLINE void flush(float* columns, double* total, int64_t dim) {
+  for (int64_t d = 0; d < dim; ++d) {
+    total[d] += columns[d];
+    columns[d] = 0;
+  }
+}
+
+// sums += x.y, x.x, y.y and columns += y for one class: x = a, y = t; with Difference y = t - a, and only y.y.
+template <int W, bool Difference, bool Columns>
+SFM_INLINE void add_row(const float* a, const float* t, float* columns, int64_t dim, double* sums) {
+  using vec = typename Simd<W>::vec;
+  constexpr int kUnroll = 2;
+  vec xy[kUnroll] = {}, xx[kUnroll] = {}, yy[kUnroll] = {};
+  int64_t d = 0;
+  for (; d + kUnroll * W <= dim; d += kUnroll * W)
+    for (int k = 0; k < kUnroll; ++k) {
+      const vec x = load<W>(a + d + k * W);
+      const vec y = Difference ? load<W>(t + d + k * W) - x : load<W>(t + d + k * W);
+      if (!Difference) {
+        xy[k] += x * y;
+        xx[k] += x * x;
+      }
+      yy[k] += y * y;
+      if (Columns) store<W>(columns + d + k * W, load<W>(columns + d + k * W) + y);
+    }
+  for (; d < dim; d += W) {
+    const int64_t count = std::min<int64_t>(W, dim - d);
+    const vec x = load_partial<W>(a + d, count);
+    const vec y = Difference ? load_partial<W>(t + d, count) - x : load_partial<W>(t + d, count);
+    xy[0] += x * y;
+    xx[0] += x * x;
+    yy[0] += y * y;
+    if (Columns) store_partial<W>(columns + d, load_partial<W>(columns + d, count) + y, count);
+  }
+  sums[0] += sum<W>(xy[0] + xy[1]);
+  sums[1] += sum<W>(xx[0] + xx[1]);
+  sums[2] += sum<W>(yy[0] + yy[1]);
+}
+
+struct SumsKernel {
+  template <int W, class T>
+  static SFM_INLINE void run(const Pass& pass, int64_t chunk, int64_t begin, int64_t end) {
+    const int64_t dim = pass.items.dim;
+    std::vector<float> scratch(2 * dim);
+    float *t = scratch.data(), *columns = t + dim;
+    double *total = pass.columns + chunk * dim, *sums = pass.sums + chunk * 3;
+    for (int64_t c = begin; c < end; ++c) {
+      class_mean_row<W, T>(pass.items, c, t);
+      const float* a = pass.centers + c * dim;
+      if (pass.kind == kGlobal)
+        add_row<W, false, true>(a, t, columns, dim, sums);
+      else if (pass.kind == kClass)
+        for (int64_t d = 0; d < dim; ++d) columns[d] += t[d];
+      else
+        add_row<W, true, true>(a, t, columns, dim, sums);
+      if ((c - begin) % kFlushRows == kFlushRows - 1) flush(columns, total, dim);
+    }
+    flush(columns, total, dim);
+  }
+};
+
+// Second pass of `class`: each class's cosine, p and q, and the column sums of p a + q b.
+struct ClassKernel {
+  template <int W, class T>
+  static SFM_INLINE void run(const Pass& pass, int64_t chunk, int64_t begin, int64_t end) {
+    const int64_t dim = pass.items.dim, classes = pass.items.classes;
+    std::vector<float> scratch(2 * dim);
+    float *b = scratch.data(), *columns = b + dim;
+    double *total = pass.columns + chunk * dim, *loss = pass.sums + chunk * 3;
+    for (int64_t c = begin; c < end; ++c) {
+      class_mean_row<W, T>(pass.items, c, b);
+      for (int64_t d = 0; d < dim; ++d) b[d] -= pass.mean[d];
+      const float* a = pass.centers + c * dim;
+      double sums[3] = {};
+      add_row<W, false, false>(a, b, nullptr, dim, sums);
+      const Cosine cosine(sums[0], sums[1], sums[2], pass.scale, pass.eps);
+      loss[0] += 1 - cosine.value;
+      const float p = static_cast<float>(cosine.p / classes), q = static_cast<float>(cosine.q / classes);
+      pass.rows[c] = p;
+      pass.rows[classes + c] = q;
+      for (int64_t d = 0; d < dim; ++d) columns[d] += p * a[d] + q * b[d];
+      if ((c - begin) % kFlushRows == kFlushRows - 1) flush(columns, total, dim);
+    }
+    flush(columns, total, dim);
+  }
+};
+
+template <int W>
+SFM_INLINE void sums_kernel(const Pass& pass, int64_t chunk, int64_t begin, int64_t end) {
+  by_type<W, SumsKernel>(pass.items.type, pass, chunk, begin, end);
+}
+SFM_DISPATCH(sums, (const Pass& pass, int64_t chunk, int64_t begin, int64_t end), (pass, chunk, begin, end))
+
+template <int W>
+SFM_INLINE void class_rows_kernel(const Pass& pass, int64_t chunk, int64_t begin, int64_t end) {
+  by_type<W, ClassKernel>(pass.items.type, pass, chunk, begin, end);
+}
+SFM_DISPATCH(class_rows, (const Pass& pass, int64_t chunk, int64_t begin, int64_t end), (pass, chunk, begin, end))
+
+// The sums over all chunks, in order: `columns` (D) and three numbers.
+struct Totals {
+  Totals(const std::vector<double>& partial, int64_t chunks, int64_t dim) : columns(dim) {
+    const double* part = partial.data();
+    for (int64_t k = 0; k < chunks; ++k)
+      for (int64_t d = 0; d < dim; ++d) columns[d] += part[k * dim + d];
+    for (int64_t k = 0; k < chunks; ++k)
+      for (int i = 0; i < 3; ++i) sums[i] += part[chunks * dim + k * 3 + i];
+    for (double value : columns) columns_squared += value * value;
+  }
+  std::vector<double> columns;
+  double sums[3] = {};
+  double columns_squared = 0;
+};
+
+// max that keeps NaN
+static double not_negative(double value) { return value < 0 ? 0 : value; }
+
+std::tuple<Tensor, Tensor, Tensor> flow_alignment(
+    Tensor features, std::optional<Tensor> order, std::optional<Tensor> offsets, Tensor centers, Tensor shift, int64_t kind,
+    double eps, double alpha) {
+  STD_TORCH_CHECK(kind >= kGlobal && kind <= kDecoupled, "kind must be 0 to 4, got ", kind);
+  STD_TORCH_CHECK(centers.dim() == 2 && centers.size(0) >= 2, "centers must be a matrix with at least 2 rows");
+  features = with_contiguous_rows(features);
+  const int64_t classes = centers.size(0), dim = centers.size(1);
+  STD_TORCH_CHECK(features.size(1) == dim, "features and centers must have the same number of columns");
+  const Segments segments(order, offsets, features.size(0), classes);
+  centers = float_rows(centers, classes, dim, "centers");
+  shift = float_vector(shift, dim, "shift");
+  const Items items{features.const_data_ptr(), features.stride(0), features.scalar_type(), segments.order,
+                    segments.offsets, shift.const_data_ptr<float>(), classes, dim};
+
+  Tensor loss = torch::stable::new_empty(centers, {});
+  Tensor rows = torch::stable::new_empty(centers, {2, kind == kClass ? classes : 1});
+  Tensor columns = torch::stable::new_empty(centers, {2, dim});
+  float *row = rows.mutable_data_ptr<float>(), *m = columns.mutable_data_ptr<float>(), *r = m + dim;
+
+  const double C = static_cast<double>(classes), elements = C * static_cast<double>(dim);
+  const double scale = kind == kPairMse ? 2 * C / (C - 1) : (C / (C - 1)) * (C / (C - 1));
+  const int64_t chunks = chunks_of(classes, dim);
+  std::vector<double> partial(chunks * (dim + 3));
+  Pass pass{items, centers.const_data_ptr<float>(), kind, nullptr, scale, eps, row, partial.data(), partial.data() + chunks * dim};
+  parallel_chunks(chunks, classes, [&](int64_t k, int64_t begin, int64_t end) { sums(pass, k, begin, end); });
+  const Totals total(partial, chunks, dim);
+
+  double value;
+  for (int64_t d = 0; d < dim; ++d) {
+    m[d] = static_cast<float>(total.columns[d] / C);
+    r[d] = 0;
+  }
+  if (kind == kGlobal) {
+    const Cosine cosine(total.sums[0], total.sums[1], not_negative(total.sums[2] - total.columns_squared / C), scale, eps);
+    value = 1 - cosine.value;
+    row[0] = static_cast<float>(cosine.p);
+    row[1] = static_cast<float>(cosine.q);
+  } else if (kind == kClass) {
+    std::fill(partial.begin(), partial.end(), 0.0);
+    pass.mean = m;
+    parallel_chunks(chunks, classes, [&](int64_t k, int64_t begin, int64_t end) { class_rows(pass, k, begin, end); });
+    const Totals second(partial, chunks, dim);
+    value = second.sums[0] / C;
+    for (int64_t d = 0; d < dim; ++d) r[d] = static_cast<float>(-second.columns[d] / C);
+  } else if (kind == kDecoupled) {
+    const double own = 2 * alpha / elements, others = 2 * (1 - alpha) / ((C - 1) * (C - 1) * elements);
+    value = (own * total.sums[2] + others * ((C - 2) * total.columns_squared + total.sums[2])) / 2;
+    row[1] = static_cast<float>(own + others);
+    row[0] = -row[1];
+    for (int64_t d = 0; d < dim; ++d) {
+      m[d] = 0;
+      r[d] = static_cast<float>(others * (C - 2) * total.columns[d]);
+    }
+  } else {
+    value = scale * not_negative(total.sums[2] - total.columns_squared / C) / elements;
+    row[1] = static_cast<float>(2 * scale / elements);
+    row[0] = -row[1];
+  }
+  *loss.mutable_data_ptr<float>() = static_cast<float>(value);
+  return {loss, rows, columns};
+}
+
+struct Backward {
+  Items items;
+  const float* centers;
+  const float* rows;
+  int64_t rows_step;  // 1 where p and q differ from class to class, else 0
+  int64_t classes_of_rows;
+  const float* columns;
+  float grad_output;
+  void* out;
+  bool past_cache;
+};
+
+struct BackwardKernel {
+  template <int W, class T>
+  static SFM_INLINE void run(const Backward& call, int64_t begin, int64_t end) {
+    const Items& items = call.items;
+    const int64_t dim = items.dim, whole = dim - dim % W;
+    std::vector<float> scratch(dim);
+    float* t = scratch.data();
+    const float *m = call.columns, *r = m + dim;
+    for (int64_t c = begin; c < end; ++c) {
+      class_mean_row<W, T>(items, c, t);
+      const int64_t first = items.begin(c), last = items.end(c);
+      const float scale = call.grad_output / static_cast<float>(last - first);
+      const float p = scale * call.rows[c * call.rows_step], q = scale * call.rows[call.classes_of_rows + c * call.rows_step];
+      const float* a = call.centers + c * dim;
+      for (int64_t i = first; i < last; ++i) {
+        T* out = static_cast<T*>(call.out) + items.row(i) * dim;
+        for (int64_t d = 0; d < whole; d += W) {
+          const auto g = p * load<W>(a + d) + (q * (load<W>(t + d) - load<W>(m + d)) + scale * load<W>(r + d));
+          if constexpr (std::is_same_v<T, float>) {
+            if (call.past_cache) {
+              store_past_cache<W>(out + d, g);
+              continue;
+            }
+          }
+          store<W>(out + d, g);
+        }
+        if (const int64_t rest = dim - whole) {
+          const auto centred = load_partial<W>(t + whole, rest) - load_partial<W>(m + whole, rest);
+          const auto g = p * load_partial<W>(a + whole, rest) + (q * centred + scale * load_partial<W>(r + whole, rest));
+          store_partial<W>(out + whole, g, rest);
+        }
+      }
+    }
+  }
+};
+
+template <int W>
+SFM_INLINE void gradient_kernel(const Backward& call, int64_t begin, int64_t end) {
+  by_type<W, BackwardKernel>(call.items.type, call, begin, end);
+}
+SFM_DISPATCH(gradient, (const Backward& call, int64_t begin, int64_t end), (call, begin, end))
+
+Tensor flow_alignment_backward(
+    Tensor grad_output, Tensor features, std::optional<Tensor> order, std::optional<Tensor> offsets, Tensor centers, Tensor shift,
+    Tensor rows, Tensor columns) {
+  features = with_contiguous_rows(features);
+  const int64_t classes = centers.size(0), dim = centers.size(1), items_count = features.size(0);
+  STD_TORCH_CHECK(grad_output.numel() == 1 && grad_output.scalar_type() == ScalarType::Float, "grad_output must be a float32 scalar");
+  STD_TORCH_CHECK(features.size(1) == dim, "features and centers must have the same number of columns");
+  const Segments segments(order, offsets, items_count, classes);
+  centers = float_rows(centers, classes, dim, "centers");
+  shift = float_vector(shift, dim, "shift");
+  STD_TORCH_CHECK(rows.dim() == 2 && (rows.size(1) == 1 || rows.size(1) == classes), "rows must be (2, 1) or (2, C)");
+  rows = float_rows(rows, 2, rows.size(1), "rows");
+  columns = float_rows(columns, 2, dim, "columns");
+  Tensor out = torch::stable::new_empty(features, {items_count, dim});
+  prefer_huge_pages(out);
+  const Items items{features.const_data_ptr(), features.stride(0), features.scalar_type(), segments.order,
+                    segments.offsets, shift.const_data_ptr<float>(), classes, dim};
+  void* data = out.mutable_data_ptr();
+  const bool aligned = reinterpret_cast<uintptr_t>(data) % 64 == 0 && dim % 16 == 0;
+  const Backward call{items, centers.const_data_ptr<float>(), rows.const_data_ptr<float>(), rows.size(1) == 1 ? 0 : 1,
+                      rows.size(1), columns.const_data_ptr<float>(), *grad_output.const_data_ptr<float>(), data,
+                      aligned && items_count * dim >= kPastCacheElements};
+  parallel_chunks(chunks_of(items_count, dim), classes,
+                  [&](int64_t, int64_t begin, int64_t end) { gradient(call, begin, end); });
+  return out;
+}
+
+}  // namespace sfm_fast

@@ -1,0 +1,34 @@
+// CPU entry points of the operations; what each computes stands beside its definition in cpu/<op>.cpp.
+#pragma once
+
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <optional>
+#include <tuple>
+
+namespace sfm_fast {
+
+using torch::stable::Tensor;
+
+Tensor class_means(Tensor features, std::optional<Tensor> order, std::optional<Tensor> offsets, Tensor shift);
+
+Tensor class_means_backward(
+    Tensor grad, std::optional<Tensor> order, std::optional<Tensor> offsets, int64_t num_items,
+    torch::headeronly::ScalarType dtype);
+
+std::tuple<Tensor, Tensor, Tensor> flow_alignment(
+    Tensor features, std::optional<Tensor> order, std::optional<Tensor> offsets, Tensor centers, Tensor shift,
+    int64_t kind, double eps, double alpha);
+
+Tensor flow_alignment_backward(
+    Tensor grad_output, Tensor features, std::optional<Tensor> order, std::optional<Tensor> offsets, Tensor centers,
+    Tensor shift, Tensor rows, Tensor columns);
+
+std::tuple<Tensor, Tensor> pair_alignment(
+    Tensor a, Tensor b, std::optional<Tensor> groups, int64_t row_start, int64_t row_stop, double eps,
+    bool need_gradient, bool high);
+
+}  // namespace sfm_fast

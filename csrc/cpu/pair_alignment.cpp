@@ -1,0 +1,122 @@
+// Cosine alignment of every ordered pair of class flows and its gradient, block by block, in C++ for the CPU.
+//
+// For f = a_j - a_i, g = b_j - b_i: total = sum of cos(f, g), and with u = 1/(|f||g|), w = cos/|g|^2 (symmetric),
+//   gradient_k = d total / d b_k = 2 [a_k sum_i u_ik - sum_i u_ik a_i - b_k sum_i w_ik + sum_i w_ik b_i].
+// A block of the pair matrix lives in cache only: no C x C matrix, no C x C x D tensor. Products of *differences* are
+// accumulated, not Gram matrices: the subtractions run on ports the multiplications leave free, equal rows give length
+// exactly 0, and close classes lose no digits. Where all rows are asked for, each unordered pair of blocks is visited once
+// and feeds both blocks' gradients, in rounds of disjoint pairs (a tournament), so no two threads write one row and the
+// order of every sum depends on the shape alone. Derivation in docs/losses.md.
+#include "pair_block.h"
+
+#include <cmath>
+
+namespace sfm_fast {
+
+// Block edges and the rounds of a tournament: every two blocks meet once, in each round every block at most once.
+struct Schedule {
+  Schedule(int64_t classes, int64_t first, int64_t last) : row_begin(first), row_end(last) {
+    const int64_t eighth = (classes + 7) / 8;
+    size = std::clamp<int64_t>((eighth + 15) / 16 * 16, 16, kBlock);
+    columns = (classes + size - 1) / size;
+    rows = (last - first + size - 1) / size;
+    symmetric = first == 0 && last == classes;
+  }
+  int64_t row_begin, row_end, size, columns, rows;
+  bool symmetric;
+};
+
+template <class F>
+static void parallel_workers(int64_t workers, int64_t jobs, const F& body) {
+  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t worker = begin; worker < end; ++worker)
+      for (int64_t job = worker; job < jobs; job += workers) body(worker, job);
+  });
+}
+
+std::tuple<Tensor, Tensor> pair_alignment(
+    Tensor a, Tensor b, std::optional<Tensor> groups, int64_t row_start, int64_t row_stop, double eps, bool need_gradient,
+    bool high) {
+  (void)high;  // one precision here: float32 with no cancellation
+  STD_TORCH_CHECK(a.dim() == 2 && a.size(0) >= 2 && a.size(1) >= 1, "a must be a matrix with at least 2 rows");
+  const int64_t classes = a.size(0), dim = a.size(1);
+  a = float_rows(a, classes, dim, "a");
+  b = float_rows(b, classes, dim, "b");
+  STD_TORCH_CHECK(0 <= row_start && row_start <= row_stop && row_stop <= classes, "rows must lie in 0..", classes);
+  if (groups) {
+    STD_TORCH_CHECK(groups->dim() == 1 && groups->size(0) == classes && groups->scalar_type() == ScalarType::Long,
+                    "groups must be int64 of shape (", classes, ",)");
+    groups = torch::stable::contiguous(*groups);
+  }
+  const int64_t rows = row_stop - row_start;
+  const Schedule plan(classes, row_start, row_stop);
+  Tensor total = torch::stable::new_empty(a, {}, ScalarType::Double);
+  Tensor gradient = torch::stable::new_empty(a, {need_gradient ? rows : 0, dim});
+  prefer_huge_pages(gradient);
+
+  const int64_t workers = std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), plan.rows));
+  std::vector<BlockScratch> scratch(workers);
+  for (BlockScratch& mine : scratch) mine.resize(plan.size);
+  std::vector<double> u_sum(need_gradient ? rows : 0), w_sum(need_gradient ? rows : 0);
+  // One slot a block pair keeps the order of the final sum fixed.
+  std::vector<double> cosines(plan.rows * plan.columns);
+
+  const PairProblem problem{a.const_data_ptr<float>(), b.const_data_ptr<float>(),
+                            groups ? groups->const_data_ptr<int64_t>() : nullptr, classes, dim, static_cast<float>(eps)};
+  float* out = need_gradient ? gradient.mutable_data_ptr<float>() : nullptr;
+  if (out)
+    torch::stable::parallel_for(0, rows, 64, [&](int64_t begin, int64_t end) {
+      std::memset(out + begin * dim, 0, (end - begin) * dim * sizeof(float));
+    });
+
+  const auto visit = [&](int64_t worker, int64_t i_block, int64_t j_block) {
+    const int64_t i0 = row_start + i_block * plan.size, i1 = std::min(i0 + plan.size, row_stop);
+    const int64_t j0 = j_block * plan.size, j1 = std::min(j0 + plan.size, classes);
+    BlockScratch& mine = scratch[worker];
+    const bool mirrored = plan.symmetric && i_block != j_block;
+    double& cosine = cosines[i_block * plan.columns + j_block];
+    block_weights(problem, mine, i0, i1, j0, j1, cosine);
+    if (mirrored) cosine *= 2;
+    if (!out) return;
+    for (int64_t i = i0; i < i1; ++i) {
+      u_sum[i - row_start] += mine.row_u[i - i0];
+      w_sum[i - row_start] += mine.row_w[i - i0];
+    }
+    block_gradient(problem, mine, false, i0, i1, j0, j1, out + (i0 - row_start) * dim);
+    if (!mirrored) return;
+    for (int64_t j = j0; j < j1; ++j) {
+      u_sum[j] += mine.column_u[j - j0];
+      w_sum[j] += mine.column_w[j - j0];
+    }
+    block_gradient(problem, mine, true, j0, j1, i0, i1, out + j0 * dim);
+  };
+
+  if (plan.symmetric) {
+    parallel_workers(workers, plan.rows, [&](int64_t worker, int64_t block) { visit(worker, block, block); });
+    const int64_t even = plan.rows + plan.rows % 2, half = even / 2;
+    for (int64_t round = 0; round + 1 < even; ++round)
+      parallel_workers(workers, half, [&](int64_t worker, int64_t k) {
+        // The circle method: the last block stays, the others turn by one place a round.
+        const int64_t turning = even - 1;
+        int64_t i = k ? (round + k) % turning : turning, j = (round - k + turning) % turning;
+        if (i > j) std::swap(i, j);
+        if (j < plan.rows) visit(worker, i, j);
+      });
+  } else {
+    parallel_workers(workers, plan.rows, [&](int64_t worker, int64_t block) {
+      for (int64_t j = 0; j < plan.columns; ++j) visit(worker, block, j);
+    });
+  }
+  double sum = 0;
+  for (double value : cosines) sum += value;
+  *total.mutable_data_ptr<double>() = sum;
+  if (out)
+    torch::stable::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k)
+        finish_row(problem.a + (row_start + k) * dim, problem.b + (row_start + k) * dim, static_cast<float>(u_sum[k]),
+                   static_cast<float>(w_sum[k]), out + k * dim, dim);
+    });
+  return {total, gradient};
+}
+
+}  // namespace sfm_fast

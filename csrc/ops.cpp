@@ -1,0 +1,26 @@
+// The operations' schemas and their CPU entry points. sfm_fast/ops/schemas.py holds the same text; a test compares the two.
+#include "cpu/ops.h"
+
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(sfm_fast, m) {
+  m.def("class_means(Tensor features, Tensor? order, Tensor? offsets, Tensor shift) -> Tensor");
+  m.def("class_means_backward(Tensor grad, Tensor? order, Tensor? offsets, SymInt num_items, ScalarType dtype) -> Tensor");
+  m.def(
+      "flow_alignment(Tensor features, Tensor? order, Tensor? offsets, Tensor centers, Tensor shift, int kind, "
+      "float eps, float alpha) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "flow_alignment_backward(Tensor grad_output, Tensor features, Tensor? order, Tensor? offsets, Tensor centers, "
+      "Tensor shift, Tensor rows, Tensor columns) -> Tensor");
+  m.def(
+      "pair_alignment(Tensor a, Tensor b, Tensor? groups, SymInt row_start, SymInt row_stop, float eps, "
+      "bool need_gradient, bool high) -> (Tensor, Tensor)");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sfm_fast, CPU, m) {
+  m.impl("class_means", TORCH_BOX(&sfm_fast::class_means));
+  m.impl("class_means_backward", TORCH_BOX(&sfm_fast::class_means_backward));
+  m.impl("flow_alignment", TORCH_BOX(&sfm_fast::flow_alignment));
+  m.impl("flow_alignment_backward", TORCH_BOX(&sfm_fast::flow_alignment_backward));
+  m.impl("pair_alignment", TORCH_BOX(&sfm_fast::pair_alignment));
+}

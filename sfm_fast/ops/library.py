@@ -1,0 +1,155 @@
+"""Finds and loads the compiled libraries, and registers the operations: schemas, fake kernels, the Triton backend.
+
+``sfm_fast::NAME`` is the C++ operation (CPU, and CUDA from its own library); ``sfm_fast::triton_NAME`` the same in Triton.
+A library that wasn't built is passed over in silence (`sfm_fast.explain` says so); one that won't load warns once.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference.flow_alignment import CLASS
+from .schemas import SCHEMAS
+
+_FOLDER = Path(__file__).resolve().parent.parent
+_fragment = torch.library.Library("sfm_fast", "FRAGMENT")
+problems: dict[str, str] = {}  # backend -> why its operations are not there
+
+
+def _load(name: str) -> str | None:
+    """Load ``_C`` or ``_C_cuda``; None when it's there, else why not."""
+    files = sorted(path for path in _FOLDER.glob(f"{name}.*so") if path.name.split(".")[0] == name)
+    if not files:
+        return "was not built (no compiler at installation?)"
+    try:
+        torch.ops.load_library(str(files[0]))
+    except (OSError, RuntimeError) as error:
+        reason = f"can't be loaded: {str(error).splitlines()[0]}"
+        warnings.warn(
+            f"sfm_fast: {files[0].name} {reason}; falling back to other backends", RuntimeWarning, stacklevel=2
+        )
+        return reason
+    return None
+
+
+def _load_all() -> None:
+    if reason := _load("_C"):
+        problems["cpu"] = f"the C++ library {reason}"
+        problems["cuda"] = "the CUDA library needs the C++ library"
+    elif torch.version.cuda is None:
+        problems["cuda"] = "this torch has no CUDA"
+    elif reason := _load("_C_cuda"):
+        problems["cuda"] = f"the CUDA library {reason}"
+    if importlib.util.find_spec("triton") is None:
+        problems["triton"] = "triton is not installed"
+    else:
+        _register_triton()
+
+
+def triton_interpreter() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors (TRITON_INTERPRET=1 when the process started)."""
+    return os.environ.get("TRITON_INTERPRET", "0") not in ("", "0")
+
+
+def _register_triton() -> None:
+    keys = ("CUDA", "CPU") if triton_interpreter() else ("CUDA",)
+    for name, schema in SCHEMAS.items():
+        _fragment.define(f"triton_{name}{schema}")
+        for key in keys:
+            _fragment.impl(f"triton_{name}", _triton_kernel(name), key)
+
+
+def _triton_kernel(name: str) -> Callable[..., Any]:
+    def call(*arguments: Any) -> Any:
+        # Imported at the first call: triton takes a second to import, and most processes never use it.
+        module = importlib.import_module(f"sfm_fast.kernels.{name.removesuffix('_backward')}")
+        return getattr(module, name)(*arguments)
+
+    return call
+
+
+def _fake_class_means(features: Tensor, order: Tensor | None, offsets: Tensor | None, shift: Tensor) -> Tensor:
+    classes = features.shape[0] if offsets is None else offsets.shape[0] - 1
+    return shift.new_empty((classes, features.shape[1]))
+
+
+def _fake_class_means_backward(
+    grad: Tensor, order: Tensor | None, offsets: Tensor | None, num_items: int, dtype: torch.dtype
+) -> Tensor:
+    return grad.new_empty((num_items, grad.shape[1]), dtype=dtype)
+
+
+def _fake_flow_alignment(
+    features: Tensor,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    centers: Tensor,
+    shift: Tensor,
+    kind: int,
+    eps: float,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = centers.shape[0] if kind == CLASS else 1
+    return centers.new_empty(()), centers.new_empty((2, rows)), centers.new_empty((2, centers.shape[1]))
+
+
+def _fake_flow_alignment_backward(
+    grad_output: Tensor,
+    features: Tensor,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    centers: Tensor,
+    shift: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+) -> Tensor:
+    return features.new_empty(features.shape)
+
+
+def _fake_pair_alignment(
+    a: Tensor,
+    b: Tensor,
+    groups: Tensor | None,
+    row_start: int,
+    row_stop: int,
+    eps: float,
+    need_gradient: bool,
+    high: bool,
+) -> tuple[Tensor, Tensor]:
+    rows = row_stop - row_start if need_gradient else 0
+    return a.new_empty((), dtype=torch.float64), a.new_empty((rows, a.shape[1]))
+
+
+_FAKES: dict[str, Callable[..., Any]] = {
+    "class_means": _fake_class_means,
+    "class_means_backward": _fake_class_means_backward,
+    "flow_alignment": _fake_flow_alignment,
+    "flow_alignment_backward": _fake_flow_alignment_backward,
+    "pair_alignment": _fake_pair_alignment,
+}
+
+_load_all()
+
+
+def operation(backend: str, name: str) -> Any:
+    """The overload of ``name`` that ``backend`` ("cpu", "cuda" or "triton") runs."""
+    full = f"triton_{name}" if backend == "triton" else name
+    return getattr(torch.ops.sfm_fast, full).default
+
+
+def registered() -> list[tuple[str, str]]:
+    """(name, qualified name) of every operation that exists here, C++ and Triton."""
+    prefixes = [*([] if "cpu" in problems else [""]), *([] if "triton" in problems else ["triton_"])]
+    return [(name, f"sfm_fast::{prefix}{name}") for prefix in prefixes for name in SCHEMAS]
+
+
+for _name, _qualified in registered():
+    torch.library.register_fake(_qualified, _FAKES[_name], lib=_fragment)

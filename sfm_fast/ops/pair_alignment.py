@@ -1,0 +1,136 @@
+"""Cosine alignment of every ordered pair of class flows on a compiled backend: tile by tile, O(C*D) extra memory.
+
+The forward computes the gradient at once where one is needed, so that no tile is built twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..reference.pair_alignment import FirstDerivative
+from .library import operation, registered
+from .segments import Segments
+
+
+def pair_alignment(
+    features: Tensor,
+    segments: Segments | None,
+    centers: Tensor,
+    shift: Tensor,
+    groups: Tensor | None,
+    pairs: int | Tensor,
+    *,
+    eps: float,
+    high: bool,
+    backend: str,
+) -> Tensor:
+    """mean over ``pairs`` ordered pairs of 1 - cos(f_ij, g_ij), a float32 scalar, once differentiable in ``features``.
+
+    features (N, D) float32, bfloat16 or float16; centers (C, D) float32, centred; shift (D,) float32; groups (C,) int64:
+    pairs within one group are left out. A second derivative raises RuntimeError.
+    """
+    order, offsets = (None, None) if segments is None else (segments.order, segments.offsets)
+    arguments = features, order, offsets, shift, centers, groups, pairs, eps, high
+    if not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+        loss: Tensor = _PairAlignment.apply(backend, *arguments)
+        return loss
+    means = operation(backend, "class_means")(features, order, offsets, shift)
+    total, _ = operation(backend, "pair_alignment")(
+        centers, means - means.mean(0), groups, 0, centers.shape[0], eps, means.requires_grad, high
+    )
+    return (1 - total / pairs).float()
+
+
+def pair_block(
+    a: Tensor, b: Tensor, groups: Tensor | None, rows: tuple[int, int], *, eps: float, high: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    """Share of one rank: the sum of cosines over pairs (i in ``rows``, all j), and its rows of the gradient.
+
+    a, b (C, D) float32, centred. Returns (float64 scalar, (rows, D) float32): the gradient of the sum over *all* pairs with
+    respect to b[rows], so ranks add their sums, concatenate their gradients, and multiply both by -1 / pairs.
+    """
+    total, gradient = operation(backend, "pair_alignment")(a, b, groups, *rows, eps, True, high)
+    return total, gradient
+
+
+class _PairAlignment(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        backend: str,
+        features: Tensor,
+        order: Tensor | None,
+        offsets: Tensor | None,
+        shift: Tensor,
+        centers: Tensor,
+        groups: Tensor | None,
+        pairs: int | Tensor,
+        eps: float,
+        high: bool,
+    ) -> Tensor:
+        need_gradient = ctx.needs_input_grad[1]
+        with torch._C._AutoDispatchBelowAutograd():
+            means = operation(backend, "class_means")(features, order, offsets, shift)
+            means -= means.mean(0)
+            total, gradient = operation(backend, "pair_alignment")(
+                centers, means, groups, 0, centers.shape[0], eps, need_gradient, high
+            )
+        ctx.backend, ctx.pairs = backend, pairs
+        ctx.save_for_backward(features, order, offsets, gradient)
+        return (1 - total / pairs).float()
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        features, order, offsets, gradient = ctx.saved_tensors
+        # Flows don't see a shift of all means: the columns of the gradient sum to zero, so centring passes it on as it is.
+        gradient = gradient * (grad_output / -ctx.pairs)
+        if order is not None or features.dtype != torch.float32:
+            with torch._C._AutoDispatchBelowAutograd():
+                gradient = operation(ctx.backend, "class_means_backward")(
+                    gradient, order, offsets, features.shape[0], features.dtype
+                )
+        if torch.is_grad_enabled():
+            gradient = FirstDerivative.apply(gradient, torch.ones_like(grad_output), features)
+        return None, gradient, *[None] * 8
+
+
+def _setup_means(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    features, order, offsets, _ = inputs
+    ctx.items, ctx.dtype = features.shape[0], features.dtype
+    ctx.save_for_backward(order, offsets)
+
+
+def _means_backward(backend: str) -> Callable[..., tuple[Tensor | None, ...]]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        order, offsets = ctx.saved_tensors
+        return operation(backend, "class_means_backward")(grad, order, offsets, ctx.items, ctx.dtype), None, None, None
+
+    return backward
+
+
+def _setup_pairs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.whole = inputs[3] == 0 and inputs[4] == inputs[0].shape[0] and inputs[6]
+    ctx.save_for_backward(inputs[1], output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _pairs_backward(ctx: Any, grad_total: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+    if not ctx.whole:
+        raise RuntimeError("pair_alignment is differentiable only over all rows and with need_gradient=True")
+    b, gradient = ctx.saved_tensors
+    gradient = gradient * grad_total.float()
+    if torch.is_grad_enabled():
+        gradient = FirstDerivative.apply(gradient, torch.ones_like(grad_total), b)
+    return None, gradient, *[None] * 6
+
+
+for _name, _qualified in registered():
+    _backend = "triton" if "triton_" in _qualified else "cpu"
+    if _name == "class_means":
+        torch.library.register_autograd(_qualified, _means_backward(_backend), setup_context=_setup_means)
+    if _name == "pair_alignment":
+        torch.library.register_autograd(_qualified, _pairs_backward, setup_context=_setup_pairs)
