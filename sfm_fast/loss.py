@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .checks import check_centers, check_features, check_groups, check_labels
 from .errors import InputError
-from .ops import backends
 from .ops.cache import TensorCache
-from .ops.flow_alignment import flow_alignment
-from .ops.pair_alignment import pair_alignment
-from .ops.segments import Segments, segments_of
+from .ops.losses import Constants, Options, compute_dtype, constants_of, evaluate, evaluate_decoupled, prepare
 from .reference import flow_alignment as reference
 from .reference import gradient_matching
-from .reference.class_means import class_means
-from .reference.pair_alignment import count_pairs, grouped_pair_mse, pair_cosine
+from .reference.pair_alignment import count_pairs
 
 ALIGNMENTS = ("global", "class", "pair")
 METRICS = ("cosine", "mse")
@@ -59,7 +55,7 @@ def flow_alignment_loss(
 
     What can be prepared from ``centers``, ``labels`` and ``groups`` is remembered for as long as these tensors live
     unchanged. Inside ``torch.compile``, ``torch.export`` or a CUDA graph the values of ``labels`` can't be checked: a
-    class without a feature or a label out of range gives NaN there.
+    class without a feature or a label out of range gives NaN there. Inside ``torch.func`` transforms plain torch runs.
 
     Raises:
         InputError: wrong shape, dtype, device, label range, a class without a feature, or an unknown name.
@@ -70,7 +66,7 @@ def flow_alignment_loss(
     options = _check_options(alignment, metric, backend, eps, precision, groups)
     check_centers(centers)
     pairs = _pairs(centers, groups)
-    return _evaluate(features, labels, _function_constants(centers), options, groups, pairs)
+    return evaluate(features, labels, constants_of(centers), options, groups, pairs)
 
 
 def decoupled_flow_loss(
@@ -84,17 +80,7 @@ def decoupled_flow_loss(
         raise InputError(f"alpha must be in [0, 1], got {alpha!r}")
     options = _check_options("global", "mse", backend, 1e-8, "highest", None)
     check_centers(centers)
-    constants = _function_constants(centers)
-    segments = _segments(features, labels, constants)
-    chosen = backends.explain(features, metric="mse", backend=options.backend).backend
-    if chosen == "torch":
-        shift, shifted = constants.shift, constants.shifted
-        return _in_torch(features, segments, shifted, shift, reference.DECOUPLED, options.eps, alpha)
-    shifted = _shifted_float32(constants.shifted)
-    loss = flow_alignment(
-        features, segments, shifted, constants.shift, reference.DECOUPLED, alpha=float(alpha), backend=chosen
-    )
-    return _in_range(loss, segments)
+    return evaluate_decoupled(features, labels, constants_of(centers), options, float(alpha))
 
 
 def linear_gradient_matching_loss(
@@ -120,7 +106,7 @@ def linear_gradient_matching_loss(
     for name, features, labels in (("syn", syn_features, syn_labels), ("real", real_features, real_labels)):
         check_features(f"{name}_features", features, weight.shape[1], "weight")
         check_labels(f"{name}_labels", labels, features.shape[0], weight.shape[0])
-    dtype = _compute_dtype(syn_features)
+    dtype = compute_dtype(syn_features)
     weight, bias = weight.detach().to(dtype), bias.detach().to(dtype)
     synthetic = gradient_matching.linear_gradient(syn_features.to(dtype), syn_labels, weight, bias)
     real = gradient_matching.linear_gradient(real_features.detach().to(dtype), real_labels, weight, bias)
@@ -156,7 +142,7 @@ class FlowAlignmentLoss(nn.Module):
         self.options = _check_options(alignment, metric, backend, eps, precision, groups)
         check_centers(centers)
         pairs = _pairs(centers, groups)
-        constants = _prepare(centers)
+        constants = prepare(centers)
         self.register_buffer("shift", constants.shift)
         self.register_buffer("shifted_centers", constants.shifted)
         self.register_buffer("groups", None if groups is None else groups.clone())
@@ -172,10 +158,10 @@ class FlowAlignmentLoss(nn.Module):
                 self.pairs.copy_(count_pairs(self.groups))
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        constants = _Constants(self.shift, self.shifted_centers, self.centred_centers)
+        constants = Constants(self.shift, self.shifted_centers, self.centred_centers)
         classes = self.shifted_centers.shape[0]
         pairs = classes * (classes - 1) if self.groups is None else self.pairs
-        return _evaluate(features, labels, constants, self.options, self.groups, pairs)
+        return evaluate(features, labels, constants, self.options, self.groups, pairs)
 
     def extra_repr(self) -> str:
         classes, dim = self.shifted_centers.shape
@@ -183,32 +169,6 @@ class FlowAlignmentLoss(nn.Module):
         return f"classes={classes}, dim={dim}, {options}"
 
 
-class _Options(NamedTuple):
-    alignment: str
-    metric: str
-    backend: str
-    eps: float
-    precision: str
-
-
-class _Constants(NamedTuple):
-    """What a loss needs of the centres: the float32 shift (D,), and (C, D) float64 shifted and float32 centred."""
-
-    shift: Tensor
-    shifted: Tensor
-    centred: Tensor
-
-
-def _prepare(centers: Tensor) -> _Constants:
-    # In float64: centres computed in float64 keep what float32 would round off next to a large common mean.
-    exact = centers.detach().double()
-    shift = exact.mean(0).float()
-    shifted = exact - shift.double()
-    return _Constants(shift, shifted, reference.centre_rows(shifted).float())
-
-
-_function_constants = TensorCache(_prepare)
-_shifted_float32 = TensorCache(Tensor.float)
 _count_pairs = TensorCache(count_pairs)
 
 
@@ -224,7 +184,7 @@ def _pairs(centers: Tensor, groups: Tensor | None) -> int | Tensor:
 
 def _check_options(
     alignment: str, metric: str, backend: str, eps: float, precision: str, groups: Tensor | None
-) -> _Options:
+) -> Options:
     if alignment not in ALIGNMENTS:
         raise InputError(f"alignment must be one of {ALIGNMENTS}, got {alignment!r}")
     if metric not in METRICS:
@@ -235,85 +195,4 @@ def _check_options(
         raise InputError(f"eps must be a positive number, got {eps!r}")
     if groups is not None and alignment != "pair":
         raise InputError(f"groups is for alignment='pair', got it with {alignment!r}")
-    return _Options(alignment, metric, backend, float(eps), precision)
-
-
-def _segments(features: Tensor, labels: Tensor | None, constants: _Constants) -> Segments | None:
-    """Checks features and labels; None where the features are the class means already."""
-    classes, dim = constants.centred.shape
-    check_features("features", features, dim, "centers")
-    if features.device != constants.shift.device:
-        raise InputError(f"features are on {features.device}, centers on {constants.shift.device}; move one of them")
-    if labels is not None:
-        return segments_of(labels, features.shape[0], classes, features.device)
-    if features.shape[0] != classes:
-        raise InputError(
-            f"features has {features.shape[0]} rows for {classes} centers: without labels it must hold one mean a class"
-        )
-    return None
-
-
-def _evaluate(
-    features: Tensor,
-    labels: Tensor | None,
-    constants: _Constants,
-    options: _Options,
-    groups: Tensor | None,
-    pairs: int | Tensor,
-) -> Tensor:
-    alignment, metric, backend, eps, precision = options
-    segments = _segments(features, labels, constants)
-    chosen = backends.explain(
-        features, alignment=alignment, metric=metric, backend=backend, grouped=groups is not None
-    ).backend
-    shift, centred = constants.shift, constants.centred
-    kind = reference.KINDS.get((alignment, metric))
-    if chosen == "torch":
-        if features.dtype == torch.float64:
-            centred = reference.centre_rows(constants.shifted)
-        return _in_torch(features, segments, centred, shift, kind, eps, 1.0, groups, pairs)
-    if kind is None:
-        loss = pair_alignment(
-            features, segments, centred, shift, groups, pairs, eps=eps, high=precision == "high", backend=chosen
-        )
-    else:
-        loss = flow_alignment(features, segments, centred, shift, kind, eps=eps, backend=chosen)
-    return _in_range(loss, segments)
-
-
-def _in_torch(
-    features: Tensor,
-    segments: Segments | None,
-    centers: Tensor,
-    shift: Tensor,
-    kind: int | None,
-    eps: float,
-    alpha: float,
-    groups: Tensor | None = None,
-    pairs: int | Tensor = 0,
-) -> Tensor:
-    dtype = _compute_dtype(features)
-    centers, shift = centers.to(dtype), shift.to(dtype)
-    order, offsets = (None, None) if segments is None else (segments.order, segments.offsets)
-    # Autocast would run the products in low precision, next to a result that promises float32.
-    with torch.autocast(features.device.type, enabled=False):
-        if kind is not None and groups is None:
-            loss = reference.flow_alignment(features, order, offsets, centers, shift, kind, eps, alpha)
-        else:
-            means = class_means(features, order, offsets, shift)
-            if kind is None:
-                loss = pair_cosine(centers, means, eps, groups, pairs)
-            else:
-                assert groups is not None
-                loss = grouped_pair_mse(centers, means, groups, pairs)
-    return _in_range(loss, segments)
-
-
-def _in_range(loss: Tensor, segments: Segments | None) -> Tensor:
-    if segments is None or segments.in_range is None:
-        return loss
-    return torch.where(segments.in_range, loss, torch.nan)
-
-
-def _compute_dtype(features: Tensor) -> torch.dtype:
-    return torch.float64 if features.dtype == torch.float64 else torch.float32
+    return Options(alignment, metric, backend, float(eps), precision)

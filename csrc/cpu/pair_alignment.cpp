@@ -55,8 +55,8 @@ std::tuple<Tensor, Tensor> pair_alignment(
   prefer_huge_pages(gradient);
 
   const int64_t workers = std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), plan.rows));
-  std::vector<BlockScratch> scratch(workers);
-  for (BlockScratch& mine : scratch) mine.resize(plan.size);
+  std::vector<BlockScratch> scratch;
+  for (int64_t worker = 0; worker < workers; ++worker) scratch.emplace_back(a, plan.size);
   std::vector<double> u_sum(need_gradient ? rows : 0), w_sum(need_gradient ? rows : 0);
   // One slot a block pair keeps the order of the final sum fixed.
   std::vector<double> cosines(plan.rows * plan.columns);

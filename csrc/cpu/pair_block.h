@@ -3,6 +3,8 @@
 
 #include "rows.h"
 
+#include <utility>
+
 namespace sfm_fast {
 
 constexpr int64_t kBlock = 192;  // rows and columns of a block: three float32 tiles of 144 KiB stay in a 1 MiB L2 cache
@@ -17,16 +19,23 @@ struct PairProblem {
   float eps;
 };
 
+// What one thread works in: three tiles of (stride, stride), a packed panel, and sums over rows and columns. Not initialised.
 struct BlockScratch {
-  // Tiles are (kBlock, kBlock) whatever the block's size: a fixed row stride.
-  std::vector<float> u, w, g, packed;
-  std::vector<float> row_u, row_w, column_u, column_w, lengths;
-  void resize(int64_t) {
-    for (auto* tile : {&u, &w, &g}) tile->resize(kBlock * kBlock);
-    packed.resize(2 * kBlock * kDepth + 2 * 64 * kBlock);
-    for (auto* line : {&row_u, &row_w, &column_u, &column_w}) line->resize(kBlock);
-    lengths.resize(2 * kBlock);
+  BlockScratch(const Tensor& like, int64_t block)
+      : stride((block + 31) / 32 * 32),
+        tile((stride + 16) * stride),  // 16 rows more: a register tile may read, and throw away, rows beyond the last
+        // A tensor, so that what counts torch's memory counts this too.
+        memory(torch::stable::new_empty(like, {3 * tile + 64 * std::max(kDepth, stride) + 6 * stride})) {
+    float* next = memory.mutable_data_ptr<float>();
+    const auto take = [&](int64_t count) { return std::exchange(next, next + count); };
+    u = take(tile), w = take(tile), g = take(tile);
+    packed = take(64 * std::max(kDepth, stride));
+    row_u = take(stride), row_w = take(stride), column_u = take(stride), column_w = take(stride);
+    lengths = take(2 * stride);
   }
+  int64_t stride, tile;
+  Tensor memory;
+  float *u, *w, *g, *packed, *row_u, *row_w, *column_u, *column_w, *lengths;
 };
 
 // Register tiles: `kRows` x `kVectors` accumulators of each kind must fit the instruction set's 32 (W = 16) or 16 registers.
@@ -65,7 +74,7 @@ SFM_INLINE void pack_transposed(const float* source, int64_t stride, int64_t cou
 template <int W, int Rows, int Vectors>
 SFM_INLINE void add_differences(
     const float* const* a_rows, const float* const* b_rows, const float* packed, int64_t depth, bool first, float* fg_tile,
-    float* ff_tile, float* gg_tile) {
+    float* ff_tile, float* gg_tile, int64_t stride) {
   using vec = typename Simd<W>::vec;
   constexpr int kColumns = Vectors * W;
   vec fg[Rows][Vectors] = {}, ff[Rows][Vectors] = {}, gg[Rows][Vectors] = {};
@@ -85,7 +94,7 @@ SFM_INLINE void add_differences(
   }
   for (int r = 0; r < Rows; ++r)
     for (int v = 0; v < Vectors; ++v) {
-      const int64_t at = r * kBlock + v * W;
+      const int64_t at = r * stride + v * W;
       store<W>(fg_tile + at, first ? fg[r][v] : fg[r][v] + load<W>(fg_tile + at));
       store<W>(ff_tile + at, first ? ff[r][v] : ff[r][v] + load<W>(ff_tile + at));
       store<W>(gg_tile + at, first ? gg[r][v] : gg[r][v] + load<W>(gg_tile + at));
@@ -96,8 +105,8 @@ SFM_INLINE void add_differences(
 template <int W>
 SFM_INLINE double finish_weights(
     const PairProblem& problem, BlockScratch& s, int64_t i, int64_t local, int64_t j0, int64_t count, int64_t padded) {
-  float *u = s.u.data() + local * kBlock, *w = s.w.data() + local * kBlock, *gg = s.g.data() + local * kBlock;
-  float *f_length = s.lengths.data(), *g_length = f_length + kBlock;
+  float *u = s.u + local * s.stride, *w = s.w + local * s.stride, *gg = s.g + local * s.stride;
+  float *f_length = s.lengths, *g_length = f_length + s.stride;
   const float eps = problem.eps;
   for (int64_t j = 0; j < padded; ++j) {
     f_length[j] = std::sqrt(w[j]);
@@ -119,7 +128,7 @@ SFM_INLINE double finish_weights(
     for (int64_t j = 0; j < count; ++j)
       if (problem.groups[i] == problem.groups[j0 + j]) leave_out(j);
   typename Simd<W>::vec u_sum = {}, w_sum = {}, cosine_sum = {};
-  float *column_u = s.column_u.data(), *column_w = s.column_w.data();
+  float *column_u = s.column_u, *column_w = s.column_w;
   for (int64_t j = 0; j < padded; j += W) {
     const auto uj = load<W>(u + j), wj = load<W>(w + j);
     u_sum += uj;
@@ -141,7 +150,7 @@ SFM_INLINE void block_weights_kernel(
   for (int64_t k0 = 0; k0 < dim; k0 += kDepth) {
     const int64_t depth = std::min(kDepth, dim - k0);
     for (int64_t j = 0; j < padded; j += kColumns) {
-      float* packed = s.packed.data();
+      float* packed = s.packed;
       const int64_t from = (j0 + j) * dim + k0;
       pack_transposed<kColumns>(problem.a + from, dim, count - j, depth, 0, packed);
       pack_transposed<kColumns>(problem.b + from, dim, count - j, depth, 1, packed);
@@ -152,13 +161,13 @@ SFM_INLINE void block_weights_kernel(
           a_rows[r] = problem.a + row;
           b_rows[r] = problem.b + row;
         }
-        const int64_t at = (i - i0) * kBlock + j;
-        add_differences<W, kRows, kVectors>(a_rows, b_rows, packed, depth, k0 == 0, s.u.data() + at, s.w.data() + at, s.g.data() + at);
+        const int64_t at = (i - i0) * s.stride + j;
+        add_differences<W, kRows, kVectors>(a_rows, b_rows, packed, depth, k0 == 0, s.u + at, s.w + at, s.g + at, s.stride);
       }
     }
   }
-  std::fill(s.column_u.begin(), s.column_u.end(), 0.0f);
-  std::fill(s.column_w.begin(), s.column_w.end(), 0.0f);
+  std::fill_n(s.column_u, s.stride, 0.0f);
+  std::fill_n(s.column_w, s.stride, 0.0f);
   cosine = 0;
   for (int64_t i = i0; i < i1; ++i) cosine += finish_weights<W>(problem, s, i, i - i0, j0, count, padded);
 }
@@ -204,18 +213,18 @@ SFM_INLINE void block_gradient_kernel(
     const PairProblem& problem, BlockScratch& s, bool transposed, int64_t k0, int64_t k1, int64_t i0, int64_t i1, float* out) {
   constexpr int kRows = Tiling<W>::kProductRows, kVectors = Tiling<W>::kProductVectors, kColumns = kVectors * W;
   const int64_t dim = problem.dim, depth = i1 - i0;
-  const int64_t row_step = transposed ? 1 : kBlock, depth_step = transposed ? kBlock : 1;
+  const int64_t row_step = transposed ? 1 : s.stride, depth_step = transposed ? s.stride : 1;
   for (int64_t d = 0; d < dim; d += kColumns) {
     const int64_t columns = std::min<int64_t>(kColumns, dim - d);
     for (int matrix = 0; matrix < 2; ++matrix) {
-      float* panel = s.packed.data();
+      float* panel = s.packed;
       const float* source = (matrix ? problem.b : problem.a) + i0 * dim + d;
       for (int64_t i = 0; i < depth; ++i) {
         float* line = panel + i * kColumns;
         std::memcpy(line, source + i * dim, columns * sizeof(float));
         for (int64_t k = columns; k < kColumns; ++k) line[k] = 0.0f;
       }
-      const float* tile = matrix ? s.w.data() : s.u.data();
+      const float* tile = matrix ? s.w : s.u;
       for (int64_t k = 0; k < k1 - k0; k += kRows) {
         add_product<W, kRows, kVectors>(tile + k * row_step, row_step, depth_step, panel, depth, k1 - k0 - k, out + k * dim + d, dim, columns);
       }

@@ -39,7 +39,8 @@ def explain(
     Depends on device, dtype and kind of loss alone, never on timing. ``grouped``: the call has ``groups``. Raises
     ``InputError`` for an unknown name, or for a backend asked for by name that can't take the call.
     """
-    return _choice(features.device.type, features.dtype, alignment, metric, backend, grouped)
+    choose = _choice.__wrapped__ if torch.compiler.is_compiling() else _choice  # a cache can't be traced
+    return choose(features.device.type, features.dtype, alignment, metric, backend, grouped)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -35,7 +35,7 @@ def flow_alignment(
     """
     order, offsets = (None, None) if segments is None else (segments.order, segments.offsets)
     arguments = features, order, offsets, centers, shift, kind, eps, alpha
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling():
         loss: Tensor = operation(backend, "flow_alignment")(*arguments)[0]
     else:
         loss = _FlowAlignment.apply(backend, *arguments)
@@ -53,7 +53,7 @@ def _backward(
         return gradient
     # create_graph=True: the gradient must itself be differentiable, so it is taken through the reference.
     loss = reference.flow_alignment(features, order, offsets, centers, shift, kind, eps, alpha)
-    gradient = torch.autograd.grad(loss, features, grad_output, create_graph=True)[0]
+    (gradient,) = torch.autograd.grad(loss, features, grad_output, create_graph=True)
     return gradient
 
 
@@ -64,10 +64,10 @@ class _FlowAlignment(torch.autograd.Function):
     def forward(ctx: Any, backend: str, *arguments: Any) -> Tensor:
         features, order, offsets, centers, shift, *ctx.constants = arguments
         with torch._C._AutoDispatchBelowAutograd():
-            loss, rows, columns = operation(backend, "flow_alignment")(*arguments)
+            results: tuple[Tensor, ...] = operation(backend, "flow_alignment")(*arguments)
         ctx.backend = backend
-        ctx.save_for_backward(features, order, offsets, centers, shift, rows, columns)
-        return loss
+        ctx.save_for_backward(features, order, offsets, centers, shift, *results[1:])
+        return results[0]
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:

@@ -35,14 +35,15 @@ def pair_alignment(
     """
     order, offsets = (None, None) if segments is None else (segments.order, segments.offsets)
     arguments = features, order, offsets, shift, centers, groups, pairs, eps, high
-    if not (torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()):
+    if not torch.compiler.is_compiling():
         loss: Tensor = _PairAlignment.apply(backend, *arguments)
         return loss
     means = operation(backend, "class_means")(features, order, offsets, shift)
     total, _ = operation(backend, "pair_alignment")(
         centers, means - means.mean(0), groups, 0, centers.shape[0], eps, means.requires_grad, high
     )
-    return (1 - total / pairs).float()
+    loss = (1 - total / pairs).float()
+    return loss
 
 
 def pair_block(
@@ -75,13 +76,15 @@ class _PairAlignment(torch.autograd.Function):
         need_gradient = ctx.needs_input_grad[1]
         with torch._C._AutoDispatchBelowAutograd():
             means = operation(backend, "class_means")(features, order, offsets, shift)
-            means -= means.mean(0)
+            if backend != "cpu":  # which multiplies differences, and so needs no small numbers
+                means -= means.mean(0)
             total, gradient = operation(backend, "pair_alignment")(
                 centers, means, groups, 0, centers.shape[0], eps, need_gradient, high
             )
         ctx.backend, ctx.pairs = backend, pairs
         ctx.save_for_backward(features, order, offsets, gradient)
-        return (1 - total / pairs).float()
+        loss: Tensor = (1 - total / pairs).float()
+        return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:

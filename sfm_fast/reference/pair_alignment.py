@@ -119,7 +119,8 @@ def pair_cosine(
 
 def count_pairs(groups: Tensor) -> Tensor:
     """Ordered pairs of centres in different groups: (C,) int64 -> scalar int64."""
-    return len(groups) ** 2 - torch.unique(groups, return_counts=True)[1].square().sum()
+    sizes: Tensor = torch.unique(groups, return_counts=True)[1]
+    return len(groups) ** 2 - sizes.square().sum()
 
 
 def grouped_pair_mse(centred_centers: Tensor, shifted_means: Tensor, groups: Tensor, pairs: int | Tensor) -> Tensor:
@@ -135,4 +136,5 @@ def grouped_pair_mse(centred_centers: Tensor, shifted_means: Tensor, groups: Ten
         0, member, difference
     )
     within = 2 * (size[member] * squares).sum() - 2 * sums.square().sum()
-    return (2 * classes * squares.sum() - within) / (pairs * dim)
+    loss: Tensor = (2 * classes * squares.sum() - within) / (pairs * dim)
+    return loss
