@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
+
+from sfm_fast.testing.cases import LOSS_CASES
 
 
 def class_means(features: Tensor, labels: Tensor | None, classes: int) -> Tensor:
@@ -30,13 +34,20 @@ def cosine(f: Tensor, g: Tensor, eps: float) -> Tensor:
 
 
 def flow_alignment(
-    features: Tensor, centers: Tensor, labels: Tensor | None, alignment: str, metric: str, eps: float = 1e-8
+    features: Tensor,
+    centers: Tensor,
+    labels: Tensor | None,
+    alignment: str,
+    metric: str,
+    eps: float = 1e-8,
+    groups: Tensor | None = None,
 ) -> Tensor:
     features, centers = features.double(), centers.double()
     nu, classes = class_means(features, labels, len(centers)), len(centers)
     if alignment == "pair":
         f, g = pair_flows(centers), pair_flows(nu)
-        off = [(i, j) for i in range(classes) for j in range(classes) if i != j]
+        group = range(classes) if groups is None else groups.tolist()
+        off = [(i, j) for i in range(classes) for j in range(classes) if group[i] != group[j]]
         if metric == "mse":
             return torch.stack([(f[i, j] - g[i, j]).square() for i, j in off]).mean()
         return torch.stack([1 - cosine(f[i, j], g[i, j], eps) for i, j in off]).mean()
@@ -56,3 +67,17 @@ def decoupled(features: Tensor, centers: Tensor, labels: Tensor | None, alpha: f
         return torch.stack([sum(means[k] for k in range(classes) if k != c) / (classes - 1) for c in range(classes)])
 
     return alpha * (nu - centers).square().mean() + (1 - alpha) * (others(nu) - others(centers)).square().mean()
+
+
+def value_and_gradient(function, features: Tensor, grad_output: float = 1.0) -> tuple[Tensor, Tensor]:
+    leaf = features.detach().requires_grad_()
+    loss = function(leaf)
+    (gradient,) = torch.autograd.grad(loss, leaf, torch.as_tensor(grad_output, dtype=loss.dtype))
+    return loss.detach(), gradient
+
+
+@functools.cache
+def expected(case_name: str, dtype: torch.dtype, alignment: str, metric: str) -> tuple[Tensor, Tensor]:
+    """Loss and gradient of a case of the registry. Sees the rounded inputs in float64: only the computation's error remains."""
+    features, centers, labels = next(case for case in LOSS_CASES if case.name == case_name).make(dtype)
+    return value_and_gradient(lambda z: flow_alignment(z, centers, labels, alignment, metric), features.double())
