@@ -16,7 +16,7 @@ from setuptools import find_packages, setup
 
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020b000000000000ULL", "-DTORCH_STABLE_ONLY"]
 CXX_FLAGS = ["-O3", "-fvisibility=hidden", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi", *STABLE_ABI]
-NVCC_FLAGS = ["-O3", "-lineinfo", "--expt-relaxed-constexpr"]
+NVCC_FLAGS = ["-O3", "-lineinfo"]
 
 
 def sources(folder: str) -> list[str]:
@@ -27,13 +27,22 @@ def headers() -> list[str]:
     return sorted(str(path) for path in Path("csrc").rglob("*.*h"))
 
 
+def cuda_home(guess: str | None) -> str | None:
+    """The CUDA toolkit with both nvcc and headers: where nvcc is a wrapper script, torch's own guess has neither."""
+    for folder in (os.environ.get("CUDA_HOME"), guess, "/usr/local/cuda"):
+        if folder and Path(folder, "bin", "nvcc").exists() and Path(folder, "include", "cuda_runtime_api.h").exists():
+            return folder
+    return None
+
+
 def build() -> dict:
     wanted = os.environ.get("SFM_FAST_BUILD", "all")
     if wanted not in ("none", "cpu", "all"):
         sys.exit(f"SFM_FAST_BUILD must be none, cpu or all, got {wanted!r}")
     try:
         import torch
-        from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, CUDAExtension
+        from torch.utils import cpp_extension
+        from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
     except ImportError:
         print("sfm_fast: no torch at installation, so no compiled kernels (see the README)", file=sys.stderr)
         return {}
@@ -49,7 +58,9 @@ def build() -> dict:
                 py_limited_api=True,
             )
         )
-    if wanted == "all" and torch.version.cuda and CUDA_HOME and sources("cuda"):
+    home = cuda_home(cpp_extension.CUDA_HOME)
+    if wanted == "all" and torch.version.cuda and home:
+        cpp_extension.CUDA_HOME = home
         # Without a visible GPU torch can't guess; never gate on torch.cuda.is_available(): containers are built without one.
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
         extensions.append(
@@ -58,6 +69,7 @@ def build() -> dict:
                 sources("cuda"),
                 extra_compile_args={"cxx": [*CXX_FLAGS, "-DUSE_CUDA"], "nvcc": NVCC_FLAGS},
                 depends=headers(),
+                library_dirs=[f"{home}/lib64", f"{home}/lib"],
                 optional=True,
                 py_limited_api=True,
             )

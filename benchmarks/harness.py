@@ -1,16 +1,19 @@
-"""What every benchmark shares: the facts about the machine that stand beside its figures."""
+"""What every benchmark shares: facts about the machine, its measured ceilings, and a limit on memory."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import sfm_fast
+from sfm_fast.testing.perf import interleaved
 
 
 def environment() -> dict[str, Any]:
@@ -43,3 +46,72 @@ def _commit() -> str | None:
     except OSError:
         return None
     return done.stdout.strip() or None
+
+
+def copy_bandwidth(device: torch.device, elements: int = 1 << 26) -> float:
+    """Bytes a second that a large float32 copy moves, read and written: the ceiling of memory-bound work."""
+    source = torch.randn(elements, device=device)
+    target = torch.empty_like(source).zero_()  # touched once, so that fresh pages aren't part of the measurement
+    seconds = interleaved({"copy": lambda: target.copy_(source)}, rounds=11, warmup=2, device=device)["copy"].median
+    return 2 * 4 * elements / seconds
+
+
+def matmul_rate(device: torch.device, size: int = 2048) -> float:
+    """Floating-point operations a second of a large float32 matrix product: the ceiling of compute-bound work."""
+    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
+    out = torch.empty_like(a)
+    seconds = interleaved({"mm": lambda: torch.mm(a, b, out=out)}, rounds=11, warmup=2, device=device)["mm"].median
+    return 2 * size**3 / seconds
+
+
+@contextlib.contextmanager
+def memory_limit(device: torch.device, reserve: float = 0.15) -> Iterator[None]:
+    """Let allocations fail, instead of the whole machine, once a CPU run would take all but ``reserve`` of what is free."""
+    if device.type != "cpu" or not Path("/proc/meminfo").exists():
+        yield
+        return
+    import resource
+
+    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    available = int(facts["MemAvailable"].split()[0]) * 1024
+    virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (int(virtual + (1 - reserve) * available), before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, CUDA or Python ran out of memory."""
+    text = str(error)
+    return (
+        isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
+        or "allocate memory" in text
+        or "bad_alloc" in text
+    )
+
+
+def graph_microseconds(function: Callable[[], object], replays: int = 200) -> float:
+    """Device time of one call under a CUDA graph, in microseconds: the median over events around single replays."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    flush = torch.empty(64 << 20, dtype=torch.int32, device="cuda")  # larger than any L2 cache
+    times = []
+    for _ in range(replays):
+        flush.zero_()
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(start.elapsed_time(end) * 1e3)
+    return sorted(times)[len(times) // 2]

@@ -13,6 +13,7 @@ namespace sfm_fast {
 enum Kind : int64_t { kGlobal = 0, kClass = 1, kFlowMse = 2, kPairMse = 3, kDecoupled = 4 };
 
 constexpr int64_t kFlushRows = 64;
+constexpr int64_t kWideElements = int64_t{1} << 13;
 constexpr int64_t kPastCacheElements = int64_t{1} << 22;  // outputs of 16 MiB and more won't be read from a cache anyway
 
 // A cosine from its three sums, and the factors of its gradient: d(1 - cos)/db = p a + q b. Short flows: all 0, NaN stays.
@@ -30,6 +31,7 @@ struct Pass {
   Items items;
   const float* centers;
   int64_t kind;
+  bool wide;          // sums in float64 throughout
   const float* mean;  // of all t: second pass of `class` only
   double scale;       // (C / (C-1))^2
   double eps;
@@ -77,6 +79,26 @@ SFM_INLINE void add_row(const float* a, const float* t, float* columns, int64_t 
   sums[2] += sum<W>(yy[0] + yy[1]);
 }
 
+// The same in float64 throughout, for problems so small that rounding errors don't average out and time doesn't count.
+template <bool Difference>
+SFM_INLINE void add_row_wide(const float* a, const float* t, double* columns, int64_t dim, double* sums) {
+  constexpr int kLanes = 8;
+  double xy[kLanes] = {}, xx[kLanes] = {}, yy[kLanes] = {};
+  for (int64_t d = 0; d < dim; d += kLanes)
+    for (int64_t k = 0; k < std::min<int64_t>(kLanes, dim - d); ++k) {
+      const double x = a[d + k], y = Difference ? t[d + k] - x : t[d + k];
+      xy[k] += x * y;
+      xx[k] += x * x;
+      yy[k] += y * y;
+      columns[d + k] += y;
+    }
+  for (int k = 0; k < kLanes; ++k) {
+    sums[0] += xy[k];
+    sums[1] += xx[k];
+    sums[2] += yy[k];
+  }
+}
+
 struct SumsKernel {
   template <int W, class T>
   static SFM_INLINE void run(const Pass& pass, int64_t chunk, int64_t begin, int64_t end) {
@@ -87,7 +109,11 @@ struct SumsKernel {
     for (int64_t c = begin; c < end; ++c) {
       class_mean_row<W, T>(pass.items, c, t);
       const float* a = pass.centers + c * dim;
-      if (pass.kind == kGlobal)
+      if (pass.wide && pass.kind <= kClass)
+        add_row_wide<false>(a, t, total, dim, sums);
+      else if (pass.wide)
+        add_row_wide<true>(a, t, total, dim, sums);
+      else if (pass.kind == kGlobal)
         add_row<W, false, true>(a, t, columns, dim, sums);
       else if (pass.kind == kClass)
         for (int64_t d = 0; d < dim; ++d) columns[d] += t[d];
@@ -178,7 +204,7 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
   const double scale = kind == kPairMse ? 2 * C / (C - 1) : (C / (C - 1)) * (C / (C - 1));
   const int64_t chunks = chunks_of(classes, dim);
   std::vector<double> partial(chunks * (dim + 3));
-  Pass pass{items, centers.const_data_ptr<float>(), kind, nullptr, scale, eps, row, partial.data(), partial.data() + chunks * dim};
+  Pass pass{items, centers.const_data_ptr<float>(), kind, classes * dim <= kWideElements, nullptr, scale, eps, row, partial.data(), partial.data() + chunks * dim};
   parallel_chunks(chunks, classes, [&](int64_t k, int64_t begin, int64_t end) { sums(pass, k, begin, end); });
   const Totals total(partial, chunks, dim);
 

@@ -14,24 +14,30 @@
 namespace sfm_fast {
 
 // Block edges and the rounds of a tournament: every two blocks meet once, in each round every block at most once.
+// Blocks fill the cache where there are many classes; else an eighth of them, but not so small that starting a round
+// (some microseconds) costs more than its work.
 struct Schedule {
-  Schedule(int64_t classes, int64_t first, int64_t last) : row_begin(first), row_end(last) {
-    const int64_t eighth = (classes + 7) / 8;
-    size = std::clamp<int64_t>((eighth + 15) / 16 * 16, 16, kBlock);
+  Schedule(int64_t classes, int64_t dim, int64_t first, int64_t last) {
+    const auto worthwhile = static_cast<int64_t>(std::sqrt(3e6 / static_cast<double>(dim)));
+    const int64_t target = std::min(std::max((classes + 7) / 8, worthwhile), kBlock);
+    columns = (classes + target - 1) / target;
+    size = std::min(((classes + columns - 1) / columns + 15) / 16 * 16, kBlock);
     columns = (classes + size - 1) / size;
     rows = (last - first + size - 1) / size;
     symmetric = first == 0 && last == classes;
   }
-  int64_t row_begin, row_end, size, columns, rows;
+  int64_t size, columns, rows;
   bool symmetric;
 };
 
 template <class F>
 static void parallel_workers(int64_t workers, int64_t jobs, const F& body) {
-  torch::stable::parallel_for(0, workers, 1, [&](int64_t begin, int64_t end) {
+  const auto run = [&](int64_t begin, int64_t end) {
     for (int64_t worker = begin; worker < end; ++worker)
       for (int64_t job = worker; job < jobs; job += workers) body(worker, job);
-  });
+  };
+  if (workers == 1) return run(0, 1);
+  torch::stable::parallel_for(0, workers, 1, run);
 }
 
 std::tuple<Tensor, Tensor> pair_alignment(
@@ -49,12 +55,14 @@ std::tuple<Tensor, Tensor> pair_alignment(
     groups = torch::stable::contiguous(*groups);
   }
   const int64_t rows = row_stop - row_start;
-  const Schedule plan(classes, row_start, row_stop);
+  const Schedule plan(classes, dim, row_start, row_stop);
   Tensor total = torch::stable::new_empty(a, {}, ScalarType::Double);
   Tensor gradient = torch::stable::new_empty(a, {need_gradient ? rows : 0, dim});
   prefer_huge_pages(gradient);
 
-  const int64_t workers = std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), plan.rows));
+  // Waking other threads costs more than a small problem.
+  const bool small = static_cast<double>(rows) * static_cast<double>(classes) * static_cast<double>(dim) < 5e6;
+  const int64_t workers = small ? 1 : std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), plan.rows));
   std::vector<BlockScratch> scratch;
   for (int64_t worker = 0; worker < workers; ++worker) scratch.emplace_back(a, plan.size);
   std::vector<double> u_sum(need_gradient ? rows : 0), w_sum(need_gradient ? rows : 0);
@@ -63,9 +71,10 @@ std::tuple<Tensor, Tensor> pair_alignment(
 
   const PairProblem problem{a.const_data_ptr<float>(), b.const_data_ptr<float>(),
                             groups ? groups->const_data_ptr<int64_t>() : nullptr, classes, dim, static_cast<float>(eps)};
+  const int64_t rows_a_task = std::max<int64_t>(1, 65536 / dim);
   float* out = need_gradient ? gradient.mutable_data_ptr<float>() : nullptr;
   if (out)
-    torch::stable::parallel_for(0, rows, 64, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, rows, rows_a_task, [&](int64_t begin, int64_t end) {
       std::memset(out + begin * dim, 0, (end - begin) * dim * sizeof(float));
     });
 
@@ -111,7 +120,7 @@ std::tuple<Tensor, Tensor> pair_alignment(
   for (double value : cosines) sum += value;
   *total.mutable_data_ptr<double>() = sum;
   if (out)
-    torch::stable::parallel_for(0, rows, 16, [&](int64_t begin, int64_t end) {
+    torch::stable::parallel_for(0, rows, rows_a_task, [&](int64_t begin, int64_t end) {
       for (int64_t k = begin; k < end; ++k)
         finish_row(problem.a + (row_start + k) * dim, problem.b + (row_start + k) * dim, static_cast<float>(u_sum[k]),
                    static_cast<float>(w_sum[k]), out + k * dim, dim);

@@ -50,9 +50,17 @@ class Timing:
 
 
 def interleaved(
-    functions: Mapping[str, Callable[[], Any]], *, rounds: int, warmup: int = 1, device: torch.device | str = "cpu"
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    prime: int = 0,
+    device: torch.device | str = "cpu",
 ) -> dict[str, Timing]:
-    """Time every callable once a round, in turn, so that a machine's slow moments hit all of them alike."""
+    """Time every callable once a round, in turn, so that a machine's slow moments hit all of them alike.
+
+    ``prime`` untimed calls come before each timed one: then none is measured behind the caches another one left.
+    """
     device = torch.device(device)
 
     def timed(function: Callable[[], Any]) -> float:
@@ -70,6 +78,8 @@ def interleaved(
     seconds: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(rounds):
         for name, function in functions.items():
+            for _ in range(prime):
+                function()
             seconds[name].append(timed(function))
     return {name: _summary(values) for name, values in seconds.items()}
 

@@ -1,0 +1,156 @@
+// Kernels of flow alignment's forward that read the features: one pass, and the second one of the class cosine.
+#pragma once
+
+#include "common.cuh"
+
+namespace sfm {
+
+constexpr int FINISH_COLUMNS = 32;  // of a block of the finish kernel
+
+enum Stage : int { MEAN_ONLY = 8, CLASS_END = 9 };  // what the finish kernel does beside the kinds of one pass
+
+// What the forward kernels leave for the finish kernel.
+struct Workspace {
+  float* sums;        // (chunks, 2, dims): column sums of t (or t - a), and of a
+  double* scalars;    // (blocks, 3): sums of a.t, a.a, t.t; for the class cosine (chunks, 1) of 1 - cos
+  double* tiles;      // (finish blocks, 2): |mean|^2 and mean . sum a
+  unsigned* counter;  // finish blocks that are done
+};
+
+template <typename T, int VEC>
+__global__ void __launch_bounds__(THREADS, RESIDENT)
+    flow_sums(Rows<T> rows, const float* __restrict__ centers, const float* __restrict__ shift, int64_t classes,
+              int dims, int64_t chunk_rows, int kind, Workspace work) {
+  SFM_SHARED(shared);
+  float* column_parts = reinterpret_cast<float*>(shared);                             // (WARPS, 2, 32 * VEC)
+  double* scalar_parts = reinterpret_cast<double*>(column_parts + WARPS * 64 * VEC);  // (WARPS, 3)
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int column = (blockIdx.x * 32 + lane) * VEC;
+  const int64_t start = blockIdx.y * chunk_rows, stop = min(classes, start + chunk_rows);
+  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *work.counter = 0;
+
+  float sum_t[VEC] = {}, sum_a[VEC] = {};
+  double dot = 0, square_a = 0, square_t = 0;
+  if (column < dims) {
+    float offset[VEC];
+    load<VEC>(shift + column, offset);
+    float part_dot = 0.f, part_a = 0.f, part_t = 0.f;  // of a few rows, then float64
+    int held = 0;
+    const auto use = [&](int64_t, const float (&t)[VEC], const float (&a)[VEC]) {
+#pragma unroll
+      for (int k = 0; k < VEC; ++k) {
+        const float value = kind >= FLOW_MSE ? t[k] - a[k] : t[k];
+        sum_t[k] += value;
+        sum_a[k] += a[k];
+        part_dot += value * a[k];
+        part_a += a[k] * a[k];
+        part_t += value * value;
+      }
+      if (++held == 8) {
+        dot += part_dot, square_a += part_a, square_t += part_t;
+        part_dot = part_a = part_t = 0.f;
+        held = 0;
+      }
+    };
+    if (kind == CLASS_COSINE) {
+      for_each_class<VEC, false>(rows, centers, dims, start + warp, stop, WARPS, column, offset, use);
+    } else {
+      for_each_class<VEC, true>(rows, centers, dims, start + warp, stop, WARPS, column, offset, use);
+    }
+    dot += part_dot, square_a += part_a, square_t += part_t;
+  }
+
+#pragma unroll
+  for (int k = 0; k < VEC; ++k) {  // lane-major within k, so that a warp writes neighbouring words
+    column_parts[(warp * 2 * VEC + k) * 32 + lane] = sum_t[k];
+    column_parts[((warp * 2 + 1) * VEC + k) * 32 + lane] = sum_a[k];
+  }
+  dot = warp_sum(dot), square_a = warp_sum(square_a), square_t = warp_sum(square_t);
+  if (lane == 0) {
+    scalar_parts[warp * 3] = dot, scalar_parts[warp * 3 + 1] = square_a, scalar_parts[warp * 3 + 2] = square_t;
+  }
+  __syncthreads();
+  for (int index = threadIdx.x; index < 64 * VEC; index += THREADS) {  // index = (which * VEC + k) * 32 + lane
+    float sum = 0.f;
+    for (int w = 0; w < WARPS; ++w) sum += column_parts[w * 64 * VEC + index];
+    const int which = index / (32 * VEC), k = index / 32 % VEC;
+    const int at = (blockIdx.x * 32 + index % 32) * VEC + k;
+    if (at < dims) work.sums[(int64_t(blockIdx.y) * 2 + which) * dims + at] = sum;
+  }
+  if (threadIdx.x < 3) {
+    double sum = 0;
+    for (int w = 0; w < WARPS; ++w) sum += scalar_parts[w * 3 + threadIdx.x];
+    work.scalars[(int64_t(blockIdx.y) * gridDim.x + blockIdx.x) * 3 + threadIdx.x] = sum;
+  }
+}
+
+// Second pass of the class cosine: p, q and 1 - cos of every class, and the column sums of p a + q b of this chunk.
+template <typename T, int VEC>
+__global__ void __launch_bounds__(THREADS, RESIDENT)
+    flow_classes(Rows<T> rows, const float* __restrict__ centers, const float* __restrict__ shift, int64_t classes,
+                 int dims, int64_t chunk_rows, float eps, const float* __restrict__ mean, float* __restrict__ factors,
+                 Workspace work) {
+  SFM_SHARED(shared);
+  float* block_factors = reinterpret_cast<float*>(shared);                // (WARPS, 2): p, q of the classes at hand
+  double* losses = reinterpret_cast<double*>(block_factors + 2 * WARPS);  // (WARPS,)
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t start = blockIdx.x * chunk_rows, stop = min(classes, start + chunk_rows);
+  const double ratio = double(classes) / double(classes - 1), scale = ratio * ratio;
+  if (blockIdx.x == 0 && threadIdx.x == 0) *work.counter = 0;
+  float* partial = work.sums + int64_t(blockIdx.x) * 2 * dims;  // a thread reads back only what it wrote itself
+  double loss = 0;
+  for (int64_t base = start; base < stop; base += WARPS) {
+    const int64_t c = base + warp;
+    if (c < stop) {
+      float dot = 0.f, square_a = 0.f, square_b = 0.f;
+      for (int column = lane * VEC; column < dims; column += 32 * VEC) {
+        float offset[VEC], centre[VEC], a[VEC], t[VEC];
+        load<VEC>(shift + column, offset);
+        load<VEC>(mean + column, centre);
+        load<VEC>(centers + c * dims + column, a);
+        class_mean<VEC>(rows, c, column, offset, t);
+#pragma unroll
+        for (int k = 0; k < VEC; ++k) {
+          const float b = t[k] - centre[k];
+          dot += a[k] * b, square_a += a[k] * a[k], square_b += b * b;
+        }
+      }
+      dot = warp_sum(dot), square_a = warp_sum(square_a), square_b = warp_sum(square_b);
+      if (lane == 0) {
+        const double limit = double(eps) * eps, length = sqrt(double(square_a)) * sqrt(double(square_b));
+        const bool is_short = scale * square_a < limit || scale * square_b < limit;
+        const double cosine = is_short ? double(dot) * 0 : dot / length;  // NaN stays NaN
+        const float p = is_short ? 0.f : float(-1 / (classes * length));
+        const float q = is_short ? 0.f : float(cosine / (double(classes) * square_b));
+        loss += 1 - cosine;
+        factors[c] = p, factors[classes + c] = q;
+        block_factors[warp * 2] = p, block_factors[warp * 2 + 1] = q;
+      }
+    }
+    __syncthreads();
+    for (int column = threadIdx.x * VEC; column < dims; column += THREADS * VEC) {
+      float offset[VEC], centre[VEC], sum[VEC] = {};
+      load<VEC>(shift + column, offset);
+      load<VEC>(mean + column, centre);
+      if (base > start) load<VEC>(partial + column, sum);
+      for (int w = 0; w < WARPS && base + w < stop; ++w) {
+        float a[VEC], t[VEC];
+        load<VEC>(centers + (base + w) * dims + column, a);
+        class_mean<VEC>(rows, base + w, column, offset, t);
+        const float p = block_factors[w * 2], q = block_factors[w * 2 + 1];
+#pragma unroll
+        for (int k = 0; k < VEC; ++k) sum[k] += p * a[k] + q * (t[k] - centre[k]);
+      }
+      store<VEC>(partial + column, sum);
+    }
+    __syncthreads();
+  }
+  if (lane == 0) losses[warp] = loss;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int w = 1; w < WARPS; ++w) loss += losses[w];
+    work.scalars[blockIdx.x] = loss;
+  }
+}
+
+}  // namespace sfm

@@ -1,0 +1,67 @@
+// The CUDA operations as plain C++ functions: raw device pointers in, work queued on `stream`, an error code out.
+//
+// No function waits for the device or allocates, so every one can be captured in a CUDA graph. A workspace needs no
+// initialisation and may be reused after the call in stream order; pointers to it must be 16-byte aligned.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#ifdef SFM_SHIM
+#include "cuda_emu.h"
+#else
+#include <cuda_runtime_api.h>
+#endif
+
+namespace sfm {
+
+enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2 };
+
+// (items, dims) with unit column stride. order and offsets are both null where row c is class c itself.
+struct Features {
+  const void* data;
+  Dtype dtype;
+  int64_t row_stride;  // in elements; 0 for an expanded row
+  const int64_t* order;
+  const int64_t* offsets;
+};
+
+enum Kind : int { GLOBAL_COSINE = 0, CLASS_COSINE = 1, FLOW_MSE = 2, PAIR_MSE = 3, DECOUPLED_MSE = 4 };
+
+// loss (), rows (2, classes or 1) = p, q and columns (2, dims) = m, r: dL/dt_c = p_c a_c + q_c (t_c - m) + r.
+size_t flow_alignment_workspace_bytes(int64_t classes, int64_t dims);
+cudaError_t flow_alignment(const Features& features, const float* centers, const float* shift, int64_t classes,
+                           int64_t dims, int kind, float eps, float alpha, float* loss, float* rows, float* columns,
+                           void* workspace, cudaStream_t stream);
+
+// gradient (items, dims) contiguous, of the features' dtype. row_count is 1 or `classes`, the second size of `rows`.
+cudaError_t flow_alignment_backward(const float* grad_output, const Features& features, const float* centers,
+                                    const float* shift, const float* rows, int64_t row_count, const float* columns,
+                                    int64_t classes, int64_t dims, void* gradient, cudaStream_t stream);
+
+// means (classes, dims) of features - shift.
+cudaError_t class_means(const Features& features, const float* shift, int64_t classes, int64_t dims, float* means,
+                        cudaStream_t stream);
+
+// item_gradient (items, dims) contiguous of `dtype`: the row of `grad` (classes, dims) of the item's class over its
+// count.
+cudaError_t class_means_backward(const float* grad, const int64_t* order, const int64_t* offsets, int64_t classes,
+                                 int64_t dims, Dtype dtype, void* item_gradient, cudaStream_t stream);
+
+// A call to pair_alignment: a, b (classes, dims) contiguous; ordered pairs of rows [row_start, row_stop) with all
+// classes.
+struct PairProblem {
+  const float* a;
+  const float* b;
+  const int64_t* groups;  // (classes,) or null
+  int64_t classes, dims, row_start, row_stop;
+  float eps;
+  bool need_gradient, high;
+  int64_t block_rows = 0;  // side of the block of the pair matrix held in memory, a multiple of 4; 0: by the problem
+  int tile_size = 0;       // 1: small tiles, 2: large ones, 0: by the problem
+};
+size_t pair_alignment_workspace_bytes(const PairProblem& problem);
+cudaError_t pair_alignment(const PairProblem& problem, double* total, float* gradient, void* workspace,
+                           cudaStream_t stream);
+
+}  // namespace sfm

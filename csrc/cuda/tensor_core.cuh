@@ -1,0 +1,104 @@
+// Tensor-core products of float32 operands (TF32 m16n8k8, sm_80 and later) and asynchronous copies to shared memory.
+#pragma once
+
+#include "common.cuh"
+
+namespace sfm {
+
+// 16 bytes to shared memory, of which `bytes` (0 to 16) are read and the rest are zero. Both pointers 16-byte aligned.
+__device__ __forceinline__ void copy_async16(float* shared, const float* from, int bytes) {
+#ifdef SFM_SHIM
+  emu::copy_async(shared, from, bytes);
+#else
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+#endif
+}
+__device__ __forceinline__ void commit_copies() {
+#ifdef SFM_SHIM
+  emu::commit();
+#else
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#endif
+}
+// Until at most LEFT of the committed groups are under way.
+template <int LEFT>
+__device__ __forceinline__ void wait_copies() {
+#ifdef SFM_SHIM
+  emu::wait_group(LEFT);
+#else
+  asm volatile("cp.async.wait_group %0;" ::"n"(LEFT) : "memory");
+#endif
+}
+
+// To the nearest TF32 (10 bits of mantissa), as a float32.
+__device__ __forceinline__ float round_tf32(float value) {
+#ifdef SFM_SHIM
+  return emu::round_tf32(value);
+#else
+  uint32_t bits;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
+  return __uint_as_float(bits & 0xffffe000u);  // the instruction leaves the low bits open
+#endif
+}
+
+// c += A B for one 16 x 8 x 8 product; the operands' low 13 bits of mantissa are ignored.
+__device__ __forceinline__ void mma(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+#ifdef SFM_SHIM
+  emu::mma_m16n8k8(c, a, b);
+#else
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, "
+      "%3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(__float_as_uint(a[0])), "r"(__float_as_uint(a[1])), "r"(__float_as_uint(a[2])), "r"(__float_as_uint(a[3])),
+        "r"(__float_as_uint(b[0])), "r"(__float_as_uint(b[1])));
+#endif
+}
+
+// An operand of N values a lane: rounded to TF32 (HIGH), or as the sum high + low, which keeps 21 bits of mantissa.
+template <bool HIGH, int N>
+struct Fragment {
+  float high[N];
+  float low[HIGH ? 1 : N];
+
+  __device__ __forceinline__ void set(int k, float value) {
+    high[k] = round_tf32(value);
+    if constexpr (!HIGH) low[k] = value - high[k];
+  }
+};
+
+// One product (HIGH) or three, smallest first: the error of the sum is that of float32.
+template <bool HIGH>
+__device__ __forceinline__ void multiply(float (&c)[4], const Fragment<HIGH, 4>& a, const Fragment<HIGH, 2>& b) {
+  if constexpr (!HIGH) {
+    mma(c, a.low, b.high);
+    mma(c, a.high, b.low);
+  }
+  mma(c, a.high, b.high);
+}
+
+// Lane = 4 * group + member. A (16 x 8, row-major) has a0 (group, member), a1 (group + 8, member), a2 (group, member +
+// 4), a3 (group + 8, member + 4); B (8 x 8) has b0 (row member, column group), b1 (row member + 4, column group); C (16
+// x 8) has c0 (group, 2 member), c1 (group, 2 member + 1), c2 (group + 8, 2 member), c3 (group + 8, 2 member + 1).
+template <bool HIGH>
+__device__ __forceinline__ void load_a(Fragment<HIGH, 4>& fragment, const float* tile, int pitch, int group,
+                                       int member) {
+#pragma unroll
+  for (int k = 0; k < 4; ++k) fragment.set(k, tile[(group + k % 2 * 8) * pitch + member + k / 2 * 4]);
+}
+// B from a tile that is stored by columns: element (row, column) at tile[column * pitch + row].
+template <bool HIGH>
+__device__ __forceinline__ void load_b_columns(Fragment<HIGH, 2>& fragment, const float* tile, int pitch, int group,
+                                               int member) {
+  fragment.set(0, tile[group * pitch + member]);
+  fragment.set(1, tile[group * pitch + member + 4]);
+}
+// B from a tile that is stored by rows: element (row, column) at tile[row * pitch + column].
+template <bool HIGH>
+__device__ __forceinline__ void load_b_rows(Fragment<HIGH, 2>& fragment, const float* tile, int pitch, int group,
+                                            int member) {
+  fragment.set(0, tile[member * pitch + group]);
+  fragment.set(1, tile[(member + 4) * pitch + group]);
+}
+
+}  // namespace sfm

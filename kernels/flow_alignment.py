@@ -1,0 +1,225 @@
+"""The flow-alignment losses that cost O(C*D): the loss with what makes its gradient exact, then the gradient.
+
+t_c is the mean of class c less ``shift``, a_c its centre. Beside the loss, the forward keeps p, q (one for all, or one
+a class) and m, r (D,) with dL/dt_c = p_c a_c + q_c (t_c - m) + r: the backward reads the features once and writes once.
+
+Kinds 0, 2, 3, 4 take one pass of partial sums and a program that finishes them; kind 1, a cosine per class, needs the
+mean over classes first. Every sum has an order fixed by the shape: no atomics.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .class_alignment import class_alignment
+from .reductions import CLASS, DECOUPLED, GLOBAL, finish_kernel, pivot_row
+from .segments import class_mean, labelled, store_per_item, tile_warps, tiles_for
+
+
+@triton.jit
+def _partial_sums_kernel(
+    source: tl.tuple,
+    centers: tl.tensor,
+    scalars: tl.tensor,
+    sums: tl.tensor,
+    classes: tl.tensor,
+    dim: tl.tensor,
+    chunks: tl.tensor,
+    classes_per_chunk: tl.tensor,
+    KIND: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROW_UNROLL: tl.constexpr,
+    ITEM_UNROLL: tl.constexpr,
+) -> None:
+    """A chunk of classes x a block of columns: column ``sums`` (2, chunks, D), ``scalars`` (3, programs) float64."""
+    column_blocks = tl.cdiv(dim, BLOCK_D)
+    chunk = tl.program_id(0) // column_blocks
+    columns = tl.program_id(0) % column_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
+    column_mask = columns < dim
+    if KIND != DECOUPLED:
+        pivot = pivot_row(source, columns, column_mask)
+    # Accumulators are as wide as the tile: nothing is exchanged between threads before the end.
+    squares = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    row_sum = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    dot = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    center_squares = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    center_sum = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
+    first = chunk * classes_per_chunk
+    for start in range(first, tl.minimum(first + classes_per_chunk, classes), BLOCK_C * ROW_UNROLL):
+        for step in tl.static_range(ROW_UNROLL):  # unrolled, so that the loads of all steps are in flight together
+            rows = start + step * BLOCK_C + tl.arange(0, BLOCK_C)
+            row_mask = rows < classes
+            mask = row_mask[:, None] & column_mask[None, :]
+            t, _ = class_mean(source, rows, row_mask, columns, column_mask, ITEM_UNROLL)
+            if KIND != DECOUPLED:
+                t -= pivot[None, :]
+            if KIND != CLASS:
+                a = tl.load(centers + (rows.to(tl.int64) * dim)[:, None] + columns[None, :], mask=mask, other=0.0)
+                if KIND == GLOBAL:
+                    t = tl.where(mask, t, 0.0)
+                    dot += a * t
+                    center_squares += a * a
+                    center_sum += a
+                else:
+                    t = tl.where(mask, t - a, 0.0)
+                squares += t * t
+            else:
+                t = tl.where(mask, t, 0.0)
+            row_sum += t
+    target = sums + chunk.to(tl.int64) * dim + columns
+    tl.store(target, tl.sum(row_sum, axis=0), mask=column_mask)
+    slot = scalars + tl.program_id(0)
+    if KIND != CLASS:
+        tl.store(slot, tl.sum(tl.sum(squares, axis=1), axis=0).to(tl.float64))
+    if KIND == GLOBAL:
+        tl.store(target + tl.cast(chunks, tl.int64) * dim, tl.sum(center_sum, axis=0), mask=column_mask)
+        tl.store(slot + tl.num_programs(0), tl.sum(tl.sum(dot, axis=1), axis=0).to(tl.float64))
+        tl.store(slot + 2 * tl.num_programs(0), tl.sum(tl.sum(center_squares, axis=1), axis=0).to(tl.float64))
+
+
+@triton.jit
+def _backward_kernel(
+    grad_output: tl.tensor,
+    source: tl.tuple,
+    centers: tl.tensor,
+    rows_in: tl.tensor,
+    columns_in: tl.tensor,
+    out: tl.tensor,
+    classes: tl.tensor,
+    dim: tl.tensor,
+    PER_CLASS: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROW_UNROLL: tl.constexpr,
+    ITEM_UNROLL: tl.constexpr,
+) -> None:
+    column_blocks = tl.cdiv(dim, BLOCK_D)
+    first = tl.program_id(0) // column_blocks * (BLOCK_C * ROW_UNROLL)
+    columns = tl.program_id(0) % column_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
+    column_mask = columns < dim
+    m = tl.load(columns_in + columns, mask=column_mask, other=0.0)[None, :]
+    r = tl.load(columns_in + dim + columns, mask=column_mask, other=0.0)[None, :]
+    scale = tl.load(grad_output)
+    for step in tl.static_range(ROW_UNROLL):
+        rows = first + step * BLOCK_C + tl.arange(0, BLOCK_C)
+        row_mask = rows < classes
+        mask = row_mask[:, None] & column_mask[None, :]
+        t, count = class_mean(source, rows, row_mask, columns, column_mask, ITEM_UNROLL)
+        a = tl.load(centers + (rows.to(tl.int64) * dim)[:, None] + columns[None, :], mask=mask, other=0.0)
+        index = rows if PER_CLASS else rows * 0
+        p = tl.load(rows_in + index, mask=row_mask, other=0.0)
+        q = tl.load(rows_in + (classes if PER_CLASS else 1) + index, mask=row_mask, other=0.0)
+        value = p[:, None] * a + q[:, None] * (t - m) + r
+        value *= tl.div_rn(tl.zeros_like(count) + scale, count)[:, None]
+        store_per_item(out, value, source.order, source.offsets, rows, row_mask, columns, column_mask, dim, ITEM_UNROLL)
+
+
+def flow_alignment(
+    features: Tensor,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    centers: Tensor,
+    shift: Tensor,
+    kind: int,
+    eps: float,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss () float32, rows (2, R) = (p, q) and columns (2, D) = (m, r) float32; R = C for kind 1, else 1.
+
+    features (N, D) float32, bfloat16 or float16, any strides; order (N,) and offsets (C + 1,) int64 or None; centers
+    (C, D) and shift (D,) float32. Kinds: 0 cosine of all flows together, 1 mean of a cosine per class, 2 mean squared
+    error of flows, 3 of pair flows (centers centred, all four), 4 decoupled with weight ``alpha`` (centers shifted).
+    """
+    (classes, dim), device = centers.shape, features.device
+    loss = torch.empty((), dtype=torch.float32, device=device)
+    rows = torch.empty((2, classes if kind == 1 else 1), dtype=torch.float32, device=device)
+    columns = torch.empty((2, dim), dtype=torch.float32, device=device)
+    if features.shape[0] == 0:  # labelled, and every class is empty: NaN, by a row that can be read
+        features = features.new_full((1, dim), float("nan"))
+    source = labelled(features, order, offsets, shift)
+    tiles = tiles_for(features.shape[0], classes, dim, order is not None)
+    chunks, classes_per_chunk = tiles.chunks(classes, dim)
+    programs = chunks * tiles.column_blocks(dim)
+    sums = torch.empty((1 + (kind == 0), chunks, dim), dtype=torch.float32, device=device)
+    scalars = torch.empty((3, programs), dtype=torch.float64, device=device)
+    with torch.cuda.device_of(features):
+        _partial_sums_kernel[(programs,)](
+            source,
+            centers,
+            scalars,
+            sums,
+            classes,
+            dim,
+            chunks,
+            classes_per_chunk,
+            KIND=kind,
+            BLOCK_C=tiles.classes,
+            BLOCK_D=tiles.columns,
+            ROW_UNROLL=tiles.row_unroll,
+            ITEM_UNROLL=tiles.item_unroll,
+            num_warps=tile_warps(),
+        )
+        if kind == 1:
+            class_alignment(source, centers, sums[0], tiles, eps, loss, rows, columns)
+            return loss, rows, columns
+        block = min(512, max(16, triton.next_power_of_2(dim)))
+        finish_kernel[(1,)](
+            source,
+            scalars,
+            sums,
+            loss,
+            rows,
+            columns,
+            classes,
+            dim,
+            chunks,
+            programs,
+            eps,
+            alpha,
+            KIND=kind,
+            ROWS=min(8, triton.next_power_of_2(chunks)),
+            BLOCK_D=block,
+            BLOCK_P=256,
+            num_warps=2 * tile_warps(),
+        )
+    return loss, rows, columns
+
+
+def flow_alignment_backward(
+    grad_output: Tensor,
+    features: Tensor,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    centers: Tensor,
+    shift: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+) -> Tensor:
+    """grad_output / n_c * (p_c a_c + q_c (t_c - m) + r) for every item: (N, D) contiguous, dtype of ``features``.
+
+    ``rows`` and ``columns`` are what ``flow_alignment`` gave; grad_output () float32 is read on the device.
+    """
+    classes, dim = centers.shape
+    out = torch.empty(features.shape, dtype=features.dtype, device=features.device)
+    tiles = tiles_for(features.shape[0], classes, dim, order is not None)
+    blocks = triton.cdiv(classes, tiles.classes * tiles.row_unroll)
+    with torch.cuda.device_of(features):
+        _backward_kernel[(blocks * tiles.column_blocks(dim),)](
+            grad_output,
+            labelled(features, order, offsets, shift),
+            centers,
+            rows,
+            columns,
+            out,
+            classes,
+            dim,
+            PER_CLASS=rows.shape[1] != 1,
+            BLOCK_C=tiles.classes,
+            BLOCK_D=tiles.columns,
+            ROW_UNROLL=tiles.row_unroll,
+            ITEM_UNROLL=tiles.item_unroll,
+            num_warps=tile_warps(),
+        )
+    return out

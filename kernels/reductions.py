@@ -1,0 +1,124 @@
+"""What finishes the flow-alignment losses: sums in a fixed order, the pivot, the guarded cosine, the last program."""
+
+import triton
+import triton.language as tl
+
+GLOBAL = tl.constexpr(0)
+CLASS = tl.constexpr(1)
+FLOW_MSE = tl.constexpr(2)
+PAIR_MSE = tl.constexpr(3)
+DECOUPLED = tl.constexpr(4)
+
+
+@triton.jit
+def pivot_row(source: tl.tuple, columns: tl.tensor, column_mask: tl.tensor) -> tl.tensor:
+    """A constant row near every t_c: the first item. About it, sums of squares hardly cancel against their mean."""
+    x = tl.load(source.features + columns.to(tl.int64) * source.column_stride, mask=column_mask, other=0.0)
+    return x.to(tl.float32) - tl.load(source.shift + columns, mask=column_mask, other=0.0)
+
+
+@triton.jit
+def sum_scalars(scalars: tl.tensor, count: tl.tensor, BLOCK: tl.constexpr) -> tl.tensor:
+    total = tl.zeros([BLOCK], tl.float64)
+    for start in range(0, count, BLOCK):
+        index = start + tl.arange(0, BLOCK)
+        total += tl.load(scalars + index, mask=index < count, other=0.0)
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def sum_chunks(
+    sums: tl.tensor,
+    columns: tl.tensor,
+    column_mask: tl.tensor,
+    dim: tl.tensor,
+    chunks: tl.tensor,
+    ROWS: tl.constexpr,
+) -> tl.tensor:
+    total = tl.zeros([ROWS, columns.shape[0]], tl.float32)
+    for start in range(0, chunks, ROWS):
+        rows = start + tl.arange(0, ROWS)
+        mask = (rows < chunks)[:, None] & column_mask[None, :]
+        total += tl.load(sums + (rows.to(tl.int64) * dim)[:, None] + columns[None, :], mask=mask, other=0.0)
+    return tl.sum(total, axis=0)
+
+
+@triton.jit
+def safe_cosine(dot: tl.tensor, squares_a: tl.tensor, squares_b: tl.tensor, C: tl.tensor, eps: tl.tensor) -> tl.tuple:
+    """cos, -1/(|a||b|) and cos/|b|^2 in float64; 0 where a flow, C/(C-1) times the vector, is shorter than eps."""
+    limit = tl.cast(eps, tl.float64) * (C - 1) / C
+    squared_limit = limit * limit
+    short = (squares_a < squared_limit) | (squares_b < squared_limit)
+    length = tl.sqrt(tl.where(short, 1.0, squares_a)) * tl.sqrt(tl.where(short, 1.0, squares_b))
+    # dot * 0, not 0: NaN and infinity must come out as NaN even next to a short flow.
+    cosine = tl.where(short, dot * 0, dot / length)
+    return cosine, tl.where(short, 0.0, -1 / length), tl.where(short, 0.0, cosine / tl.where(short, 1.0, squares_b))
+
+
+@triton.jit
+def finish_kernel(
+    source: tl.tuple,
+    scalars: tl.tensor,
+    sums: tl.tensor,
+    loss: tl.tensor,
+    rows: tl.tensor,
+    columns_out: tl.tensor,
+    classes: tl.tensor,
+    dim: tl.tensor,
+    chunks: tl.tensor,
+    programs: tl.tensor,
+    eps: tl.tensor,
+    alpha: tl.tensor,
+    KIND: tl.constexpr,
+    ROWS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+) -> None:
+    """Kinds 0, 2, 3, 4, one program: loss (), rows (2, 1) = p, q, columns (2, D) = m, r; in float64 to the end."""
+    C = tl.cast(classes, tl.float64)
+    D = tl.cast(dim, tl.float64)
+    own = tl.cast(alpha, tl.float64) / (C * D)
+    others = (1 - tl.cast(alpha, tl.float64)) / ((C - 1) * (C - 1) * C * D)
+    mean_squares = tl.zeros([BLOCK_D], tl.float64)
+    correction = tl.zeros([BLOCK_D], tl.float64)
+    for start in range(0, dim, BLOCK_D):
+        columns = start + tl.arange(0, BLOCK_D)
+        column_mask = columns < dim
+        total = sum_chunks(sums, columns, column_mask, dim, chunks, ROWS).to(tl.float64)
+        if KIND == DECOUPLED:
+            mean_squares += total * total
+            correction += total * 0  # infinite features: the mean of the other classes, and so the loss, is NaN
+            m = tl.zeros([BLOCK_D], tl.float64)
+            r = 2 * others * (C - 2) * total
+        else:
+            mean = total / C
+            mean_squares += mean * mean
+            if KIND == GLOBAL:
+                second = sums + tl.cast(chunks, tl.int64) * dim
+                correction += mean * sum_chunks(second, columns, column_mask, dim, chunks, ROWS).to(tl.float64)
+            m = pivot_row(source, columns, column_mask).to(tl.float64) + mean
+            r = tl.zeros([BLOCK_D], tl.float64)
+        tl.store(columns_out + columns, m.to(tl.float32), mask=column_mask)
+        tl.store(columns_out + dim + columns, r.to(tl.float32), mask=column_mask)
+    squares = sum_scalars(scalars, programs, BLOCK_P)
+    if KIND == DECOUPLED:
+        value = own * squares + others * ((C - 2) * tl.sum(mean_squares, axis=0) + squares)
+        value += tl.sum(correction, axis=0)
+        q = 2 * own + 2 * others
+        p = -q
+    else:
+        squares -= C * tl.sum(mean_squares, axis=0)
+        squares = tl.where(squares < 0, 0.0, squares)  # keeps NaN
+        if KIND == GLOBAL:
+            dot = sum_scalars(scalars + programs, programs, BLOCK_P) - tl.sum(correction, axis=0)
+            center_squares = sum_scalars(scalars + 2 * programs, programs, BLOCK_P)
+            cosine, p, q = safe_cosine(dot, center_squares, squares, C, eps)
+            value = 1 - cosine
+        else:
+            scale = C / (C - 1) * (2 if KIND == PAIR_MSE else C / (C - 1)) / (C * D)
+            value = scale * squares
+            q = 2 * scale
+            p = -q
+    tl.store(loss, value.to(tl.float32))
+    tl.store(rows, p.to(tl.float32))
+    tl.store(rows + 1, q.to(tl.float32))

@@ -1,0 +1,135 @@
+// Runs CUDA kernels on the CPU, for tests of correctness: CUDA's names in terms of `fibers.h`. g++ only.
+#pragma once
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+
+#include "fibers.h"
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __align__(bytes) alignas(bytes)
+
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(8) float2 {
+  float x, y;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+
+using cudaStream_t = void*;
+enum cudaFuncAttribute : int { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+enum cudaDeviceAttr : int { cudaDevAttrMaxSharedMemoryPerBlockOptin = 97 };
+
+namespace emu {
+
+inline float as_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline uint32_t as_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, 4);
+  return bits;
+}
+inline uint16_t float_to_bfloat(float value) {
+  const uint32_t bits = as_bits(value);
+  if (value != value) return 0x7fff;
+  return uint16_t((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+inline float half_to_float(uint16_t bits) {
+  _Float16 value;
+  std::memcpy(&value, &bits, 2);
+  return float(value);
+}
+inline uint16_t float_to_half(float value) {
+  const _Float16 rounded = _Float16(value);
+  uint16_t bits;
+  std::memcpy(&bits, &rounded, 2);
+  return bits;
+}
+// cvt.rna.tf32.f32: 10 bits of mantissa, to nearest, ties away from zero.
+inline float round_tf32(float value) {
+  return std::isfinite(value) ? as_float((as_bits(value) + 0x1000) & 0xffffe000u) : value;
+}
+// What the tensor cores read of an operand: the low 13 bits are ignored.
+inline float truncate_tf32(float value) { return std::isnan(value) ? value : as_float(as_bits(value) & 0xffffe000u); }
+
+// mma.sync.m16n8k8 row.col f32.tf32.tf32.f32, with g = lane / 4 and t = lane % 4:
+// A (16 x 8) a0 (g, t), a1 (g + 8, t), a2 (g, t + 4), a3 (g + 8, t + 4); B (8 x 8) b0 (t, g), b1 (t + 4, g);
+// C (16 x 8) c0 (g, 2t), c1 (g, 2t + 1), c2 (g + 8, 2t), c3 (g + 8, 2t + 1).
+inline void mma_m16n8k8(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
+  uint64_t words[6];
+  for (int k = 0; k < 4; ++k) words[k] = as_bits(truncate_tf32(a[k]));
+  for (int k = 0; k < 2; ++k) words[4 + k] = as_bits(truncate_tf32(b[k]));
+  const auto lanes = swap_words(2, words, 6);
+  const int g = current % WARP / 4, t = current % WARP % 4;
+  for (int e = 0; e < 4; ++e) {
+    const int row = g + (e / 2) * 8, column = 2 * t + e % 2;
+    float sum = c[e];
+    for (int k = 0; k < 8; ++k) {
+      const float left = as_float(uint32_t(lanes[(row % 8) * 4 + k % 4][row / 8 + (k / 4) * 2]));
+      const float right = as_float(uint32_t(lanes[column * 4 + k % 4][4 + k / 4]));
+      sum += left * right;
+    }
+    c[e] = sum;
+  }
+}
+
+}  // namespace emu
+
+#define threadIdx emu::thread
+#define blockIdx emu::block
+#define blockDim emu::block_size
+#define gridDim emu::grid_size
+
+inline cudaError_t cudaGetLastError() { return emu::status; }
+inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 227 * 1024, cudaSuccess; }
+template <typename Kernel>
+cudaError_t cudaFuncSetAttribute(Kernel, cudaFuncAttribute, int) {
+  return cudaSuccess;
+}
+
+inline void __syncthreads() {
+#ifndef SFM_SHIM_NO_BARRIERS  // a planted bug: the tests must notice
+  emu::yield(emu::BLOCK);
+#endif
+}
+inline void __syncwarp(unsigned = ~0u) { emu::yield(2); }
+inline void __threadfence() {}
+template <typename T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return emu::shuffle(value, emu::current % 32 ^ mask);
+}
+template <typename T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return emu::shuffle(value, lane & 31);
+}
+inline unsigned __ballot_sync(unsigned, bool predicate) {
+  const uint64_t word = predicate;
+  const auto lanes = emu::swap_words(3, &word, 1);
+  unsigned bits = 0;
+  for (int lane = 0; lane < 32; ++lane) bits |= unsigned(lanes[lane][0]) << lane;
+  return bits;
+}
+inline int __ffs(unsigned bits) { return __builtin_ffs(int(bits)); }
+inline unsigned atomicAdd(unsigned* to, unsigned value) {
+  const unsigned old = *to;
+  *to = old + value;
+  return old;
+}
+inline float __uint_as_float(uint32_t bits) { return emu::as_float(bits); }
+inline float rsqrtf(float value) { return float(1 / std::sqrt(double(value))); }
+inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }

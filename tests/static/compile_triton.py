@@ -1,0 +1,166 @@
+"""Every Triton kernel, compiled ahead of time for each target as its launcher would have it compiled: what came out.
+
+The launchers run on meta tensors with the launch itself replaced, so block sizes, constants and what Triton specialises
+on (alignment, strides of 1) are those of production. Needs no GPU. ``python tests/static/compile_triton.py`` prints it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import sass
+import torch
+import triton
+from sfm_fast.kernels import class_means, flow_alignment, pair_alignment, segments
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, make_backend
+from triton.runtime.jit import JITFunction, create_function_from_signature
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+CLASSES, DIM, ITEMS = 1000, 768, 3000
+Launch = tuple[JITFunction, tuple[Any, ...], dict[str, Any]]
+
+
+def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+def _flow(kind: int, dtype: torch.dtype, labels: bool, forward: bool, classes: int = CLASSES) -> None:
+    features = _meta(ITEMS if labels else classes, DIM, dtype=dtype)
+    order = _meta(ITEMS, dtype=torch.int64) if labels else None
+    offsets = _meta(classes + 1, dtype=torch.int64) if labels else None
+    centers, shift = _meta(classes, DIM), _meta(DIM)
+    if forward:
+        flow_alignment.flow_alignment(features, order, offsets, centers, shift, kind, 1e-8, 0.5)
+    else:
+        rows, columns = _meta(2, classes if kind == 1 else 1), _meta(2, DIM)
+        flow_alignment.flow_alignment_backward(_meta(), features, order, offsets, centers, shift, rows, columns)
+
+
+def _means(dtype: torch.dtype, items: int = ITEMS) -> None:
+    order, offsets = _meta(items, dtype=torch.int64), _meta(CLASSES + 1, dtype=torch.int64)
+    class_means.class_means(_meta(items, DIM, dtype=dtype), order, offsets, _meta(DIM))
+    class_means.class_means_backward(_meta(CLASSES, DIM), order, offsets, items, dtype)
+
+
+def _pair(high: bool, classes: int, need_gradient: bool = True, grouped: bool = False) -> None:
+    groups = _meta(classes, dtype=torch.int64) if grouped else None
+    a, b = _meta(classes, DIM), _meta(classes, DIM)
+    pair_alignment.pair_alignment(a, b, groups, 0, classes, 1e-8, need_gradient, high)
+
+
+BF16, FP32 = torch.bfloat16, torch.float32
+CALLS: dict[str, Callable[[], None]] = {
+    "global bf16": lambda: _flow(0, BF16, False, True),
+    "global bf16, 200k classes": lambda: _flow(0, BF16, False, True, 200_000),
+    "global fp32": lambda: _flow(0, FP32, False, True),
+    "global bf16 labels": lambda: _flow(0, BF16, True, True),
+    "class bf16": lambda: _flow(1, BF16, False, True),
+    "decoupled bf16": lambda: _flow(4, BF16, False, True),
+    "bf16": lambda: _flow(0, BF16, False, False),
+    "fp32": lambda: _flow(0, FP32, False, False),
+    "bf16 labels": lambda: _flow(0, BF16, True, False),
+    "means bf16": lambda: _means(BF16),
+    "highest": lambda: _pair(False, 1000),
+    "highest, groups": lambda: _pair(False, 1000, grouped=True),
+    "highest, no gradient": lambda: _pair(False, 1000, need_gradient=False),
+    "highest, 5k classes": lambda: _pair(False, 5000),
+    "high": lambda: _pair(True, 1000),
+}
+
+
+@contextmanager
+def _recorded(arch: str, target: GPUTarget) -> Iterator[list[Launch]]:
+    launches: list[Launch] = []
+
+    def record(fn: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        launches.append((fn, args, kwargs))
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(JITFunction, "run", record))
+        stack.enter_context(mock.patch.object(segments, "IS_HIP", target.backend == "hip"))
+        stack.enter_context(mock.patch.object(pair_alignment, "architecture", return_value=arch))
+        yield launches
+
+
+def _compile(launch: Launch, target: GPUTarget) -> tuple[str, Any]:
+    """(what tells this specialisation from others, the compiled kernel), by the steps of ``JITFunction.run``."""
+    fn, args, kwargs = launch
+    backend = make_backend(target)
+    options = {"debug": False, **kwargs}
+    bound, specialization, rest = create_function_from_signature(fn.signature, fn.params, backend)(*args, **options)
+    parsed, signature, constants, attributes = fn._pack_args(backend, options, bound, specialization, rest)
+    key = f"{fn.__name__} {specialization} {sorted(kwargs.items())}"
+    source = ASTSource(fn, signature, constants, attributes)
+    return key, lambda: triton.compile(source, target=target, options=parsed.__dict__)
+
+
+def _nvidia(compiled: Any, arch: str) -> dict[str, int]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(compiled.asm["cubin"])
+        (row,) = sass.kernels(path, arch).values()
+    return {
+        "registers": row["registers"],
+        "spills": row["spill_ops"],
+        "shared": compiled.metadata.shared,
+        "loads128": row["loads128"],
+        "tensor_core": row["tensor_core"],
+    }
+
+
+def _amd(compiled: Any) -> dict[str, int]:
+    text = compiled.asm["amdgcn"]
+
+    def number(key: str) -> int:
+        return sum(int(value) for value in re.findall(rf"\.{key}:\s*(\d+)", text))
+
+    return {
+        "registers": number("vgpr_count"),
+        "spills": number("vgpr_spill_count"),
+        "scalar_spills": number("sgpr_spill_count"),
+        "shared": compiled.metadata.shared,
+        "loads128": len(re.findall(r"\b(?:global|buffer)_load_(?:lds_)?dwordx4\b", text)),
+        "tensor_core": len(re.findall(r"\bv_mfma_", text)),
+    }
+
+
+def rows(targets: list[str] | None = None) -> list[dict[str, Any]]:
+    """One row a kernel variant and target: kernel, arch, registers, spills, shared, loads128, tensor_core."""
+    if not isinstance(class_means._means_kernel, JITFunction):
+        raise RuntimeError("compile in a process without TRITON_INTERPRET")
+    table: list[dict[str, Any]] = []
+    for arch in targets or list(TARGETS):
+        target = TARGETS[arch]
+        seen: set[str] = set()
+        for call, run in CALLS.items():
+            with _recorded(arch, target) as launches:
+                run()
+            for launch in launches:
+                key, build = _compile(launch, target)
+                if key in seen:
+                    continue
+                seen.add(key)
+                compiled = build()
+                found = _amd(compiled) if target.backend == "hip" else _nvidia(compiled, arch)
+                extra = [name.lower() for name in ("MIRROR", "LAST") if launch[2].get(name)]
+                name = launch[0].__name__.strip("_").removesuffix("_kernel")
+                table.append({"kernel": f"{name} ({', '.join([call, *extra])})", "arch": arch, **found})
+    return table
+
+
+if __name__ == "__main__":
+    for row in rows(sys.argv[1:] or None):
+        print(f"{row.pop('kernel'):54s}", *(f"{key} {value}" for key, value in row.items()))
