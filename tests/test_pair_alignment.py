@@ -78,7 +78,7 @@ def test_blocks_of_any_size_match_the_reference(shape, backend):
     expected, expected_gradient = value_and_gradient(lambda z: pair_loss(z, centers), features.double())
     loss, gradient = value_and_gradient(lambda z: pair_loss(z, centers, backend=backend), features)
     assert (loss - expected).abs() <= 1e-6
-    assert (gradient - expected_gradient).abs().max() <= 1e-5 * max(expected_gradient.abs().max().item(), 1e-2)
+    assert (gradient - expected_gradient).abs().max() <= 1e-5 * max(expected_gradient.abs().max().item(), 5e-2)
 
 
 @pytest.mark.parametrize("metric", ["cosine", "mse"])

@@ -13,7 +13,6 @@ namespace sfm_fast {
 enum Kind : int64_t { kGlobal = 0, kClass = 1, kFlowMse = 2, kPairMse = 3, kDecoupled = 4 };
 
 constexpr int64_t kFlushRows = 64;
-constexpr int64_t kWideElements = int64_t{1} << 13;
 constexpr int64_t kPastCacheElements = int64_t{1} << 22;  // outputs of 16 MiB and more won't be read from a cache anyway
 
 // A cosine from its three sums, and the factors of its gradient: d(1 - cos)/db = p a + q b. Short flows: all 0, NaN stays.
@@ -31,7 +30,7 @@ struct Pass {
   Items items;
   const float* centers;
   int64_t kind;
-  bool wide;          // sums in float64 throughout
+  const float* pivot; // (D) taken off every row before it is summed
   const float* mean;  // of all t: second pass of `class` only
   double scale;       // (C / (C-1))^2
   double eps;
@@ -47,9 +46,9 @@ SFM_INLINE void flush(float* columns, double* total, int64_t dim) {
   }
 }
 
-// sums += x.y, x.x, y.y and columns += y for one class: x = a, y = t; with Difference y = t - a, and only y.y.
+// sums += x.y, x.x, y.y and columns += y for one class: x = a, y = t - pivot; with Difference y = t - a - pivot, and only y.y.
 template <int W, bool Difference, bool Columns>
-SFM_INLINE void add_row(const float* a, const float* t, float* columns, int64_t dim, double* sums) {
+SFM_INLINE void add_row(const float* a, const float* t, const float* pivot, float* columns, int64_t dim, double* sums) {
   using vec = typename Simd<W>::vec;
   constexpr int kUnroll = 2;
   vec xy[kUnroll] = {}, xx[kUnroll] = {}, yy[kUnroll] = {};
@@ -57,7 +56,8 @@ SFM_INLINE void add_row(const float* a, const float* t, float* columns, int64_t 
   for (; d + kUnroll * W <= dim; d += kUnroll * W)
     for (int k = 0; k < kUnroll; ++k) {
       const vec x = load<W>(a + d + k * W);
-      const vec y = Difference ? load<W>(t + d + k * W) - x : load<W>(t + d + k * W);
+      const vec row = Difference ? load<W>(t + d + k * W) - x : load<W>(t + d + k * W);
+      const vec y = row - load<W>(pivot + d + k * W);
       if (!Difference) {
         xy[k] += x * y;
         xx[k] += x * x;
@@ -68,7 +68,8 @@ SFM_INLINE void add_row(const float* a, const float* t, float* columns, int64_t 
   for (; d < dim; d += W) {
     const int64_t count = std::min<int64_t>(W, dim - d);
     const vec x = load_partial<W>(a + d, count);
-    const vec y = Difference ? load_partial<W>(t + d, count) - x : load_partial<W>(t + d, count);
+    const vec row = Difference ? load_partial<W>(t + d, count) - x : load_partial<W>(t + d, count);
+    const vec y = row - load_partial<W>(pivot + d, count);
     xy[0] += x * y;
     xx[0] += x * x;
     yy[0] += y * y;
@@ -77,26 +78,6 @@ SFM_INLINE void add_row(const float* a, const float* t, float* columns, int64_t 
   sums[0] += sum<W>(xy[0] + xy[1]);
   sums[1] += sum<W>(xx[0] + xx[1]);
   sums[2] += sum<W>(yy[0] + yy[1]);
-}
-
-// The same in float64 throughout, for problems so small that rounding errors don't average out and time doesn't count.
-template <bool Difference>
-SFM_INLINE void add_row_wide(const float* a, const float* t, double* columns, int64_t dim, double* sums) {
-  constexpr int kLanes = 8;
-  double xy[kLanes] = {}, xx[kLanes] = {}, yy[kLanes] = {};
-  for (int64_t d = 0; d < dim; d += kLanes)
-    for (int64_t k = 0; k < std::min<int64_t>(kLanes, dim - d); ++k) {
-      const double x = a[d + k], y = Difference ? t[d + k] - x : t[d + k];
-      xy[k] += x * y;
-      xx[k] += x * x;
-      yy[k] += y * y;
-      columns[d + k] += y;
-    }
-  for (int k = 0; k < kLanes; ++k) {
-    sums[0] += xy[k];
-    sums[1] += xx[k];
-    sums[2] += yy[k];
-  }
 }
 
 struct SumsKernel {
@@ -109,16 +90,12 @@ struct SumsKernel {
     for (int64_t c = begin; c < end; ++c) {
       class_mean_row<W, T>(pass.items, c, t);
       const float* a = pass.centers + c * dim;
-      if (pass.wide && pass.kind <= kClass)
-        add_row_wide<false>(a, t, total, dim, sums);
-      else if (pass.wide)
-        add_row_wide<true>(a, t, total, dim, sums);
-      else if (pass.kind == kGlobal)
-        add_row<W, false, true>(a, t, columns, dim, sums);
+      if (pass.kind == kGlobal)
+        add_row<W, false, true>(a, t, pass.pivot, columns, dim, sums);
       else if (pass.kind == kClass)
-        for (int64_t d = 0; d < dim; ++d) columns[d] += t[d];
+        for (int64_t d = 0; d < dim; ++d) columns[d] += t[d] - pass.pivot[d];
       else
-        add_row<W, true, true>(a, t, columns, dim, sums);
+        add_row<W, true, true>(a, t, pass.pivot, columns, dim, sums);
       if ((c - begin) % kFlushRows == kFlushRows - 1) flush(columns, total, dim);
     }
     flush(columns, total, dim);
@@ -135,21 +112,34 @@ struct ClassKernel {
     double *total = pass.columns + chunk * dim, *loss = pass.sums + chunk * 3;
     for (int64_t c = begin; c < end; ++c) {
       class_mean_row<W, T>(pass.items, c, b);
-      for (int64_t d = 0; d < dim; ++d) b[d] -= pass.mean[d];
       const float* a = pass.centers + c * dim;
       double sums[3] = {};
-      add_row<W, false, false>(a, b, nullptr, dim, sums);
+      add_row<W, false, false>(a, b, pass.mean, nullptr, dim, sums);
       const Cosine cosine(sums[0], sums[1], sums[2], pass.scale, pass.eps);
       loss[0] += 1 - cosine.value;
       const float p = static_cast<float>(cosine.p / classes), q = static_cast<float>(cosine.q / classes);
       pass.rows[c] = p;
       pass.rows[classes + c] = q;
-      for (int64_t d = 0; d < dim; ++d) columns[d] += p * a[d] + q * b[d];
+      for (int64_t d = 0; d < dim; ++d) columns[d] += p * a[d] + q * (b[d] - pass.mean[d]);
       if ((c - begin) % kFlushRows == kFlushRows - 1) flush(columns, total, dim);
     }
     flush(columns, total, dim);
   }
 };
+
+// Class means without the sums, for the pivot.
+struct MeanKernel {
+  template <int W, class T>
+  static SFM_INLINE void run(const Items& items, float* mean) {
+    class_mean_row<W, T>(items, 0, mean);
+  }
+};
+
+template <int W>
+SFM_INLINE void first_mean_kernel(const Items& items, float* mean) {
+  by_type<W, MeanKernel>(items.type, items, mean);
+}
+SFM_DISPATCH(first_mean, (const Items& items, float* mean), (items, mean))
 
 template <int W>
 SFM_INLINE void sums_kernel(const Pass& pass, int64_t chunk, int64_t begin, int64_t end) {
@@ -204,13 +194,22 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
   const double scale = kind == kPairMse ? 2 * C / (C - 1) : (C / (C - 1)) * (C / (C - 1));
   const int64_t chunks = chunks_of(classes, dim);
   std::vector<double> partial(chunks * (dim + 3));
-  Pass pass{items, centers.const_data_ptr<float>(), kind, classes * dim <= kWideElements, nullptr, scale, eps, row, partial.data(), partial.data() + chunks * dim};
+  // |sum of centred rows|^2 = sum of squares - C |mean|^2 cancels where features lie far from `shift` and close together (as
+  // those of images that are still noise): the first row comes off all of them, and only the decoupled kind sees absolute values.
+  std::vector<float> pivot(dim);
+  if (kind != kDecoupled) {
+    first_mean(items, pivot.data());
+    const float* first = centers.const_data_ptr<float>();
+    if (kind == kFlowMse || kind == kPairMse)
+      for (int64_t d = 0; d < dim; ++d) pivot[d] -= first[d];
+  }
+  Pass pass{items, centers.const_data_ptr<float>(), kind, pivot.data(), nullptr, scale, eps, row, partial.data(), partial.data() + chunks * dim};
   parallel_chunks(chunks, classes, [&](int64_t k, int64_t begin, int64_t end) { sums(pass, k, begin, end); });
   const Totals total(partial, chunks, dim);
 
   double value;
   for (int64_t d = 0; d < dim; ++d) {
-    m[d] = static_cast<float>(total.columns[d] / C);
+    m[d] = static_cast<float>(total.columns[d] / C + pivot[d]);
     r[d] = 0;
   }
   if (kind == kGlobal) {
