@@ -73,6 +73,15 @@ FULL = [
         for classes, dim in SHAPES
     ),
 ]
+# What a few minutes of a GPU are best spent on.
+GPU = [
+    Case("global", 1000, 768, compiled=True),
+    Case("global", 21_841, 1024),
+    Case("global", 200_000, 1024),
+    Case("class", 21_841, 1024),
+    Case("pair", 1000, 768),
+    Case("pair", 21_841, 1024),
+]
 SMALL = [Case("global", 10, 384), Case("class", 100, 384, 10), Case("pair", 100, 384), Case("global", 1000, 768)]
 
 
@@ -261,13 +270,15 @@ def main() -> None:
     parser.add_argument("--out", default="flow_alignment.json", help="JSON file (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--small", action="store_true", help="four small shapes, in seconds")
+    parser.add_argument("--gpu-shapes", action="store_true", help="six shapes for a GPU, in minutes")
     parser.add_argument("--only", default="", help="only cases whose 'alignment CxD' contains this")
     arguments = parser.parse_args()
     check_output_file(arguments.out, "--out")
     device = torch.device(arguments.device)
+    chosen = SMALL if arguments.small else GPU if arguments.gpu_shapes else FULL
     cases = [
         case
-        for case in (SMALL if arguments.small else FULL)
+        for case in chosen
         if arguments.only in f"{case.alignment} {case.classes}x{case.dim}"
     ]
     result: dict[str, Any] = {"environment": environment(), "rows": []}
