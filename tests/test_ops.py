@@ -317,7 +317,9 @@ assert len(mine) == (sys.argv[2] == "broken"), mine
 
 @pytest.mark.parametrize("state", ["missing", "broken"])
 def test_without_the_library_plain_torch_runs(tmp_path, state):
-    shutil.copytree(ROOT / "sfm_fast", tmp_path / "sfm_fast", ignore=shutil.ignore_patterns("assets", "__pycache__"))
+    shutil.copytree(
+        ROOT / "sfm_fast", tmp_path / "sfm_fast", ignore=shutil.ignore_patterns("assets", "__pycache__", "kernels")
+    )
     shutil.copytree(ROOT / "kernels", tmp_path / "sfm_fast" / "kernels")
     done = subprocess.run(
         [sys.executable, "-c", BROKEN, str(tmp_path), state], capture_output=True, text=True, cwd=tmp_path

@@ -43,8 +43,12 @@ def prepare(centers: Tensor) -> Constants:
     return Constants(shift, shifted, reference.centre_rows(shifted).float())
 
 
+def _to_float32(tensor: Tensor) -> Tensor:
+    return tensor.float()
+
+
 constants_of = TensorCache(prepare)
-shifted_float32 = TensorCache(Tensor.float)
+shifted_float32 = TensorCache(_to_float32)
 
 
 def check_segments(features: Tensor, labels: Tensor | None, constants: Constants) -> Segments | None:
