@@ -4,12 +4,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.sfm_fast_ready
 
-.PHONY: demo test lint accuracy readme clean
+.PHONY: demo test lint bench gpu static accuracy readme clean
 
-$(READY): pyproject.toml setup.py constraints.txt
+SOURCES = $(wildcard csrc/*.cpp csrc/cpu/* csrc/cuda/*)
+
+$(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt setuptools torch torchvision
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt setuptools ninja torch torchvision
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-build-isolation --editable '.[test]'
 	touch $@
 
@@ -24,6 +26,15 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+bench: $(READY)  ## time and memory of the losses beside torch, on a CPU: about half an hour on 2 cores
+	$(BIN)/python benchmarks/bench_flow_alignment.py --device cpu --out benchmarks/results/cpu/flow_alignment.json
+
+gpu:  ## on a machine with an NVIDIA GPU, torch and nvcc: build, test, sanitize, measure (PYTHON=… chooses the interpreter)
+	PYTHON=$(PYTHON) scripts/gpu.sh
+
+static: $(READY)  ## write the table of the compiled GPU kernels anew (tests compare with it)
+	$(BIN)/python tests/static/table.py --update
+
 accuracy: $(READY)  ## the accuracy table on full Fashion-MNIST: resumable, about an hour on 2 cores
 	$(BIN)/python benchmarks/accuracy.py --data fashion-mnist --out benchmarks/results/cpu
 
@@ -31,4 +42,4 @@ readme: $(READY)  ## the README's tables, from the committed results
 	$(BIN)/python scripts/readme_tables.py
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build sfm_fast/_C*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

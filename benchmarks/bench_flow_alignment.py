@@ -27,7 +27,7 @@ from torch import Tensor
 import sfm_fast
 from sfm_fast.files import check_output_file, write_json
 from sfm_fast.ops import backends
-from sfm_fast.report.tables import megabytes, text_table
+from sfm_fast.report.tables import loss_table
 from sfm_fast.testing.perf import interleaved, peak_memory
 
 Loss = Callable[[Tensor, Tensor | None], Tensor]
@@ -229,34 +229,6 @@ def _roofline(case: Case, mode: str, seconds: float, ceilings: dict[str, float])
     return {"copy_fraction": least / seconds / ceilings["copy_bandwidth"]}
 
 
-def table(result: dict[str, Any]) -> str:
-    """Forward + backward of every case: time, share of the ceiling, times ours, extra memory."""
-    rows = [row for row in result["rows"] if row["mode"] == "both"]
-    ours: dict[tuple[Any, ...], dict[str, Any]] = {}
-    lines = []
-    for row in rows:
-        key = (row["alignment"], row["classes"], row["dim"], row["ipc"])
-        first = ours.setdefault(key, row)
-        name = f"{row['alignment']} {row['classes']} x {row['dim']}" + (f", ipc {row['ipc']}" if row["ipc"] > 1 else "")
-        if "median" not in row:
-            lines.append([name, row["contender"], row["status"], "", "", ""])
-            continue
-        share = row.get("copy_fraction") or row.get("matmul_fraction") or 0.0
-        times = f"{row['median'] / first['median']:.1f}" if "median" in first else ""
-        lines.append(
-            [
-                name,
-                row["contender"],
-                f"{row['median'] * 1e3:.3f}",
-                times,
-                f"{100 * share:.0f} %",
-                megabytes(row["peak_bytes"]),
-            ]
-        )
-    header = ("loss, C x D", "contender", "ms", "x ours", "of ceiling", "extra memory")
-    return text_table(header, lines)
-
-
 def run(cases: list[Case], device: torch.device) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]]]]:
     ceilings = {"copy_bandwidth": copy_bandwidth(device), "matmul_rate": matmul_rate(device)}
     for case in cases:
@@ -276,18 +248,14 @@ def main() -> None:
     check_output_file(arguments.out, "--out")
     device = torch.device(arguments.device)
     chosen = SMALL if arguments.small else GPU if arguments.gpu_shapes else FULL
-    cases = [
-        case
-        for case in chosen
-        if arguments.only in f"{case.alignment} {case.classes}x{case.dim}"
-    ]
+    cases = [case for case in chosen if arguments.only in f"{case.alignment} {case.classes}x{case.dim}"]
     result: dict[str, Any] = {"environment": environment(), "rows": []}
     for ceilings, rows in run(cases, device):
         result["ceilings"] = ceilings
         result["rows"] += rows
-        print(table({"rows": rows}), flush=True)
+        print(loss_table(rows), flush=True)
         write_json(arguments.out, result)
-    Path(arguments.out).with_suffix(".md").write_text(table(result) + "\n")
+    Path(arguments.out).with_suffix(".md").write_text(loss_table(result["rows"]) + "\n")
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.alignment}-{case.classes}x{case.dim}")

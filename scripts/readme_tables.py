@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sfm_fast.report.demo import cost_table
-from sfm_fast.report.tables import text_table
+from sfm_fast.report.tables import loss_table, text_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
@@ -43,7 +43,28 @@ def cost() -> str:
     return f"{cost_table(result['costs'])}\n\n{facts['machine']}, torch {facts['torch']}; the whole demo took {result['seconds']:.0f} s."
 
 
-TABLES = {"accuracy": accuracy, "cost": cost}
+def losses() -> str:
+    """The shapes at both ends and the ones users have; the whole table stands beside its JSON."""
+    result = json.loads((RESULTS / "flow_alignment.json").read_text())
+    shown = {
+        ("global", 1000, 768),
+        ("global", 21841, 1024),
+        ("class", 21841, 1024),
+        ("pair", 1000, 768),
+        ("pair", 21841, 1024),
+    }
+    rows = [
+        row for row in result["rows"] if (row["alignment"], row["classes"], row["dim"]) in shown and row["ipc"] == 1
+    ]
+    machine, ceilings = result["environment"], result["ceilings"]
+    note = (
+        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, fp32; copy {ceilings['copy_bandwidth'] / 1e9:.0f} GB/s, "
+        f"matrix product {ceilings['matmul_rate'] / 1e9:.0f} GFLOP/s."
+    )
+    return f"{loss_table(rows)}\n\n{note}"
+
+
+TABLES = {"accuracy": accuracy, "cost": cost, "losses": losses}
 
 
 def fill(text: str) -> str:

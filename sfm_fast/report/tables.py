@@ -47,3 +47,22 @@ def accuracy_table(rows: Iterable[dict[str, Any]]) -> str:
 def megabytes(count: float) -> str:
     """Bytes as decimal megabytes."""
     return f"{count / 1e6:.1f} MB"
+
+
+def loss_table(rows: Iterable[dict[str, Any]]) -> str:
+    """Forward + backward of every contender on every shape: time, times the first, share of the ceiling, extra memory."""
+    first: dict[tuple[Any, ...], dict[str, Any]] = {}
+    lines = []
+    for row in rows:
+        if row["mode"] != "both":
+            continue
+        ours = first.setdefault((row["alignment"], row["classes"], row["dim"], row["ipc"]), row)
+        name = f"{row['alignment']} {row['classes']} x {row['dim']}" + (f", ipc {row['ipc']}" if row["ipc"] > 1 else "")
+        if "median" not in row:
+            lines.append([name, row["contender"], row["status"], "", "", ""])
+            continue
+        times = f"{row['median'] / ours['median']:.1f}" if "median" in ours else ""
+        share = row.get("copy_fraction") or row.get("matmul_fraction") or 0.0
+        cells = [f"{row['median'] * 1e3:.3f}", times, f"{100 * share:.0f} %", megabytes(row["peak_bytes"])]
+        lines.append([name, row["contender"], *cells])
+    return text_table(("loss, C x D", "contender", "ms", "x ours", "of ceiling", "extra memory"), lines)
