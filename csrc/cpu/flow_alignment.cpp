@@ -13,7 +13,6 @@ namespace sfm_fast {
 enum Kind : int64_t { kGlobal = 0, kClass = 1, kFlowMse = 2, kPairMse = 3, kDecoupled = 4 };
 
 constexpr int64_t kFlushRows = 64;
-constexpr int64_t kPastCacheElements = int64_t{1} << 22;  // outputs of 16 MiB and more won't be read from a cache anyway
 
 // A cosine from its three sums, and the factors of its gradient: d(1 - cos)/db = p a + q b. Short flows: all 0, NaN stays.
 struct Cosine {
@@ -251,7 +250,6 @@ struct Backward {
   const float* columns;
   float grad_output;
   void* out;
-  bool past_cache;
 };
 
 struct BackwardKernel {
@@ -272,12 +270,6 @@ struct BackwardKernel {
         T* out = static_cast<T*>(call.out) + items.row(i) * dim;
         for (int64_t d = 0; d < whole; d += W) {
           const auto g = p * load<W>(a + d) + (q * (load<W>(t + d) - load<W>(m + d)) + scale * load<W>(r + d));
-          if constexpr (std::is_same_v<T, float>) {
-            if (call.past_cache) {
-              store_past_cache<W>(out + d, g);
-              continue;
-            }
-          }
           store<W>(out + d, g);
         }
         if (const int64_t rest = dim - whole) {
@@ -314,10 +306,8 @@ Tensor flow_alignment_backward(
   const Items items{features.const_data_ptr(), features.stride(0), features.scalar_type(), segments.order,
                     segments.offsets, shift.const_data_ptr<float>(), classes, dim};
   void* data = out.mutable_data_ptr();
-  const bool aligned = reinterpret_cast<uintptr_t>(data) % 64 == 0 && dim % 16 == 0;
   const Backward call{items, centers.const_data_ptr<float>(), rows.const_data_ptr<float>(), rows.size(1) == 1 ? 0 : 1,
-                      rows.size(1), columns.const_data_ptr<float>(), *grad_output.const_data_ptr<float>(), data,
-                      aligned && items_count * dim >= kPastCacheElements};
+                      rows.size(1), columns.const_data_ptr<float>(), *grad_output.const_data_ptr<float>(), data};
   parallel_chunks(chunks_of(items_count, dim), classes,
                   [&](int64_t, int64_t begin, int64_t end) { gradient(call, begin, end); });
   return out;

@@ -97,31 +97,11 @@ SFM_INLINE void store(Float16* p, typename Simd<W>::vec value) {
   store_bits<W>(&p->bits, (sign >> 16) | (nan & 0x7e00) | (~nan & half));
 }
 
-// A store past the caches, for outputs larger than them: it saves reading the line first. `p` must be W * 4 bytes aligned.
-template <int W>
-SFM_INLINE void store_past_cache(float* p, typename Simd<W>::vec value) {
-#if defined(__x86_64__)
-  if constexpr (W == 16) {
-    asm volatile("vmovntps %1, %0" : "=m"(*reinterpret_cast<typename Simd<W>::vec*>(p)) : "v"(value));
-    return;
-  } else if constexpr (W == 8) {
-    asm volatile("vmovntps %1, %0" : "=m"(*reinterpret_cast<typename Simd<W>::vec*>(p)) : "x"(value));
-    return;
-  }
-#endif
-  store<W>(p, value);
-}
-
 template <int W>
 SFM_INLINE float sum(typename Simd<W>::vec value) {
   float total = 0;
   for (int i = 0; i < W; ++i) total += value[i];
   return total;
-}
-
-template <int W>
-SFM_INLINE typename Simd<W>::vec splat(float value) {
-  return value - typename Simd<W>::vec{};
 }
 
 enum class Isa { base, avx2, avx512 };
