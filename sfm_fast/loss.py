@@ -9,14 +9,13 @@ from torch import Tensor, nn
 
 from .checks import check_centers, check_features, check_groups, check_labels
 from .errors import InputError
+from .ops.backends import ALIGNMENTS, METRICS
 from .ops.cache import TensorCache
 from .ops.losses import Constants, Options, compute_dtype, constants_of, evaluate, evaluate_decoupled, prepare
 from .reference import flow_alignment as reference
 from .reference import gradient_matching
 from .reference.pair_alignment import count_pairs
 
-ALIGNMENTS = ("global", "class", "pair")
-METRICS = ("cosine", "mse")
 PRECISIONS = ("highest", "high")
 
 
@@ -54,7 +53,8 @@ def flow_alignment_loss(
         The same inputs give the same bits on every run, whatever the number of threads.
 
     What can be prepared from ``centers``, ``labels`` and ``groups`` is remembered for as long as these tensors live
-    unchanged. Inside ``torch.compile``, ``torch.export`` or a CUDA graph the values of ``labels`` can't be checked: a
+    unchanged. On a GPU only changes that autograd counts are seen (not ``.data``, collectives, replays of CUDA graphs):
+    pass a new tensor there. Inside ``torch.compile``, ``torch.export`` or a CUDA graph the values of ``labels`` can't be checked: a
     class without a feature or a label out of range gives NaN there. Inside ``torch.func`` transforms plain torch runs.
 
     Raises:
@@ -106,11 +106,19 @@ def linear_gradient_matching_loss(
     for name, features, labels in (("syn", syn_features, syn_labels), ("real", real_features, real_labels)):
         check_features(f"{name}_features", features, weight.shape[1], "weight")
         check_labels(f"{name}_labels", labels, features.shape[0], weight.shape[0])
+    tensors = dict(
+        syn_labels=syn_labels, real_features=real_features, real_labels=real_labels, weight=weight, bias=bias
+    )
+    for name, tensor in tensors.items():
+        if tensor.device != syn_features.device:
+            raise InputError(f"syn_features are on {syn_features.device}, {name} on {tensor.device}; move one of them")
     dtype = compute_dtype(syn_features)
     weight, bias = weight.detach().to(dtype), bias.detach().to(dtype)
-    synthetic = gradient_matching.linear_gradient(syn_features.to(dtype), syn_labels, weight, bias)
-    real = gradient_matching.linear_gradient(real_features.detach().to(dtype), real_labels, weight, bias)
-    return gradient_matching.gradient_distance(synthetic, real)
+    # Autocast would run the products in low precision, next to a result that promises float32.
+    with torch.autocast(syn_features.device.type, enabled=False):
+        synthetic = gradient_matching.linear_gradient(syn_features.to(dtype), syn_labels, weight, bias)
+        real = gradient_matching.linear_gradient(real_features.detach().to(dtype), real_labels, weight, bias)
+        return gradient_matching.gradient_distance(synthetic, real)
 
 
 class FlowAlignmentLoss(nn.Module):
@@ -141,21 +149,36 @@ class FlowAlignmentLoss(nn.Module):
         super().__init__()
         self.options = _check_options(alignment, metric, backend, eps, precision, groups)
         check_centers(centers)
-        pairs = _pairs(centers, groups)
-        constants = prepare(centers)
-        self.register_buffer("shift", constants.shift)
-        self.register_buffer("shifted_centers", constants.shifted)
-        self.register_buffer("groups", None if groups is None else groups.clone())
-        # Derived from the above, so not stored.
-        self.register_buffer("centred_centers", constants.centred, persistent=False)
-        self.register_buffer("pairs", torch.as_tensor(pairs, device=centers.device), persistent=False)
+        # Even where the module is made in inference mode: training with it must stay possible.
+        with torch.inference_mode(False), torch.no_grad():
+            pairs = _pairs(centers, groups)
+            constants = prepare(centers)
+            self.register_buffer("shift", constants.shift)
+            self.register_buffer("shifted_centers", constants.shifted)
+            self.register_buffer("groups", None if groups is None else groups.clone().contiguous())
+            # Derived from the above, so not stored. A copy: `pairs` may be what `_count_pairs` remembers.
+            self.register_buffer("centred_centers", constants.centred, persistent=False)
+            self.register_buffer("pairs", torch.as_tensor(pairs, device=centers.device).clone(), persistent=False)
 
     def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
         super()._load_from_state_dict(*arguments, **keywords)
-        with torch.no_grad():
-            self.centred_centers.copy_(reference.centre_rows(self.shifted_centers))
+        with torch.inference_mode(False), torch.no_grad():
+            self.shift, self.shifted_centers = self.shift.float(), self.shifted_centers.double()
+            self.centred_centers = reference.centre_rows(self.shifted_centers).float()
             if self.groups is not None:
-                self.pairs.copy_(count_pairs(self.groups))
+                self.pairs = count_pairs(self.groups)
+                if not self.pairs.is_meta and self.pairs == 0:
+                    raise InputError("the loaded groups put all centers into one class: no flow is left")
+
+    def _apply(self, fn: Any, recurse: bool = True) -> FlowAlignmentLoss:
+        """Follows ``to(device)`` but not ``half()`` and its like: the constants keep the precision that the result promises."""
+
+        def keep_dtype(tensor: Tensor) -> Tensor:
+            changed: Tensor = fn(tensor)
+            return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+
+        super()._apply(keep_dtype, recurse)
+        return self
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         constants = Constants(self.shift, self.shifted_centers, self.centred_centers)
@@ -177,7 +200,8 @@ def _pairs(centers: Tensor, groups: Tensor | None) -> int | Tensor:
         return centers.shape[0] * (centers.shape[0] - 1)
     check_groups(groups, centers)
     pairs = _count_pairs(groups)
-    if not torch.compiler.is_compiling() and pairs == 0:
+    readable = not torch.compiler.is_compiling() and not pairs.is_meta and type(pairs) is Tensor
+    if readable and pairs == 0:
         raise InputError("groups puts all centers into one class: no flow is left")
     return pairs
 
@@ -185,14 +209,14 @@ def _pairs(centers: Tensor, groups: Tensor | None) -> int | Tensor:
 def _check_options(
     alignment: str, metric: str, backend: str, eps: float, precision: str, groups: Tensor | None
 ) -> Options:
-    if alignment not in ALIGNMENTS:
+    if not isinstance(alignment, str) or alignment not in ALIGNMENTS:
         raise InputError(f"alignment must be one of {ALIGNMENTS}, got {alignment!r}")
-    if metric not in METRICS:
+    if not isinstance(metric, str) or metric not in METRICS:
         raise InputError(f"metric must be one of {METRICS}, got {metric!r}")
-    if precision not in PRECISIONS:
+    if not isinstance(precision, str) or precision not in PRECISIONS:
         raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
-    if not isinstance(eps, (int, float)) or not 0 < eps < float("inf"):
-        raise InputError(f"eps must be a positive number, got {eps!r}")
+    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps <= 1e30:
+        raise InputError(f"eps must be a positive number up to 1e30, got {eps!r}")
     if groups is not None and alignment != "pair":
         raise InputError(f"groups is for alignment='pair', got it with {alignment!r}")
     return Options(alignment, metric, backend, float(eps), precision)

@@ -8,7 +8,7 @@ import torch
 from definitions import value_and_gradient
 
 import sfm_fast
-from sfm_fast.loss import ALIGNMENTS, METRICS
+from sfm_fast.ops.backends import ALIGNMENTS, METRICS
 from sfm_fast.reference import flow_alignment as reference
 from sfm_fast.testing.cases import LOSS_CASES
 
@@ -54,7 +54,7 @@ def kernel_calls():
                     yield pytest.param(backend, dtype, case, id=f"{backend}-{dtype}-{case.name}")
 
 
-@pytest.mark.parametrize(("backend", "dtype", "case"), kernel_calls())
+@pytest.mark.parametrize(("backend", "dtype", "case"), list(kernel_calls()))
 @pytest.mark.parametrize(("alignment", "metric"), KINDS)
 def test_kernels_are_as_accurate_as_torch(case, alignment, metric, dtype, backend):
     theirs = errors(case, dtype, alignment, metric, "torch")
@@ -167,6 +167,44 @@ def test_nan_and_infinity_come_out_as_nan(alignment, metric, bad, backend):
         .isfinite()
         .logical_not()
     )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("alignment", "metric"), KINDS)
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 1e3), (1e-4, 1.0)])
+def test_features_together_far_from_the_centres(alignment, metric, scale, offset, backend):
+    """As those of images that are still noise."""
+    generator = torch.Generator().manual_seed(3)
+    centers, features = torch.randn(40, 32, generator=generator), torch.randn(40, 32, generator=generator)
+    features = scale * features + offset
+
+    def loss(z, which):
+        return sfm_fast.flow_alignment_loss(z, centers, alignment=alignment, metric=metric, backend=which)
+
+    expected, expected_gradient = value_and_gradient(lambda z: loss(z, "torch"), features.double())
+    value, gradient = value_and_gradient(lambda z: loss(z, backend), features)
+    # float32 features near 1000 carry spreads of 1 to 5 digits less than usual, whatever computes with them.
+    assert abs(value - expected) <= 1e-5 * (1 + expected)
+    assert (gradient - expected_gradient).norm() <= 3e-4 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_equal_features_have_no_gradient(alignment, backend):
+    features = torch.randn(1, 20, generator=torch.Generator().manual_seed(0)).expand(6, 20) * 45
+    centers = torch.randn(6, 20, generator=torch.Generator().manual_seed(1))
+    loss, gradient = value_and_gradient(
+        lambda z: sfm_fast.flow_alignment_loss(z, centers, alignment=alignment, backend=backend), features
+    )
+    assert loss == 1.0
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_squares_beyond_float32_are_nan_and_not_a_right_angle(alignment, backend):
+    features, centers, _ = LOSS_CASES[3].make(torch.float32)
+    assert sfm_fast.flow_alignment_loss(features * 1e25, centers, alignment=alignment, backend=backend).isnan()
 
 
 def test_global_cosine_equals_all_pair_flows_flattened():

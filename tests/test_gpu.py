@@ -8,7 +8,7 @@ import torch
 from definitions import value_and_gradient
 
 import sfm_fast
-from sfm_fast.loss import ALIGNMENTS, METRICS
+from sfm_fast.ops.backends import ALIGNMENTS, METRICS
 from sfm_fast.testing.cases import LOSS_CASES
 from sfm_fast.testing.perf import peak_memory
 

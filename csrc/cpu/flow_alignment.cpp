@@ -17,8 +17,9 @@ constexpr int64_t kFlushRows = 64;
 // A cosine from its three sums, and the factors of its gradient: d(1 - cos)/db = p a + q b. Short flows: all 0, NaN stays.
 struct Cosine {
   Cosine(double dot, double aa, double bb, double scale, double eps) {
-    const bool is_short = scale * aa < eps * eps || scale * bb < eps * eps;
+    const bool is_short = std::sqrt(scale * aa) < eps || std::sqrt(scale * bb) < eps;
     value = is_short ? dot * 0 : dot / (std::sqrt(aa) * std::sqrt(bb));
+    if (std::isinf(aa) || std::isinf(bb)) value = NAN;  // squares beyond float32 must not pass for a right angle
     p = is_short ? 0 : -1 / (std::sqrt(aa) * std::sqrt(bb));
     q = is_short ? 0 : value / bb;
   }
@@ -206,6 +207,10 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
   parallel_chunks(chunks, classes, [&](int64_t k, int64_t begin, int64_t end) { sums(pass, k, begin, end); });
   const Totals total(partial, chunks, dim);
 
+  // r also carries what rounding m to float32 loses, where q is one number for all classes.
+  const auto keep_rounding_of_m = [&](double q) {
+    for (int64_t d = 0; d < dim; ++d) r[d] = static_cast<float>(-q * (total.columns[d] / C + pivot[d] - m[d]));
+  };
   double value;
   for (int64_t d = 0; d < dim; ++d) {
     m[d] = static_cast<float>(total.columns[d] / C + pivot[d]);
@@ -216,6 +221,7 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
     value = 1 - cosine.value;
     row[0] = static_cast<float>(cosine.p);
     row[1] = static_cast<float>(cosine.q);
+    keep_rounding_of_m(cosine.q);
   } else if (kind == kClass) {
     std::fill(partial.begin(), partial.end(), 0.0);
     pass.mean = m;
@@ -236,6 +242,7 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
     value = scale * not_negative(total.sums[2] - total.columns_squared / C) / elements;
     row[1] = static_cast<float>(2 * scale / elements);
     row[0] = -row[1];
+    keep_rounding_of_m(2 * scale / elements);
   }
   *loss.mutable_data_ptr<float>() = static_cast<float>(value);
   return {loss, rows, columns};

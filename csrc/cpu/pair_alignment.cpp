@@ -10,6 +10,7 @@
 #include "pair_block.h"
 
 #include <cmath>
+#include <limits>
 
 namespace sfm_fast {
 
@@ -70,7 +71,8 @@ std::tuple<Tensor, Tensor> pair_alignment(
   std::vector<double> cosines(plan.rows * plan.columns);
 
   const PairProblem problem{a.const_data_ptr<float>(), b.const_data_ptr<float>(),
-                            groups ? groups->const_data_ptr<int64_t>() : nullptr, classes, dim, static_cast<float>(eps)};
+                            groups ? groups->const_data_ptr<int64_t>() : nullptr, classes, dim,
+                            std::max(static_cast<float>(eps), std::numeric_limits<float>::min())};
   const int64_t rows_a_task = std::max<int64_t>(1, 65536 / dim);
   float* out = need_gradient ? gradient.mutable_data_ptr<float>() : nullptr;
   if (out)

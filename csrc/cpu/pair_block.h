@@ -115,7 +115,8 @@ SFM_INLINE double finish_weights(
   for (int64_t j = 0; j < padded; ++j) {
     const bool dropped = (f_length[j] < eps) | (g_length[j] < eps);
     const float inverse = dropped ? 0.0f : 1.0f / (f_length[j] * g_length[j]);
-    const float cosine = u[j] * inverse;  // 0 where dropped, but NaN for NaN and infinity
+    // 0 where dropped, but NaN for NaN and infinity, and where squares are beyond float32.
+    const float cosine = u[j] * inverse + (f_length[j] + g_length[j]) * 0.0f;
     const float square = dropped ? 1.0f : gg[j];
     u[j] = inverse;
     w[j] = -cosine / square;

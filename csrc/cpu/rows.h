@@ -37,14 +37,14 @@ struct Items {
   int64_t stride;  // elements from row to row; within a row they are contiguous
   ScalarType type;
   const int64_t* order;
-  const int64_t* offsets;
+  const int64_t* offsets;  // null without labels (order may be null with them: an empty tensor has no address)
   const float* shift;
   int64_t classes;
   int64_t dim;
 
-  int64_t begin(int64_t c) const { return order ? offsets[c] : c; }
-  int64_t end(int64_t c) const { return order ? offsets[c + 1] : c + 1; }
-  int64_t row(int64_t i) const { return order ? order[i] : i; }
+  int64_t begin(int64_t c) const { return offsets ? offsets[c] : c; }
+  int64_t end(int64_t c) const { return offsets ? offsets[c + 1] : c + 1; }
+  int64_t row(int64_t i) const { return offsets ? order[i] : i; }
 };
 
 // mean[0..dim) = mean over class c of (row - shift). The shift comes off before the sum: the common mean of features may be
@@ -132,6 +132,7 @@ struct Segments {
     }
     STD_TORCH_CHECK(order_tensor->dim() == 1 && order_tensor->size(0) == items && order_tensor->scalar_type() == ScalarType::Long,
                     "order must be int64 of shape (", items, ",)");
+    STD_TORCH_CHECK(classes >= 1, "there must be at least one class");
     STD_TORCH_CHECK(offsets_tensor->dim() == 1 && offsets_tensor->size(0) == classes + 1 && offsets_tensor->scalar_type() == ScalarType::Long,
                     "offsets must be int64 of shape (", classes + 1, ",)");
     keep_order = torch::stable::contiguous(*order_tensor);
@@ -151,6 +152,7 @@ struct Segments {
 inline Tensor with_contiguous_rows(const Tensor& features) {
   STD_TORCH_CHECK(features.dim() == 2 && is_feature_type(features.scalar_type()),
                   "features must be a float32, bfloat16 or float16 matrix");
+  STD_TORCH_CHECK(features.numel() == 0 || features.const_data_ptr() != nullptr, "features have lost their memory");
   if (features.size(1) == 1 || features.stride(1) == 1) return features;
   return torch::stable::contiguous(features);
 }

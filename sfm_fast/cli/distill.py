@@ -12,7 +12,7 @@ from ..distill.images import PARAMETRIZATIONS
 from ..distill.methods import LGM_VARIANTS, METHODS
 from ..distill.prepare import make_distiller
 from ..distill.run import check_run_folder
-from ..loss import ALIGNMENTS, METRICS
+from ..ops.backends import ALIGNMENTS, METRICS
 from . import common
 
 NAME = "distill"

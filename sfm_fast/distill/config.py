@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from ..errors import InputError
-from ..loss import ALIGNMENTS, METRICS
+from ..ops.backends import ALIGNMENTS, METRICS
 from ..reference.augment import Augmentation
 from .images import PARAMETRIZATIONS
 from .methods import LGM_VARIANTS, METHODS

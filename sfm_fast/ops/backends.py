@@ -11,6 +11,8 @@ from ..errors import InputError
 from . import library
 
 BACKENDS = ("torch", "cpu", "triton", "cuda")
+ALIGNMENTS = ("global", "class", "pair")
+METRICS = ("cosine", "mse")
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -39,14 +41,19 @@ def explain(
     Depends on device, dtype and kind of loss alone, never on timing. ``grouped``: the call has ``groups``. Raises
     ``InputError`` for an unknown name, or for a backend asked for by name that can't take the call.
     """
+    for name, value, known in (
+        ("alignment", alignment, ALIGNMENTS),
+        ("metric", metric, METRICS),
+        ("backend", backend, ("auto", *BACKENDS)),
+    ):
+        if not isinstance(value, str) or value not in known:
+            raise InputError(f"{name} must be one of {known}, got {value!r}")
     choose = _choice.__wrapped__ if torch.compiler.is_compiling() else _choice  # a cache can't be traced
     return choose(features.device.type, features.dtype, alignment, metric, backend, grouped)
 
 
 @functools.lru_cache(maxsize=1024)
 def _choice(device: str, dtype: torch.dtype, alignment: str, metric: str, backend: str, grouped: bool) -> Choice:
-    if backend != "auto" and backend not in BACKENDS:
-        raise InputError(f"backend must be 'auto' or one of {BACKENDS}, got {backend!r}")
     call = f"{device}, {dtype}, alignment {alignment!r}, metric {metric!r}"
     against = {name: _against(name, device, dtype, metric, grouped) for name in BACKENDS}
     able = [name for name in ("cpu", "cuda", "triton", "torch") if against[name] is None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,25 +12,52 @@ from torch import Tensor
 Value = TypeVar("Value")
 
 
-class TensorCache(Generic[Value]):
-    """``compute(tensor, *key)``, once for each tensor object, version of its contents and key.
+class _Entry(NamedTuple):
+    owner: weakref.ref
+    state: tuple[Any, ...]
+    contents: Tensor | None
+    value: Any
 
-    The entry goes with the tensor, and counts no more once the tensor was written in place. Nothing is kept while
-    compiling, inside functional transforms or for inference tensors, which have no version.
+
+class TensorCache(Generic[Value]):
+    """``compute(tensor, *key)``, once for each tensor object, contents and key; the entry goes with the tensor.
+
+    A CPU tensor's contents are compared with a copy at every call, which costs microseconds to milliseconds and sees every
+    write. On a GPU that would wait for the device: there the version counter and address decide, which don't see
+    writes past autograd (``.data``, collectives, replays of CUDA graphs, other libraries).
+
+    Nothing is remembered while something records or pretends (compiling, tracing, torch.func, dispatch modes, fake and other
+    subclasses of tensors), nor for inference tensors, which have no version.
     """
 
     def __init__(self, compute: Callable[..., Value]) -> None:
         self.compute = compute
-        self._entries: dict[int, tuple[weakref.ref, int, tuple[Any, ...], Value]] = {}
+        self._entries: dict[int, _Entry] = {}
 
     def __call__(self, tensor: Tensor, *key: Any) -> Value:
-        if torch.compiler.is_compiling() or tensor.is_inference() or torch._C._are_functorch_transforms_active():
+        if torch.compiler.is_compiling() or not _plain(tensor):
             return self.compute(tensor, *key)
         name = id(tensor)
+        state = tensor._version, tensor.data_ptr(), tensor.dtype, key
         entry = self._entries.get(name)
-        if entry is not None and entry[0]() is tensor and entry[1] == tensor._version and entry[2] == key:
-            return entry[3]
-        value = self.compute(tensor, *key)
-        gone = weakref.ref(tensor, lambda _: self._entries.pop(name, None))
-        self._entries[name] = gone, tensor._version, key, value
+        known = entry is not None and entry.owner() is tensor and entry.state == state
+        if entry is not None and known and (entry.contents is None or torch.equal(tensor, entry.contents)):
+            value: Value = entry.value
+            return value
+        # Made to last: not as inference tensors, which no later call could differentiate next to.
+        with torch.inference_mode(False), torch.no_grad():
+            contents = tensor.detach().clone() if tensor.device.type == "cpu" else None
+            value = self.compute(tensor, *key)
+        owner = weakref.ref(tensor, lambda _: self._entries.pop(name, None))
+        self._entries[name] = _Entry(owner, state, contents, value)
         return value
+
+
+def _plain(tensor: Tensor) -> bool:
+    return (
+        type(tensor) in (Tensor, torch.nn.Parameter)
+        and not tensor.is_inference()
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+    )

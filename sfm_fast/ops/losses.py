@@ -37,7 +37,7 @@ class Constants(NamedTuple):
 
 def prepare(centers: Tensor) -> Constants:
     # In float64: centres computed in float64 keep what float32 would round off next to a large common mean.
-    exact = centers.detach().double()
+    exact = centers.detach().double().contiguous()
     shift = exact.mean(0).float()
     shifted = exact - shift.double()
     return Constants(shift, shifted, reference.centre_rows(shifted).float())

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..reference.flow_alignment import centre_rows
 from ..reference.pair_alignment import FirstDerivative
 from .library import operation, registered
 from .segments import Segments
@@ -40,7 +41,7 @@ def pair_alignment(
         return loss
     means = operation(backend, "class_means")(features, order, offsets, shift)
     total, _ = operation(backend, "pair_alignment")(
-        centers, means - means.mean(0), groups, 0, centers.shape[0], eps, means.requires_grad, high
+        centers, centre_rows(means), groups, 0, centers.shape[0], eps, means.requires_grad, high
     )
     loss = (1 - total / pairs).float()
     return loss
@@ -76,8 +77,8 @@ class _PairAlignment(torch.autograd.Function):
         need_gradient = ctx.needs_input_grad[1]
         with torch._C._AutoDispatchBelowAutograd():
             means = operation(backend, "class_means")(features, order, offsets, shift)
-            if backend != "cpu":  # which multiplies differences, and so needs no small numbers
-                means -= means.mean(0)
+            # The CPU multiplies differences: for it, rows near 0 are enough.
+            means = means - means[:1] if backend == "cpu" else centre_rows(means)
             total, gradient = operation(backend, "pair_alignment")(
                 centers, means, groups, 0, centers.shape[0], eps, need_gradient, high
             )

@@ -51,6 +51,10 @@ def _values_unreadable(labels: Tensor) -> bool:
     """Where reading values would break a graph or wait for the device: compiling, exporting, capturing a CUDA graph."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or labels.is_meta:
         return True
+    if torch._C._get_tracing_state() is not None:
+        return True
+    if type(labels) is not Tensor and isinstance(labels, torch._subclasses.FakeTensor):
+        return True
     return labels.is_cuda and torch.cuda.is_current_stream_capturing()
 
 

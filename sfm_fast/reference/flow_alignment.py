@@ -61,8 +61,13 @@ def flow_alignment(
 
 
 def centre_rows(means: Tensor) -> Tensor:
-    """Rows minus their mean: (C, D) -> (C, D)."""
-    return means - means.mean(0, keepdim=True)
+    """Rows minus their mean: (C, D) -> (C, D).
+
+    The first row comes off first, as a constant: it changes neither result nor gradient, but equal rows give exactly 0,
+    and rows that lie close together far from 0 lose no digits.
+    """
+    apart = means - means[:1].detach()
+    return apart - apart.mean(0, keepdim=True)
 
 
 def safe_cosine(dot: Tensor, squared_a: Tensor, squared_b: Tensor, eps: float) -> Tensor:
@@ -73,8 +78,9 @@ def safe_cosine(dot: Tensor, squared_a: Tensor, squared_b: Tensor, eps: float) -
         torch.where(short, torch.ones_like(squared_a), squared_a).sqrt()
         * torch.where(short, torch.ones_like(squared_b), squared_b).sqrt()
     )
-    # dot * 0, not 0: NaN and infinity must come out as NaN even next to a short flow.
-    return torch.where(short, dot * 0, dot / product)
+    # dot * 0, not 0: NaN and infinity must come out as NaN even next to a short flow. Squares beyond the largest number
+    # must not pass for a right angle either.
+    return torch.where(product.isinf(), torch.nan, torch.where(short, dot * 0, dot / product))
 
 
 def global_cosine(centred_centers: Tensor, shifted_means: Tensor, eps: float) -> Tensor:

@@ -59,7 +59,8 @@ def pair_alignment(
         index = torch.arange(rows.start, rows.stop, device=a.device)
         left_out = torch.zeros_like(dropped) if groups is None else groups[rows, None] == groups[None, :]
         left_out[index - rows.start, index] = True
-        u = (1 / (f_length * g_length)).masked_fill_(dropped, 0)
+        product = f_length * g_length
+        u = (1 / product).masked_fill_(dropped, 0).masked_fill_(product.isinf(), torch.nan)
         # 0 where dropped, but NaN for NaN or infinite features; a pair left out counts nothing whatever it holds.
         cosine = (numerator.to(a.dtype) * u).masked_fill_(left_out, 0)
         total += cosine.double().sum()
@@ -117,10 +118,17 @@ def pair_cosine(
     return loss
 
 
+def _members(groups: Tensor) -> tuple[Tensor, Tensor]:
+    """Each centre's group as a number below C, and how many centres each has: (C,), (C,); no size depends on values."""
+    ordered, order = groups.sort()
+    starts = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).long()])
+    member = torch.empty_like(groups).scatter(0, order, starts.cumsum(0))
+    return member, torch.zeros_like(groups).index_add(0, member, torch.ones_like(groups))
+
+
 def count_pairs(groups: Tensor) -> Tensor:
     """Ordered pairs of centres in different groups: (C,) int64 -> scalar int64."""
-    sizes: Tensor = torch.unique(groups, return_counts=True)[1]
-    return len(groups) ** 2 - sizes.square().sum()
+    return len(groups) ** 2 - _members(groups)[1].square().sum()
 
 
 def grouped_pair_mse(centred_centers: Tensor, shifted_means: Tensor, groups: Tensor, pairs: int | Tensor) -> Tensor:
@@ -130,11 +138,9 @@ def grouped_pair_mse(centred_centers: Tensor, shifted_means: Tensor, groups: Ten
     """
     difference = centre_rows(centred_centers - centre_rows(shifted_means))
     classes, dim = difference.shape
-    _, member, size = torch.unique(groups, return_inverse=True, return_counts=True)
+    member, size = _members(groups)
     squares = difference.square().sum(1)
-    sums = torch.zeros((len(size), dim), dtype=difference.dtype, device=difference.device).index_add(
-        0, member, difference
-    )
+    sums = torch.zeros_like(difference).index_add(0, member, difference)
     within = 2 * (size[member] * squares).sum() - 2 * sums.square().sum()
     loss: Tensor = (2 * classes * squares.sum() - within) / (pairs * dim)
     return loss
