@@ -42,4 +42,4 @@ readme: $(READY)  ## the README's tables, from the committed results
 	$(BIN)/python scripts/readme_tables.py
 
 clean:
-	rm -rf $(VENV) build sfm_fast/_C*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build demo sfm_fast/_C*.so *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

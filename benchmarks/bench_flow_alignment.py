@@ -1,11 +1,11 @@
 """Time and memory of the flow-alignment losses beside torch eager, torch.compile, Gram matrices, C x C x D and KeOps.
 
-    python benchmarks/bench_flow_alignment.py --out benchmarks/results/cpu/flow_alignment.json   # about 40 minutes on 2 cores
+    python benchmarks/bench_flow_alignment.py --out benchmarks/results/cpu/flow_alignment.json
     pytest benchmarks/bench_flow_alignment.py --benchmark-enable                                  # small shapes
 
 Every contender is first checked against the float64 reference (or, where that would take too long, against the others);
 a wrong one gets no time. Contenders run in turn, round by round; times are medians, memory is the peak beyond what was
-allocated before. Rows: what ran out of memory says so.
+allocated before. What ran out of memory has a row that says so. About half an hour on 2 cores.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from harness import copy_bandwidth, environment, graph_microseconds, is_out_of_m
 from torch import Tensor
 
 import sfm_fast
-from sfm_fast.files import check_output_file, write_json
+from sfm_fast.files import check_output_file, write_json, write_text
 from sfm_fast.ops import backends
 from sfm_fast.report.tables import loss_table
 from sfm_fast.testing.perf import interleaved, peak_memory
@@ -256,7 +256,7 @@ def run(cases: list[Case], device: torch.device) -> Iterator[list[dict[str, Any]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="flow_alignment.json", help="JSON file (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--small", action="store_true", help="four small shapes, in seconds")
     parser.add_argument("--gpu-shapes", action="store_true", help="six shapes for a GPU, in minutes")
     parser.add_argument("--only", default="", help="only cases whose 'alignment CxD' contains this")
@@ -270,7 +270,9 @@ def main() -> None:
         result["rows"] += rows
         print(loss_table(rows), flush=True)
         write_json(arguments.out, result)
-    Path(arguments.out).with_suffix(".md").write_text(loss_table(result["rows"]) + "\n")
+        write_text(
+            Path(arguments.out).with_suffix(".md"), "Forward + backward.\n\n" + loss_table(result["rows"]) + "\n"
+        )
 
 
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: f"{case.alignment}-{case.classes}x{case.dim}")

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .checks import check_centers, check_features, check_groups, check_labels
 from .errors import InputError
-from .ops.backends import ALIGNMENTS, METRICS
+from .ops.backends import ALIGNMENTS, BACKENDS, METRICS
 from .ops.cache import TensorCache
 from .ops.losses import Constants, Options, compute_dtype, constants_of, evaluate, evaluate_decoupled, prepare
 from .reference import flow_alignment as reference
@@ -41,11 +41,12 @@ def flow_alignment_loss(
         alignment: "global" (all flows flattened, the paper's), "class" (flow by flow) or "pair" (every ordered pair).
         metric: "cosine" (1 - cosine) or "mse".
         backend: "auto", "torch", "cpu", "triton" or "cuda"; see `explain`.
-        eps: a flow shorter than this (in feature units) counts as cosine 0 with zero gradient.
+        eps: a flow shorter than this (in feature units; for "global" all flows flattened) counts as cosine 0 with zero
+            gradient.
         precision: of the matrix products of "pair" with "cosine" on a GPU: "highest" is as accurate as float32,
-            "high" one TF32 product. The CPU and plain torch always compute the former.
-        groups: (C,) int64, for centres that are clusters: the class of every centre; flows between centres of the same
-            class are left out. With alignment "pair" only.
+            "high" takes one TF32 product. CPU and plain torch always compute "highest".
+        groups: (C,) int64, for centres that are clusters of classes: the class of every centre; flows between centres of the
+            same class are left out. With alignment "pair" only. ``labels`` then count centres, not classes.
 
     Returns:
         Scalar tensor, float64 for float64 features, else float32 (low-precision features accumulate in float32).
@@ -53,8 +54,8 @@ def flow_alignment_loss(
         The same inputs give the same bits on every run, whatever the number of threads.
 
     What can be prepared from ``centers``, ``labels`` and ``groups`` is remembered for as long as these tensors live
-    unchanged. On a GPU only changes that autograd counts are seen (not ``.data``, collectives, replays of CUDA graphs):
-    pass a new tensor there. Inside ``torch.compile``, ``torch.export`` or a CUDA graph the values of ``labels`` can't be checked: a
+    unchanged. On a GPU, writing into one of them past autograd (``.data``, collectives, replays of CUDA graphs) gives a
+    stale result: pass a new tensor there. Inside ``torch.compile``, ``torch.export`` or a CUDA graph the values of ``labels`` can't be checked: a
     class without a feature or a label out of range gives NaN there. Inside ``torch.func`` transforms plain torch runs.
 
     Raises:
@@ -77,7 +78,7 @@ def decoupled_flow_loss(
     Arguments, dtypes and errors as in `flow_alignment_loss`; ``alpha`` in [0, 1]. Source: arXiv 2602.05391.
     """
     if not isinstance(alpha, (int, float)) or not 0.0 <= alpha <= 1.0:
-        raise InputError(f"alpha must be in [0, 1], got {alpha!r}")
+        raise InputError(f"alpha must be a number in [0, 1], got {alpha!r}")
     options = _check_options("global", "mse", backend, 1e-8, "highest", None)
     check_centers(centers)
     return evaluate_decoupled(features, labels, constants_of(centers), options, float(alpha))
@@ -213,6 +214,8 @@ def _check_options(
         raise InputError(f"alignment must be one of {ALIGNMENTS}, got {alignment!r}")
     if not isinstance(metric, str) or metric not in METRICS:
         raise InputError(f"metric must be one of {METRICS}, got {metric!r}")
+    if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
+        raise InputError(f"backend must be 'auto' or one of {BACKENDS}, got {backend!r}")
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps <= 1e30:

@@ -127,7 +127,7 @@ def test_all_centres_in_one_group_is_an_error():
 BAD_GROUPS = {
     "dtype": (torch.zeros(4), "groups must be an int64 tensor"),
     "shape": (torch.zeros(3, dtype=torch.int64), r"groups must be \(4,\)"),
-    "type": ([0, 1, 2, 3], "groups must be an int64 tensor, got list"),
+    "type": ([0, 1, 2, 3], "groups must be an int64 tensor, got a builtins.list"),
 }
 
 

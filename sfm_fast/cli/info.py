@@ -10,6 +10,7 @@ import torch
 
 from .. import __version__, explain
 from ..data.backbones import SHIPPED, SHIPPED_FILE
+from ..errors import InputError
 from ..files import load_tensors
 from . import common
 
@@ -31,14 +32,18 @@ def run(args: argparse.Namespace) -> None:
         except importlib.metadata.PackageNotFoundError:
             versions[package] = "not installed"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    choice = explain(torch.empty(2, 1))
-    card = load_tensors(SHIPPED_FILE)[1]
+    devices = ["cpu", *(["cuda"] if gpus else [])]
+    choices = {device: explain(torch.empty(2, 1, device=device)) for device in devices}
+    try:
+        card = load_tensors(SHIPPED_FILE)[1]
+    except InputError as error:  # the losses alone are installed: a report must come all the same
+        card = {"figures": str(error)}
     result = {
         "versions": versions,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
-        "backend": choice.reasons,
+        "backend": {device: choice.reasons for device, choice in choices.items()},
         "backbone": card,
     }
     common.say(
@@ -47,5 +52,6 @@ def run(args: argparse.Namespace) -> None:
         f"{'threads':14} {torch.get_num_threads()}",
         f"{'gpus':14} {', '.join(gpus) or 'none'}",
     )
-    common.say(args, "loss backend: " + str(choice), f"{SHIPPED}: {card['figures']}")
+    common.say(args, *(f"losses on {device} tensors run on {choice}" for device, choice in choices.items()))
+    common.say(args, f"{SHIPPED}: {card['figures']}")
     common.write_result(args, result)

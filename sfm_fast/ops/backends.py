@@ -38,7 +38,8 @@ def explain(
 ) -> Choice:
     """Which backend a loss call on ``features`` would take and why each other one is passed over.
 
-    Depends on device, dtype and kind of loss alone, never on timing. ``grouped``: the call has ``groups``. Raises
+    Depends on device, dtype and kind of loss alone, never on timing. ``grouped``: the call has ``groups``; the decoupled loss
+    chooses like metric "mse". (Inside ``torch.func`` transforms plain torch runs whatever is chosen.) Raises
     ``InputError`` for an unknown name, or for a backend asked for by name that can't take the call.
     """
     for name, value, known in (
@@ -48,6 +49,10 @@ def explain(
     ):
         if not isinstance(value, str) or value not in known:
             raise InputError(f"{name} must be one of {known}, got {value!r}")
+    if not isinstance(features, torch.Tensor):
+        raise InputError(f"features must be a tensor, got {type(features).__name__}")
+    if not isinstance(grouped, bool):
+        raise InputError(f"grouped must be True or False, got {type(grouped).__name__}")
     choose = _choice.__wrapped__ if torch.compiler.is_compiling() else _choice  # a cache can't be traced
     return choose(features.device.type, features.dtype, alignment, metric, backend, grouped)
 
