@@ -258,6 +258,50 @@ def test_common_mean(shim: ctypes.CDLL, kind: str) -> None:
     assert_flow(flow(shim, problem, NUMBERS[kind]), defined(problem, kind), torch.float32, slack=20)
 
 
+def assert_close_rows(shim: ctypes.CDLL, problem: Problem, kind: str, gradient_bound: float = 1e-4) -> None:
+    (loss, gradient), (expected, expected_gradient) = flow(shim, problem, NUMBERS[kind]), defined(problem, kind)
+    assert (loss.double() - expected).abs() <= 1e-5 * expected.abs().clamp(max=1)
+    assert (gradient.double() - expected_gradient).norm() <= gradient_bound * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("labelled", [False, True])
+@pytest.mark.parametrize("offset", [1e3, 1e4])
+def test_far_from_the_shift(shim: ctypes.CDLL, kind: str, labelled: bool, offset: float) -> None:
+    """Classes far from the shift compared with their spread: sums of squares about the shift would cancel."""
+    problem = make(40, 32, labelled=labelled)
+    problem.features = problem.features + offset
+    # q_c differs from class to class, so r can't make up for the rounding of m, half a unit of 1e-3 at 1e4.
+    assert_close_rows(shim, problem, kind, 3e-4 if kind == "class" and labelled and offset > 1e3 else 1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_close_together(shim: ctypes.CDLL, kind: str) -> None:
+    problem = make(40, 32)
+    problem.features = 1e-4 * problem.features + 1
+    assert_close_rows(shim, problem, kind)
+
+
+@pytest.mark.parametrize("kind", ["mse", "pair_mse"])
+def test_small_distance(shim: ctypes.CDLL, kind: str) -> None:
+    """Features that are the centres but for a constant and a little noise: t - a is nearly the same row everywhere."""
+    problem = make(40, 32)
+    noise = torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
+    problem.features = problem.centers + 7 + 1e-3 * noise
+    assert_close_rows(shim, problem, kind, 1e-3)
+
+
+@pytest.mark.parametrize("kind", ["global", "class"])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_identical_rows(shim: ctypes.CDLL, kind: str, labelled: bool) -> None:
+    """Exactly no flow, whatever the row and at any eps."""
+    problem = make(40, 32, labelled=labelled)
+    problem.features = (problem.features[:1] + 3).repeat(len(problem.features), 1)
+    loss, gradient = flow(shim, problem, NUMBERS[kind])
+    assert loss == 1
+    assert (gradient == 0).all()
+
+
 @pytest.mark.parametrize("kind", NUMBERS)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_not_finite(shim: ctypes.CDLL, kind: str, value: float) -> None:
@@ -289,6 +333,18 @@ def test_empty_class(shim: ctypes.CDLL, kind: str) -> None:
     problem = make(5, 8, labelled=True)
     assert problem.offsets is not None
     problem.offsets[3] = problem.offsets[2]  # class 2 loses its items to class 3
+    assert flow(shim, problem, NUMBERS[kind])[0].isnan()
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.parametrize("items", ["of class 1", "none"])
+def test_empty_first_class(shim: ctypes.CDLL, kind: str, items: str) -> None:
+    """Class 0 has no row to take off the others; without any item there is no address to read ``order`` from."""
+    problem = make(5, 8, labelled=True)
+    assert problem.offsets is not None
+    problem.offsets[1] = 0
+    if items == "none":
+        problem.features, problem.order, problem.offsets = torch.empty(0, 8), None, torch.zeros(6, dtype=torch.int64)
     assert flow(shim, problem, NUMBERS[kind])[0].isnan()
 
 

@@ -83,6 +83,8 @@ struct Labelled {
     items = given.size(0), dims = given.size(1);
     STD_TORCH_CHECK(dims < (int64_t(1) << 30), "features have too many columns");
     order = checked_indices(given_order, given, "order"), offsets = checked_indices(given_offsets, given, "offsets");
+    STD_TORCH_CHECK(!order.has_value() || order->size(0) == items, "order must have one entry an item, ", items);
+    STD_TORCH_CHECK(!offsets.has_value() || offsets->size(0) >= 1, "offsets must have one entry more than classes");
     classes = offsets.has_value() ? offsets->size(0) - 1 : items;
     if (dims > 1 && given.stride(1) != 1) features = torch::stable::contiguous(given);
     view = {features.const_data_ptr(), kernel_dtype(given.scalar_type()), features.stride(0), indices(order),

@@ -26,6 +26,11 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
   load<VEC>(shift + column, offset);
   load<VEC>(columns + column, mean);
   load<VEC>(columns + dims + column, rest);
+#pragma unroll
+  for (int k = 0; k < VEC; ++k) {  // t - m = (x - sum) - lost, exact also where t and m are far larger
+    const float sum = offset[k] + mean[k], high = sum - offset[k], lost = (offset[k] - (sum - high)) + (mean[k] - high);
+    offset[k] = sum, mean[k] = lost;
+  }
   const float upstream = *grad_output;
   for_each_class<VEC, true>(
       rows, centers, dims, start + warp, stop, WARPS, column, offset,
@@ -82,17 +87,17 @@ cudaError_t flow_forward(const Features& features, const float* centers, const f
   SFM_RETURN_IF_ERROR(cudaGetLastError());
   const int first_stage = kind == CLASS_COSINE ? int(MEAN_ONLY) : kind;
   SFM_LAUNCH(flow_finish, finish_grid, dim3(THREADS), finish_shared, stream, first_stage, classes, dims, cut.chunks,
-             cut.chunks * cut.tiles, eps, alpha, loss, factors, columns, work);
+             cut.chunks * cut.tiles, eps, alpha, shift, loss, factors, columns, work);
   SFM_RETURN_IF_ERROR(cudaGetLastError());
   if (kind != CLASS_COSINE) return cudaSuccess;
   const int64_t chunk_rows = round_up(divide_up(classes, CLASS_CHUNKS), WARPS), chunks = divide_up(classes, chunk_rows);
   const auto second = flow_classes<T, VEC>;
-  SFM_LAUNCH(second, dim3(unsigned(chunks)), dim3(THREADS), classes_shared, stream, rows, centers, shift, classes, dims,
-             chunk_rows, eps, columns, factors, work);
+  SFM_LAUNCH(second, dim3(unsigned(chunks)), dim3(THREADS), classes_shared, stream, rows, centers, work.origin,
+             work.mean, work.kept_mean, classes, dims, chunk_rows, eps, factors, work);
   SFM_RETURN_IF_ERROR(cudaGetLastError());
   const int last_stage = CLASS_END;
   SFM_LAUNCH(flow_finish, finish_grid, dim3(THREADS), finish_shared, stream, last_stage, classes, dims, chunks, chunks,
-             eps, alpha, loss, factors, columns, work);
+             eps, alpha, shift, loss, factors, columns, work);
   return cudaGetLastError();
 }
 
@@ -114,7 +119,7 @@ cudaError_t flow_backward(const float* grad_output, const Features& features, co
 size_t flow_alignment_workspace_bytes(int64_t classes, int64_t dims) {
   const Sizes sizes = largest(classes, dims);
   return size_t(round_up(sizes.chunks * 2 * dims * 4, 16) + round_up(sizes.blocks * 3 * 8, 16) +
-                sizes.finish_blocks * 16 + 16);
+                sizes.finish_blocks * 16 + 16 + 3 * round_up(dims * 4, 16));
 }
 
 cudaError_t flow_alignment(const Features& features, const float* centers, const float* shift, int64_t classes,
@@ -126,7 +131,10 @@ cudaError_t flow_alignment(const Features& features, const float* centers, const
   work.sums = reinterpret_cast<float*>(at), at += round_up(sizes.chunks * 2 * dims * 4, 16);
   work.scalars = reinterpret_cast<double*>(at), at += round_up(sizes.blocks * 3 * 8, 16);
   work.tiles = reinterpret_cast<double*>(at), at += sizes.finish_blocks * 16;
-  work.counter = reinterpret_cast<unsigned*>(at);
+  work.counter = reinterpret_cast<unsigned*>(at), at += 16;
+  work.origin = reinterpret_cast<float*>(at), at += round_up(dims * 4, 16);
+  work.mean = reinterpret_cast<float*>(at), at += round_up(dims * 4, 16);
+  work.kept_mean = reinterpret_cast<float*>(at);
   return with_type(features.dtype, [&](auto element) {
     using T = decltype(element);
     const bool wide = wide_rows<T>(features, centers, shift, dims) && aligned16(columns);

@@ -11,11 +11,33 @@ enum Stage : int { MEAN_ONLY = 8, CLASS_END = 9 };  // what the finish kernel do
 
 // What the forward kernels leave for the finish kernel.
 struct Workspace {
-  float* sums;        // (chunks, 2, dims): column sums of t (or t - a), and of a
+  float* sums;        // (chunks, 2, dims): column sums of t (or t - a) about the origin, and of a
   double* scalars;    // (blocks, 3): sums of a.t, a.a, t.t; for the class cosine (chunks, 1) of 1 - cos
   double* tiles;      // (finish blocks, 2): |mean|^2 and mean . sum a
   unsigned* counter;  // finish blocks that are done
+  float* origin;      // (dims,): the row that flow_sums took off every row of features in place of the shift
+  float* mean;        // (dims,), class cosine: mean of all t about the origin,
+  float* kept_mean;   // (dims,) and the same as the backward will see it, after m has been rounded to float32
 };
+
+// The row to take off the features before anything is summed. |sum of centred rows|^2 = sum of squares - C |mean|^2 cancels
+// where features lie far from `shift` and close together, so it is the first item (minus a_0 where t - a is summed). Any
+// row would do, as long as m adds back what this one differs from the shift. The decoupled kind sees absolute values.
+template <int VEC, typename T>
+__device__ __forceinline__ void first_row(const Rows<T>& rows, const float* centers, const float* shift, int kind,
+                                          int column, float (&origin)[VEC]) {
+  // A class 0 without items has no row to read; its mean, and so the loss, is NaN whatever comes off.
+  if (kind == DECOUPLED_MSE || (rows.offsets != nullptr && rows.offsets[0] >= rows.offsets[1])) {
+    return load<VEC>(shift + column, origin);
+  }
+  const int64_t row = rows.offsets == nullptr ? 0 : rows.order[rows.offsets[0]];
+  load<VEC>(rows.data + row * rows.stride + column, origin);
+  if (kind < FLOW_MSE) return;
+  float a[VEC];
+  load<VEC>(centers + column, a);
+#pragma unroll
+  for (int k = 0; k < VEC; ++k) origin[k] -= a[k];
+}
 
 template <typename T, int VEC>
 __global__ void __launch_bounds__(THREADS, RESIDENT)
@@ -33,7 +55,8 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
   double dot = 0, square_a = 0, square_t = 0;
   if (column < dims) {
     float offset[VEC];
-    load<VEC>(shift + column, offset);
+    first_row<VEC>(rows, centers, shift, kind, column, offset);
+    if (blockIdx.y == 0 && warp == 0) store<VEC>(work.origin + column, offset);
     float part_dot = 0.f, part_a = 0.f, part_t = 0.f;  // of a few rows, then float64
     int held = 0;
     const auto use = [&](int64_t, const float (&t)[VEC], const float (&a)[VEC]) {
@@ -87,9 +110,9 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
 // Second pass of the class cosine: p, q and 1 - cos of every class, and the column sums of p a + q b of this chunk.
 template <typename T, int VEC>
 __global__ void __launch_bounds__(THREADS, RESIDENT)
-    flow_classes(Rows<T> rows, const float* __restrict__ centers, const float* __restrict__ shift, int64_t classes,
-                 int dims, int64_t chunk_rows, float eps, const float* __restrict__ mean, float* __restrict__ factors,
-                 Workspace work) {
+    flow_classes(Rows<T> rows, const float* __restrict__ centers, const float* __restrict__ origin,
+                 const float* __restrict__ mean, const float* __restrict__ kept_mean, int64_t classes, int dims,
+                 int64_t chunk_rows, float eps, float* __restrict__ factors, Workspace work) {
   SFM_SHARED(shared);
   float* block_factors = reinterpret_cast<float*>(shared);                // (WARPS, 2): p, q of the classes at hand
   double* losses = reinterpret_cast<double*>(block_factors + 2 * WARPS);  // (WARPS,)
@@ -105,7 +128,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
       float dot = 0.f, square_a = 0.f, square_b = 0.f;
       for (int column = lane * VEC; column < dims; column += 32 * VEC) {
         float offset[VEC], centre[VEC], a[VEC], t[VEC];
-        load<VEC>(shift + column, offset);
+        load<VEC>(origin + column, offset);
         load<VEC>(mean + column, centre);
         load<VEC>(centers + c * dims + column, a);
         class_mean<VEC>(rows, c, column, offset, t);
@@ -119,7 +142,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
       if (lane == 0) {
         const double limit = double(eps) * eps, length = sqrt(double(square_a)) * sqrt(double(square_b));
         const bool is_short = scale * square_a < limit || scale * square_b < limit;
-        const double cosine = is_short ? double(dot) * 0 : dot / length;  // NaN stays NaN
+        const double cosine = is_short ? double(dot) * 0 : dot / length + 0 * length;  // NaN stays NaN, infinity becomes it
         const float p = is_short ? 0.f : float(-1 / (classes * length));
         const float q = is_short ? 0.f : float(cosine / (double(classes) * square_b));
         loss += 1 - cosine;
@@ -130,8 +153,8 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
     __syncthreads();
     for (int column = threadIdx.x * VEC; column < dims; column += THREADS * VEC) {
       float offset[VEC], centre[VEC], sum[VEC] = {};
-      load<VEC>(shift + column, offset);
-      load<VEC>(mean + column, centre);
+      load<VEC>(origin + column, offset);
+      load<VEC>(kept_mean + column, centre);
       if (base > start) load<VEC>(partial + column, sum);
       for (int w = 0; w < WARPS && base + w < stop; ++w) {
         float a[VEC], t[VEC];
