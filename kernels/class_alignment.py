@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .reductions import pivot_row, safe_cosine, sum_chunks, sum_scalars
+from .reductions import CLASS, pivot_row, safe_cosine, sum_chunks, sum_scalars
 from .segments import TILE, Labelled, Tiles, class_mean, tile_warps
 
 
@@ -34,7 +34,7 @@ def _finish_columns_kernel(
         if tl.program_id(0) == 0:
             tl.store(loss, (sum_scalars(scalars, chunks, BLOCK_P) / C).to(tl.float32))
     else:
-        mean += pivot_row(source, columns, column_mask).to(tl.float64)
+        mean += pivot_row(source, None, None, columns, column_mask, CLASS).to(tl.float64)
     tl.store(out + columns, mean.to(tl.float32), mask=column_mask)
 
 

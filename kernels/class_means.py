@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import FEATURES, check_floats, check_labelled, check_segments
 from .segments import class_mean, labelled, store_per_item, tile_warps, tiles_for
 
 
@@ -61,6 +62,7 @@ def class_means(features: Tensor, order: Tensor | None, offsets: Tensor | None, 
     None when row c is class c. The shift comes off before the sum, since the common mean of features can be far larger
     than the spread between classes. An empty class gives NaN.
     """
+    check_labelled(features, order, offsets, shift)
     items, dim = features.shape
     classes = items if offsets is None else offsets.shape[0] - 1
     means = torch.empty((classes, dim), dtype=torch.float32, device=features.device)
@@ -85,7 +87,11 @@ def class_means_backward(
     grad: Tensor, order: Tensor | None, offsets: Tensor | None, num_items: int, dtype: torch.dtype
 ) -> Tensor:
     """grad_c / n_c for every item of class c: (C, D) float32 -> (num_items, D) contiguous in ``dtype``."""
+    check_floats("grad", grad, None, None, device=grad.device)
     classes, dim = grad.shape
+    check_segments(order, offsets, num_items, classes, grad.device)
+    if dtype not in FEATURES:
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
     out = torch.empty((num_items, dim), dtype=dtype, device=grad.device)
     if out.numel() == 0:
         return out
@@ -93,8 +99,8 @@ def class_means_backward(
     with torch.cuda.device_of(grad):
         _means_backward_kernel[(triton.cdiv(classes, tiles.classes) * tiles.column_blocks(dim),)](
             grad.contiguous(),
-            order,
-            offsets,
+            None if order is None else order.contiguous(),
+            None if offsets is None else offsets.contiguous(),
             out,
             classes,
             dim,

@@ -4,7 +4,8 @@ t_c is the mean of class c less ``shift``, a_c its centre. Beside the loss, the 
 a class) and m, r (D,) with dL/dt_c = p_c a_c + q_c (t_c - m) + r: the backward reads the features once and writes once.
 
 Kinds 0, 2, 3, 4 take one pass of partial sums and a program that finishes them; kind 1, a cosine per class, needs the
-mean over classes first. Every sum has an order fixed by the shape: no atomics.
+mean over classes first, and kinds 2, 3 of labelled features that of class 0, their pivot. Every sum has an order fixed
+by the shape: no atomics.
 """
 
 import torch
@@ -12,8 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import check_floats, check_labelled
 from .class_alignment import class_alignment
-from .reductions import CLASS, DECOUPLED, GLOBAL, finish_kernel, pivot_row
+from .class_means import class_means
+from .reductions import CLASS, DECOUPLED, FLOW_MSE, GLOBAL, finish_kernel, pivot_row
 from .segments import class_mean, labelled, store_per_item, tile_warps, tiles_for
 
 
@@ -21,6 +24,7 @@ from .segments import class_mean, labelled, store_per_item, tile_warps, tiles_fo
 def _partial_sums_kernel(
     source: tl.tuple,
     centers: tl.tensor,
+    first_mean: tl.tensor,
     scalars: tl.tensor,
     sums: tl.tensor,
     classes: tl.tensor,
@@ -39,7 +43,7 @@ def _partial_sums_kernel(
     columns = tl.program_id(0) % column_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
     column_mask = columns < dim
     if KIND != DECOUPLED:
-        pivot = pivot_row(source, columns, column_mask)
+        pivot = pivot_row(source, centers, first_mean, columns, column_mask, KIND)
     # Accumulators are as wide as the tile: nothing is exchanged between threads before the end.
     squares = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
     row_sum = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
@@ -53,7 +57,7 @@ def _partial_sums_kernel(
             row_mask = rows < classes
             mask = row_mask[:, None] & column_mask[None, :]
             t, _ = class_mean(source, rows, row_mask, columns, column_mask, ITEM_UNROLL)
-            if KIND != DECOUPLED:
+            if KIND < FLOW_MSE:  # a cosine
                 t -= pivot[None, :]
             if KIND != CLASS:
                 a = tl.load(centers + (rows.to(tl.int64) * dim)[:, None] + columns[None, :], mask=mask, other=0.0)
@@ -63,7 +67,10 @@ def _partial_sums_kernel(
                     center_squares += a * a
                     center_sum += a
                 else:
-                    t = tl.where(mask, t - a, 0.0)
+                    t -= a
+                    if KIND != DECOUPLED:
+                        t -= pivot[None, :]
+                    t = tl.where(mask, t, 0.0)
                 squares += t * t
             else:
                 t = tl.where(mask, t, 0.0)
@@ -132,10 +139,16 @@ def flow_alignment(
     (C, D) and shift (D,) float32. Kinds: 0 cosine of all flows together, 1 mean of a cosine per class, 2 mean squared
     error of flows, 3 of pair flows (centers centred, all four), 4 decoupled with weight ``alpha`` (centers shifted).
     """
-    (classes, dim), device = centers.shape, features.device
+    check_labelled(features, order, offsets, shift, centers)
+    if not 0 <= kind <= 4:
+        raise ValueError(f"kind must be 0 to 4, got {kind}")
+    if centers.numel() == 0:
+        raise ValueError(f"centers must not be empty, got {tuple(centers.shape)}")
+    (classes, dim), device, centers = centers.shape, features.device, centers.contiguous()
     loss = torch.empty((), dtype=torch.float32, device=device)
     rows = torch.empty((2, classes if kind == 1 else 1), dtype=torch.float32, device=device)
     columns = torch.empty((2, dim), dtype=torch.float32, device=device)
+    first_mean = class_means(features, order, offsets[:2], shift) if offsets is not None and kind in (2, 3) else None
     if features.shape[0] == 0:  # labelled, and every class is empty: NaN, by a row that can be read
         features = features.new_full((1, dim), float("nan"))
     source = labelled(features, order, offsets, shift)
@@ -148,6 +161,7 @@ def flow_alignment(
         _partial_sums_kernel[(programs,)](
             source,
             centers,
+            first_mean,
             scalars,
             sums,
             classes,
@@ -167,6 +181,8 @@ def flow_alignment(
         block = min(512, max(16, triton.next_power_of_2(dim)))
         finish_kernel[(1,)](
             source,
+            centers,
+            first_mean,
             scalars,
             sums,
             loss,
@@ -201,7 +217,11 @@ def flow_alignment_backward(
 
     ``rows`` and ``columns`` are what ``flow_alignment`` gave; grad_output () float32 is read on the device.
     """
-    classes, dim = centers.shape
+    check_labelled(features, order, offsets, shift, centers)
+    (classes, dim), device = centers.shape, features.device
+    check_floats("grad_output", grad_output, device=device)
+    check_floats("rows", rows, 2, classes if rows.shape[-1:] == (classes,) else 1, device=device)
+    check_floats("columns", columns, 2, dim, device=device)
     out = torch.empty(features.shape, dtype=features.dtype, device=features.device)
     tiles = tiles_for(features.shape[0], classes, dim, order is not None)
     blocks = triton.cdiv(classes, tiles.classes * tiles.row_unroll)
@@ -209,9 +229,9 @@ def flow_alignment_backward(
         _backward_kernel[(blocks * tiles.column_blocks(dim),)](
             grad_output,
             labelled(features, order, offsets, shift),
-            centers,
-            rows,
-            columns,
+            centers.contiguous(),
+            rows.contiguous(),
+            columns.contiguous(),
             out,
             classes,
             dim,

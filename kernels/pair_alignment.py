@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .checks import check_floats, check_tensor
 from .pair_weights import PLACE, to_tf32, weights_kernel
 from .segments import architecture
 
@@ -194,11 +195,19 @@ def pair_alignment(
 ) -> tuple[Tensor, Tensor]:
     """Sum of cos(a_j - a_i, b_j - b_i) over row_start <= i < row_stop, j != i, and d(sum over all i, j)/d b.
 
-    a, b (C, D) float32 contiguous, each centred; groups (C,) int64 or None: pairs within a group are left out. Returns
+    a, b (C, D) float32, each centred; groups (C,) int64 or None: pairs within a group are left out. Returns
     total () float64 and the gradient (row_stop - row_start, D) float32, (0, D) without ``need_gradient``. A pair with
     a flow shorter than ``eps`` counts 0; NaN and infinity give NaN. ``high``: TF32 products, else as float32.
     """
+    check_floats("a", a, None, None, device=a.device)
     (classes, dim), device, rows = a.shape, a.device, row_stop - row_start
+    check_floats("b", b, classes, dim, device=device)
+    if not 0 <= row_start <= row_stop <= classes:
+        raise ValueError(f"row_start and row_stop must be in order within 0..{classes}, got {row_start}, {row_stop}")
+    a, b = a.contiguous(), b.contiguous()
+    if groups is not None:
+        check_tensor("groups", groups, (classes,), (torch.int64,), device)
+        groups = groups.contiguous()
     total = torch.empty((), dtype=torch.float64, device=device)
     gradient = torch.empty((rows if need_gradient else 0, dim), dtype=torch.float32, device=device)
     if rows == 0:

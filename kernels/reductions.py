@@ -11,10 +11,27 @@ DECOUPLED = tl.constexpr(4)
 
 
 @triton.jit
-def pivot_row(source: tl.tuple, columns: tl.tensor, column_mask: tl.tensor) -> tl.tensor:
-    """A constant row near every t_c: the first item. About it, sums of squares hardly cancel against their mean."""
-    x = tl.load(source.features + columns.to(tl.int64) * source.column_stride, mask=column_mask, other=0.0)
-    return x.to(tl.float32) - tl.load(source.shift + columns, mask=column_mask, other=0.0)
+def pivot_row(
+    source: tl.tuple,
+    centers: tl.tensor,
+    first_mean: tl.tensor,
+    columns: tl.tensor,
+    column_mask: tl.tensor,
+    KIND: tl.constexpr,
+) -> tl.tensor:
+    """A constant row near every row that is summed. About it, sums of squares hardly cancel against their mean.
+
+    The first item for the t_c; the first class for the t_c - a_c, which can all lie close together where the t_c don't.
+    ``first_mean`` (D,) is t_0, None where that is the first item.
+    """
+    if first_mean is not None:
+        t = tl.load(first_mean + columns, mask=column_mask, other=0.0)
+    else:
+        x = tl.load(source.features + columns.to(tl.int64) * source.column_stride, mask=column_mask, other=0.0)
+        t = x.to(tl.float32) - tl.load(source.shift + columns, mask=column_mask, other=0.0)
+    if KIND >= FLOW_MSE:
+        t -= tl.load(centers + columns, mask=column_mask, other=0.0)
+    return t
 
 
 @triton.jit
@@ -51,13 +68,16 @@ def safe_cosine(dot: tl.tensor, squares_a: tl.tensor, squares_b: tl.tensor, C: t
     short = (squares_a < squared_limit) | (squares_b < squared_limit)
     length = tl.sqrt(tl.where(short, 1.0, squares_a)) * tl.sqrt(tl.where(short, 1.0, squares_b))
     # dot * 0, not 0: NaN and infinity must come out as NaN even next to a short flow.
-    cosine = tl.where(short, dot * 0, dot / length)
+    # + 0 * length: squares beyond float32 give NaN and don't pass for a right angle.
+    cosine = tl.where(short, dot * 0, dot / length + 0 * length)
     return cosine, tl.where(short, 0.0, -1 / length), tl.where(short, 0.0, cosine / tl.where(short, 1.0, squares_b))
 
 
 @triton.jit
 def finish_kernel(
     source: tl.tuple,
+    centers: tl.tensor,
+    first_mean: tl.tensor,
     scalars: tl.tensor,
     sums: tl.tensor,
     loss: tl.tensor,
@@ -96,7 +116,8 @@ def finish_kernel(
             if KIND == GLOBAL:
                 second = sums + tl.cast(chunks, tl.int64) * dim
                 correction += mean * sum_chunks(second, columns, column_mask, dim, chunks, ROWS).to(tl.float64)
-            m = pivot_row(source, columns, column_mask).to(tl.float64) + mean
+            pivot = pivot_row(source, centers, first_mean, columns, column_mask, KIND)
+            m = pivot.to(tl.float64) + mean
             r = tl.zeros([BLOCK_D], tl.float64)
         tl.store(columns_out + columns, m.to(tl.float32), mask=column_mask)
         tl.store(columns_out + dim + columns, r.to(tl.float32), mask=column_mask)

@@ -39,10 +39,12 @@ class Labelled(NamedTuple):
 
 
 def labelled(features: Tensor, order: Tensor | None, offsets: Tensor | None, shift: Tensor) -> Labelled:
-    """Any strides are fine; that of a dimension of size 1 means nothing and becomes one the compiler can use."""
+    """Any strides of features are fine; that of a dimension of size 1 means nothing: one the compiler can use instead."""
+    if order is not None and offsets is not None:
+        order, offsets = order.contiguous(), offsets.contiguous()
     rows, dim = features.shape
     row_stride = dim if rows == 1 else features.stride(0)
-    return Labelled(features, order, offsets, shift, row_stride, 1 if dim == 1 else features.stride(1))
+    return Labelled(features, order, offsets, shift.contiguous(), row_stride, 1 if dim == 1 else features.stride(1))
 
 
 class Tiles(NamedTuple):

@@ -200,7 +200,7 @@ def test_equal_features_have_no_gradient(alignment, backend):
     assert not gradient.any()
 
 
-@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("alignment", ALIGNMENTS)
 def test_squares_beyond_float32_are_nan_and_not_a_right_angle(alignment, backend):
     features, centers, _ = LOSS_CASES[3].make(torch.float32)
