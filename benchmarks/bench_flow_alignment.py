@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,7 +29,7 @@ import sfm_fast
 from sfm_fast.files import check_output_file, write_json, write_text
 from sfm_fast.ops import backends
 from sfm_fast.report.tables import loss_table
-from sfm_fast.testing.perf import interleaved, peak_memory
+from sfm_fast.testing.perf import interleaved, peak_memory, summary
 
 Loss = Callable[[Tensor, Tensor | None], Tensor]
 SECONDS = 0.6  # that each contender of a case may take for each of forward, backward and both, beyond one round
@@ -150,14 +151,13 @@ def checked(
             )
             gc.collect()
             continue
-        reference = (
-            reference or value
-        )  # too large for float64: the first contender, ours, is what the others must agree with
-        loose = 30 if "high" in name else 1
-        wrong = (value[0] - reference[0]).abs() > loose * 1e-4 * reference[0].abs() or (
-            value[1] - reference[1]
-        ).norm() > loose * 1e-3 * reference[1].norm()
-        verdicts[name] = "wrong result" if wrong else seconds
+        # Too large for float64: then the first contender, ours, is what the others must agree with.
+        reference = reference or value
+        # Eager float32 next to a large common mean is itself off in the third digit on the largest shapes.
+        bound = 1e-3 if name.startswith("sfm_fast") and "high" not in name else 3e-2
+        off = ((value[1] - reference[1]).norm() / reference[1].norm()).item()
+        wrong = not (off <= bound and abs(value[0] - reference[0]) <= bound / 10 * abs(reference[0]))
+        verdicts[name] = f"wrong result (gradient off by {off:.0e})" if wrong else seconds
     return verdicts
 
 
@@ -225,10 +225,14 @@ def _without_graph(loss: Loss, leaf: Tensor, labels: Tensor | None) -> Tensor:
 
 
 def _backward(loss: Loss, leaf: Tensor, labels: Tensor | None, seconds: float) -> dict[str, Any]:
-    result = loss(leaf, labels)
+    """Of a fresh graph every time, built outside the clock: compiled backwards take theirs apart."""
     rounds = int(min(300, max(3, SECONDS / seconds))) if seconds <= SLOW else 1
-    once = {"backward": lambda: torch.autograd.grad(result, leaf, retain_graph=True)}
-    return interleaved(once, rounds=rounds, warmup=1 if rounds > 1 else 0, device=leaf.device)["backward"].__dict__
+    times = []
+    for _ in range(rounds):
+        result = loss(leaf, labels)
+        once = {"backward": lambda result=result: torch.autograd.grad(result, leaf)}
+        times.append(interleaved(once, rounds=1, warmup=0, device=leaf.device)["backward"].median)
+    return summary(times).__dict__
 
 
 def _roofline(case: Case, mode: str, seconds: float, ceilings: dict[str, float]) -> dict[str, float]:
@@ -253,21 +257,32 @@ def run(cases: list[Case], device: torch.device) -> Iterator[list[dict[str, Any]
         gc.collect()
 
 
+def _key(row: dict[str, Any]) -> tuple[Any, ...]:
+    return row["alignment"], row["classes"], row["dim"], row["ipc"]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="flow_alignment.json", help="JSON file (default: %(default)s)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="default: %(default)s")
     parser.add_argument("--small", action="store_true", help="four small shapes, in seconds")
     parser.add_argument("--gpu-shapes", action="store_true", help="six shapes for a GPU, in minutes")
-    parser.add_argument("--only", default="", help="only cases whose 'alignment CxD' contains this")
+    parser.add_argument(
+        "--only", default="", help="only cases whose 'alignment CxD' contains this; the file's other rows stay"
+    )
     arguments = parser.parse_args()
     check_output_file(arguments.out, "--out")
     device = torch.device(arguments.device)
     chosen = SMALL if arguments.small else GPU if arguments.gpu_shapes else FULL
     cases = [case for case in chosen if arguments.only in f"{case.alignment} {case.classes}x{case.dim}"]
     result: dict[str, Any] = {"environment": environment(), "rows": []}
+    if arguments.only and Path(arguments.out).exists():
+        again = {_key(case.__dict__) for case in cases}
+        before = json.loads(Path(arguments.out).read_text())["rows"]
+        result["rows"] = [row for row in before if _key(row) not in again]
+    order = {_key(case.__dict__): place for place, case in enumerate(chosen)}
     for rows in run(cases, device):
-        result["rows"] += rows
+        result["rows"] = sorted([*result["rows"], *rows], key=lambda row: order[_key(row)])
         print(loss_table(rows), flush=True)
         write_json(arguments.out, result)
         write_text(
@@ -280,7 +295,7 @@ def test_flow_alignment(benchmark: Any, case: Case) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     rows = measure(case, device, {"copy_bandwidth": 1.0, "matmul_rate": 1.0})
     benchmark.extra_info["rows"] = rows
-    assert not [row for row in rows if row.get("status") == "wrong result"]
+    assert not [row for row in rows if "wrong result" in row.get("status", "")]
     features, centers, labels = case.inputs(device)
     module = sfm_fast.FlowAlignmentLoss(centers, alignment=case.alignment)
     benchmark(_call(module, features.requires_grad_(), labels, "both"))

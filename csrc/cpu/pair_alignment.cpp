@@ -62,7 +62,7 @@ std::tuple<Tensor, Tensor> pair_alignment(
   prefer_huge_pages(gradient);
 
   // Waking other threads costs more than a small problem.
-  const bool small = static_cast<double>(rows) * static_cast<double>(classes) * static_cast<double>(dim) < 5e6;
+  const bool small = static_cast<double>(rows) * static_cast<double>(classes) * static_cast<double>(dim) < 2e6;
   const int64_t workers = small ? 1 : std::max<int64_t>(1, std::min<int64_t>(torch::stable::get_num_threads(), plan.rows));
   std::vector<BlockScratch> scratch;
   for (int64_t worker = 0; worker < workers; ++worker) scratch.emplace_back(a, plan.size);
