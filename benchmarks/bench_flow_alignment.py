@@ -33,7 +33,7 @@ from sfm_fast.testing.perf import interleaved, peak_memory, summary
 
 Loss = Callable[[Tensor, Tensor | None], Tensor]
 SECONDS = 0.6  # that each contender of a case may take for each of forward, backward and both, beyond one round
-SLOW = 20.0  # seconds a call; slower contenders run once
+SLOW = 15.0  # seconds a call
 
 
 @dataclass(frozen=True)
@@ -175,31 +175,26 @@ def measure(case: Case, device: torch.device, ceilings: dict[str, float]) -> lis
     verdicts = checked(case, losses, features, centers, labels)
     gc.collect()
     timed = {name: loss for name, loss in losses.items() if isinstance(verdicts[name], float)}
-    slow = [name for name in timed if verdicts[name] > SLOW]
+    # So slow that the call of the check must do, for forward + backward.
+    slow = {name: summary([verdicts[name]]).__dict__ for name in timed if verdicts[name] > SLOW}
     leaf = features.requires_grad_()
     rows = []
     for mode in ("forward", "backward", "both"):
         if mode == "backward":
             # One graph at a time: the graphs of all contenders together need not fit.
-            seconds = {name: _backward(timed[name], leaf, labels, verdicts[name]) for name in timed}
+            seconds = {
+                name: _backward(loss, leaf, labels, verdicts[name]) for name, loss in timed.items() if name not in slow
+            }
         else:
             calls = {name: _call(loss, leaf, labels, mode) for name, loss in timed.items() if name not in slow}
             each = max([verdicts[name] for name in calls], default=1.0)
-            rounds = int(min(300, max(3, SECONDS / each)))
-            prime = int(each < 0.2)
-            seconds = {
-                name: timing.__dict__
-                for name, timing in interleaved(calls, rounds=rounds, prime=prime, device=device).items()
-            }
-            for name in slow:
-                seconds |= {
-                    key: timing.__dict__
-                    for key, timing in interleaved(
-                        {name: _call(timed[name], leaf, labels, mode)}, rounds=1, warmup=0
-                    ).items()
-                }
+            rounds, prime = int(min(300, max(3, SECONDS / each))), int(each < 0.2)
+            timings = interleaved(calls, rounds=rounds, prime=prime, device=device)
+            seconds = {name: timing.__dict__ for name, timing in timings.items()} | (slow if mode == "both" else {})
         for name in losses:
             row: dict[str, Any] = {**case.__dict__, "contender": name, "mode": mode}
+            if name in slow and mode != "both":
+                continue
             if name in timed:
                 row |= seconds[name]
                 row |= _roofline(case, mode, row["median"], ceilings)
@@ -226,7 +221,7 @@ def _without_graph(loss: Loss, leaf: Tensor, labels: Tensor | None) -> Tensor:
 
 def _backward(loss: Loss, leaf: Tensor, labels: Tensor | None, seconds: float) -> dict[str, Any]:
     """Of a fresh graph every time, built outside the clock: compiled backwards take theirs apart."""
-    rounds = int(min(300, max(3, SECONDS / seconds))) if seconds <= SLOW else 1
+    rounds = int(min(300, max(3, SECONDS / seconds)))
     times = []
     for _ in range(rounds):
         result = loss(leaf, labels)
