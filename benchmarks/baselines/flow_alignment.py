@@ -46,17 +46,18 @@ def gram_pair(features: Tensor, centers: Tensor, labels: Tensor | None = None) -
     b = class_means(features, labels, classes)
     b = b - b.mean(0)
 
+    diagonal = torch.eye(classes, device=centers.device)  # a class with itself: length 1, and left out of the sum
+
     def squared_lengths(x: Tensor) -> Tensor:
         gram = x @ x.T
-        diagonal = gram.diagonal()
-        return (diagonal[:, None] + diagonal[None, :] - 2 * gram).clamp_min(1e-12)
+        own = x.square().sum(1)
+        return (own[:, None] + own[None, :] - 2 * gram) * (1 - diagonal) + diagonal
 
     cross = a @ b.T
-    own = cross.diagonal()
+    own = (a * b).sum(1)
     numerator = own[:, None] + own[None, :] - cross - cross.T
     cosine = numerator * (squared_lengths(a) * squared_lengths(b)).rsqrt()
-    off_diagonal = 1 - torch.eye(classes, device=centers.device)
-    return ((1 - cosine) * off_diagonal).sum() / (classes * (classes - 1))
+    return ((1 - cosine) * (1 - diagonal)).sum() / (classes * (classes - 1))
 
 
 def keops_pair(features: Tensor, centers: Tensor, labels: Tensor | None = None) -> Tensor:
