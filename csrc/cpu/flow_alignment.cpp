@@ -9,7 +9,7 @@
 
 namespace sfm_fast {
 
-// The same numbers as sfm_fast/ops/schemas.py.
+// The same numbers as in sfm_fast/reference/flow_alignment.py.
 enum Kind : int64_t { kGlobal = 0, kClass = 1, kFlowMse = 2, kPairMse = 3, kDecoupled = 4 };
 
 constexpr int64_t kFlushRows = 64;
@@ -30,7 +30,7 @@ struct Pass {
   Items items;
   const float* centers;
   int64_t kind;
-  const float* pivot; // (D) taken off every row before it is summed
+  const float* pivot;  // (D) taken off every row before it is summed
   const float* mean;  // of all t: second pass of `class` only
   double scale;       // (C / (C-1))^2
   double eps;
