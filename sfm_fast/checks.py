@@ -10,14 +10,15 @@ from .errors import InputError
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def _kind(value: object) -> str:
+def kind_of(value: object) -> str:
+    """What an error message calls ``value``: a tensor's dtype, else its type."""
     return str(value.dtype) if isinstance(value, Tensor) else f"a {type(value).__module__}.{type(value).__name__}"
 
 
 def check_centers(centers: Tensor) -> None:
     """Raise ``InputError`` unless ``centers`` is a constant (C >= 2, D >= 1) float tensor."""
     if not isinstance(centers, Tensor) or not centers.is_floating_point():
-        raise InputError(f"centers must be a float tensor, got {_kind(centers)}")
+        raise InputError(f"centers must be a float tensor, got {kind_of(centers)}")
     if centers.ndim != 2 or centers.shape[1] < 1:
         raise InputError(f"centers must be (classes, features), got {tuple(centers.shape)}")
     if centers.shape[0] < 2:
@@ -28,7 +29,7 @@ def check_centers(centers: Tensor) -> None:
 
 def check_features(name: str, features: Tensor, dim: int, against: str) -> None:
     if not isinstance(features, Tensor) or features.dtype not in FLOATS:
-        raise InputError(f"{name} must be a float32, float64, bfloat16 or float16 tensor, got {_kind(features)}")
+        raise InputError(f"{name} must be a float32, float64, bfloat16 or float16 tensor, got {kind_of(features)}")
     if features.ndim != 2 or features.shape[0] < 1:
         raise InputError(f"{name} must be (items, features) with at least one item, got {tuple(features.shape)}")
     if features.shape[1] != dim:
@@ -38,7 +39,7 @@ def check_features(name: str, features: Tensor, dim: int, against: str) -> None:
 def check_label_form(name: str, labels: Tensor, items: int) -> None:
     """Raise ``InputError`` unless ``labels`` is an (items,) int64 tensor."""
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
-        raise InputError(f"{name} must be an int64 tensor, got {_kind(labels)}")
+        raise InputError(f"{name} must be an int64 tensor, got {kind_of(labels)}")
     if labels.shape != (items,):
         raise InputError(f"{name} must be ({items},) to fit the features, got {tuple(labels.shape)}")
 
@@ -55,7 +56,7 @@ def check_labels(name: str, labels: Tensor, items: int, classes: int) -> Tensor:
 def check_groups(groups: Tensor, centers: Tensor) -> None:
     """Raise ``InputError`` unless ``groups`` is an int64 tensor with one entry a row of ``centers``, on its device."""
     if not isinstance(groups, Tensor) or groups.dtype != torch.int64:
-        raise InputError(f"groups must be an int64 tensor, got {_kind(groups)}")
+        raise InputError(f"groups must be an int64 tensor, got {kind_of(groups)}")
     if groups.shape != centers.shape[:1]:
         raise InputError(f"groups must be ({centers.shape[0]},) to fit centers, got {tuple(groups.shape)}")
     if groups.device != centers.device:

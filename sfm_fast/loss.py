@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .checks import check_centers, check_features, check_groups, check_labels
+from .checks import check_centers, check_features, check_groups, check_labels, kind_of
 from .errors import InputError
 from .ops.backends import ALIGNMENTS, BACKENDS, METRICS
 from .ops.cache import TensorCache
@@ -55,8 +55,9 @@ def flow_alignment_loss(
 
     What can be prepared from ``centers``, ``labels`` and ``groups`` is remembered for as long as these tensors live
     unchanged. On a GPU, writing into one of them past autograd (``.data``, collectives, replays of CUDA graphs) gives a
-    stale result: pass a new tensor there. Inside ``torch.compile``, ``torch.export`` or a CUDA graph the values of ``labels`` can't be checked: a
-    class without a feature or a label out of range gives NaN there. Inside ``torch.func`` transforms plain torch runs.
+    stale result: pass a new tensor there. Inside ``torch.compile``, ``torch.export`` or a CUDA graph the values of
+    ``labels`` can't be checked: a class without a feature or a label out of range gives NaN there. Inside ``torch.func``
+    transforms plain torch runs.
 
     Raises:
         InputError: wrong shape, dtype, device, label range, a class without a feature, or an unknown name.
@@ -99,7 +100,7 @@ def linear_gradient_matching_loss(
     """
     for name, tensor in (("weight", weight), ("bias", bias)):
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            raise InputError(f"{name} must be a float tensor, got {getattr(tensor, 'dtype', type(tensor).__name__)}")
+            raise InputError(f"{name} must be a float tensor, got {kind_of(tensor)}")
     if weight.ndim != 2:
         raise InputError(f"weight must be (C, D), got {tuple(weight.shape)}")
     if bias.shape != weight.shape[:1]:

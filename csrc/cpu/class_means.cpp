@@ -17,6 +17,8 @@ SFM_INLINE void means_kernel(const Items& items, float* means, int64_t begin, in
 }
 SFM_DISPATCH(means, (const Items& items, float* out, int64_t begin, int64_t end), (items, out, begin, end))
 
+void mean_rows(const Items& items, float* out, int64_t begin, int64_t end) { means(items, out, begin, end); }
+
 struct ScatterKernel {
   template <int W, class T>
   static SFM_INLINE void run(const Items& items, const float* grad, void* out, int64_t begin, int64_t end) {

@@ -127,20 +127,6 @@ struct ClassKernel {
   }
 };
 
-// Class means without the sums, for the pivot.
-struct MeanKernel {
-  template <int W, class T>
-  static SFM_INLINE void run(const Items& items, float* mean) {
-    class_mean_row<W, T>(items, 0, mean);
-  }
-};
-
-template <int W>
-SFM_INLINE void first_mean_kernel(const Items& items, float* mean) {
-  by_type<W, MeanKernel>(items.type, items, mean);
-}
-SFM_DISPATCH(first_mean, (const Items& items, float* mean), (items, mean))
-
 template <int W>
 SFM_INLINE void sums_kernel(const Pass& pass, int64_t chunk, int64_t begin, int64_t end) {
   by_type<W, SumsKernel>(pass.items.type, pass, chunk, begin, end);
@@ -198,7 +184,7 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
   // those of images that are still noise): the first row comes off all of them, and only the decoupled kind sees absolute values.
   std::vector<float> pivot(dim);
   if (kind != kDecoupled) {
-    first_mean(items, pivot.data());
+    mean_rows(items, pivot.data(), 0, 1);
     const float* first = centers.const_data_ptr<float>();
     if (kind == kFlowMse || kind == kPairMse)
       for (int64_t d = 0; d < dim; ++d) pivot[d] -= first[d];

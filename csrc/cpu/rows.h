@@ -80,6 +80,9 @@ SFM_INLINE void by_type(ScalarType type, const Args&... args) {
   if (type == ScalarType::Half) Kernel::template run<W, Float16>(args...);
 }
 
+// out[c] = class_mean_row of c, for the classes in [begin, end); defined in class_means.cpp.
+void mean_rows(const Items& items, float* out, int64_t begin, int64_t end);
+
 // How many chunks of classes share the work: by shape alone, so that results don't depend on the number of threads.
 inline int64_t chunks_of(int64_t classes, int64_t dim) {
   int64_t chunks = 1;

@@ -22,11 +22,6 @@ class Segments(NamedTuple):
     offsets: Tensor
     in_range: Tensor | None = None
 
-    @property
-    def counts(self) -> Tensor:
-        """(C,) int64 items per class."""
-        return self.offsets.diff()
-
 
 def _prepare(labels: Tensor, classes: int) -> Segments:
     unreadable = _values_unreadable(labels)
