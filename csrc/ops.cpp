@@ -15,6 +15,21 @@ STABLE_TORCH_LIBRARY(sfm_fast, m) {
   m.def(
       "pair_alignment(Tensor a, Tensor b, Tensor? groups, SymInt row_start, SymInt row_stop, float eps, "
       "bool need_gradient, bool high) -> (Tensor, Tensor)");
+  m.def("render(Tensor[] levels, Tensor? rows, SymInt size, ScalarType dtype) -> Tensor");
+  m.def("render_backward(Tensor grad, Tensor images, SymInt[] sides) -> Tensor");
+  m.def(
+      "augment(Tensor images, Tensor boxes, Tensor noise_items, SymInt size, Tensor mean, Tensor std, float noise_mean, "
+      "float noise_std, int seed, SymInt step, int stream, ScalarType dtype) -> Tensor");
+  m.def(
+      "augment_backward(Tensor grad, Tensor boxes, Tensor std, SymInt images, SymInt channels, SymInt height, "
+      "SymInt width, ScalarType dtype) -> Tensor");
+  m.def(
+      "render_augment(Tensor[] levels, Tensor? rows, SymInt canvas, Tensor boxes, Tensor noise_items, SymInt size, "
+      "Tensor mean, Tensor std, float noise_mean, float noise_std, int seed, SymInt step, int stream, "
+      "ScalarType dtype) -> Tensor");
+  m.def(
+      "render_augment_backward(Tensor grad, Tensor[] levels, Tensor? rows, SymInt canvas, Tensor boxes, Tensor std) "
+      "-> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(sfm_fast, CPU, m) {
@@ -23,4 +38,10 @@ STABLE_TORCH_LIBRARY_IMPL(sfm_fast, CPU, m) {
   m.impl("flow_alignment", TORCH_BOX(&sfm_fast::flow_alignment));
   m.impl("flow_alignment_backward", TORCH_BOX(&sfm_fast::flow_alignment_backward));
   m.impl("pair_alignment", TORCH_BOX(&sfm_fast::pair_alignment));
+  m.impl("render", TORCH_BOX(&sfm_fast::render));
+  m.impl("render_backward", TORCH_BOX(&sfm_fast::render_backward));
+  m.impl("augment", TORCH_BOX(&sfm_fast::augment));
+  m.impl("augment_backward", TORCH_BOX(&sfm_fast::augment_backward));
+  m.impl("render_augment", TORCH_BOX(&sfm_fast::render_augment));
+  m.impl("render_augment_backward", TORCH_BOX(&sfm_fast::render_augment_backward));
 }

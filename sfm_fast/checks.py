@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from .errors import InputError
+from .reference.augment import Views
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -61,3 +64,93 @@ def check_groups(groups: Tensor, centers: Tensor) -> None:
         raise InputError(f"groups must be ({centers.shape[0]},) to fit centers, got {tuple(groups.shape)}")
     if groups.device != centers.device:
         raise InputError(f"groups are on {groups.device}, centers on {centers.device}; move one of them")
+
+
+VIEW_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MOST_PIXELS = 2**14
+
+
+def check_side(name: str, side: int) -> None:
+    if isinstance(side, bool) or not isinstance(side, (int, torch.SymInt)):
+        raise InputError(f"{name} must be a number of pixels (int), got {kind_of(side)}")
+    if not 1 <= side <= MOST_PIXELS:
+        raise InputError(f"{name} must be 1 to {MOST_PIXELS} pixels, got {side}")
+
+
+def check_view_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and dtype not in VIEW_DTYPES:
+        raise InputError(f"dtype must be float32, bfloat16, float16 or float64, got {dtype}")
+
+
+def check_levels(levels: Sequence[Tensor], size: int) -> None:
+    """Raise ``InputError`` unless ``levels`` are pyramid levels (N, 1 or 3, r, r) of one device and dtype, r <= size."""
+    if isinstance(levels, Tensor) or not isinstance(levels, Sequence) or not 1 <= len(levels) <= 16:
+        got = f"{len(levels)} of them" if isinstance(levels, (list, tuple)) else kind_of(levels)
+        raise InputError(f"levels must be a list of 1 to 16 tensors, got {got}")
+    first = levels[0]
+    for k, level in enumerate(levels):
+        if not isinstance(level, Tensor) or level.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"levels[{k}] must be a float32 or float64 tensor, got {kind_of(level)}")
+        if level.ndim != 4 or level.shape[2] != level.shape[3] or level.shape[1] not in (1, 3):
+            raise InputError(f"levels[{k}] must be (images, 1 or 3 channels, side, side), got {tuple(level.shape)}")
+        if not 1 <= level.shape[-1] <= size:
+            raise InputError(f"levels[{k}] must have a side of 1 to {size} pixels, got {level.shape[-1]}")
+        if level.shape[:2] != first.shape[:2] or level.dtype != first.dtype or level.device != first.device:
+            raise InputError(
+                f"levels[{k}] must be like levels[0], {tuple(first.shape[:2])} {first.dtype} on {first.device}, "
+                f"got {tuple(level.shape[:2])} {level.dtype} on {level.device}"
+            )
+
+
+def check_indices(name: str, indices: Tensor, count: int, device: torch.device) -> None:
+    """Raise ``InputError`` unless ``indices`` is a 1-D int64 tensor on ``device``; its values are checked on CPUs alone."""
+    if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.ndim != 1:
+        raise InputError(f"{name} must be a 1-D int64 tensor, got {kind_of(indices)}")
+    if indices.device != device:
+        raise InputError(f"{name} are on {indices.device}, the images on {device}; move one of them")
+    readable = device.type == "cpu" and type(indices) is Tensor and not torch.compiler.is_compiling()
+    if readable and len(indices):
+        low, high = indices.aminmax()
+        if low < 0 or high >= count:
+            raise InputError(f"{name} must be in 0..{count - 1}, got {int(low)}..{int(high)}")
+
+
+def check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor) or images.dtype not in FLOATS:
+        raise InputError(f"images must be a float32, float64, bfloat16 or float16 tensor, got {kind_of(images)}")
+    if images.ndim != 4 or not all(1 <= side <= MOST_PIXELS for side in images.shape[2:]):
+        raise InputError(
+            f"images must be (images, channels, height, width) of at most {MOST_PIXELS} pixels, got {tuple(images.shape)}"
+        )
+
+
+def check_views(views: Views, images: int, channels: int, device: torch.device) -> None:
+    """Raise ``InputError`` unless ``views`` fit ``images`` images of ``channels`` channels on ``device``."""
+    if not isinstance(views, Views):
+        raise InputError(f"views must be sfm_fast.Views, got {kind_of(views)}")
+    check_side("views.size", views.size)
+    tensors = {"boxes": torch.float32, "noise_items": torch.int64, "mean": torch.float32, "std": torch.float32}
+    for name, dtype in tensors.items():
+        value = getattr(views, name)
+        if not isinstance(value, Tensor) or value.dtype != dtype:
+            raise InputError(f"views.{name} must be a {dtype} tensor, got {kind_of(value)}")
+        if value.device != device:
+            raise InputError(f"views.{name} is on {value.device}, the images on {device}; move one of them")
+    if views.boxes.ndim != 2 or views.boxes.shape[1] != 4:
+        raise InputError(f"views.boxes must be (views, 4), got {tuple(views.boxes.shape)}")
+    count = len(views.boxes)
+    if views.noise_items.shape != (count,):
+        raise InputError(f"views.noise_items must be ({count},) to fit boxes, got {tuple(views.noise_items.shape)}")
+    if count % images if images else count:
+        raise InputError(f"views must be equally many of each image, got {count} views of {images} images")
+    if views.mean.ndim != 1 or not 1 <= len(views.mean) <= 16 or views.std.shape != views.mean.shape:
+        raise InputError(
+            f"views.mean and views.std must be (channels,), got {tuple(views.mean.shape)} and {tuple(views.std.shape)}"
+        )
+    if channels not in (1, len(views.mean)):
+        raise InputError(f"images must have 1 or {len(views.mean)} channels to fit views.mean, got {channels}")
+    if not 0 <= views.seed < 2**64 or not 0 <= views.step < 2**32 or not 0 <= views.stream < 2**32:
+        raise InputError(
+            f"views.seed must be in [0, 2**64), views.step and views.stream in [0, 2**32), "
+            f"got {views.seed}, {views.step} and {views.stream}"
+        )

@@ -291,15 +291,17 @@ def test_overwrite_keeps_the_old_run_until_the_new_one_makes_a_step(tmp_path, ba
     assert not list((tmp_path / "grids").iterdir())
 
 
-@pytest.mark.parametrize("damage", ["levels", "moments", "step", "config", "provenance"])
+@pytest.mark.parametrize("damage", ["levels", "moments", "step", "config", "provenance", "micro_batch", "adam_steps"])
 def test_a_checkpoint_with_wrong_contents_is_one_clear_line(tmp_path, backbone, source, statistics, damage):
     run(tmp_path, backbone, source, statistics)
     path = tmp_path / "checkpoint.safetensors"
     tensors, metadata = load_tensors(path)
     if damage == "levels":
-        tensors |= {f"level.{index}": torch.zeros(10, 1, 1, 1) for index in range(3, 12)}
+        metadata["live_levels"] += 1
     elif damage == "moments":
-        del tensors["exp_avg.0"]
+        del tensors["exp_avg"]
+    elif damage == "adam_steps":
+        tensors["adam_steps"] += 100
     elif damage == "step":
         metadata["step"] = -3
     else:

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 namespace sfm_fast {
 
@@ -30,5 +31,26 @@ Tensor flow_alignment_backward(
 std::tuple<Tensor, Tensor> pair_alignment(
     Tensor a, Tensor b, std::optional<Tensor> groups, int64_t row_start, int64_t row_stop, double eps,
     bool need_gradient, bool high);
+
+Tensor render(
+    std::vector<Tensor> levels, std::optional<Tensor> rows, int64_t size, torch::headeronly::ScalarType dtype);
+
+Tensor render_backward(Tensor grad, Tensor images, std::vector<int64_t> sides);
+
+Tensor augment(
+    Tensor images, Tensor boxes, Tensor noise_items, int64_t size, Tensor mean, Tensor std, double noise_mean,
+    double noise_std, int64_t seed, int64_t step, int64_t stream, torch::headeronly::ScalarType dtype);
+
+Tensor augment_backward(
+    Tensor grad, Tensor boxes, Tensor std, int64_t images, int64_t channels, int64_t height, int64_t width,
+    torch::headeronly::ScalarType dtype);
+
+Tensor render_augment(
+    std::vector<Tensor> levels, std::optional<Tensor> rows, int64_t canvas, Tensor boxes, Tensor noise_items,
+    int64_t size, Tensor mean, Tensor std, double noise_mean, double noise_std, int64_t seed, int64_t step,
+    int64_t stream, torch::headeronly::ScalarType dtype);
+
+Tensor render_augment_backward(
+    Tensor grad, std::vector<Tensor> levels, std::optional<Tensor> rows, int64_t canvas, Tensor boxes, Tensor std);
 
 }  // namespace sfm_fast

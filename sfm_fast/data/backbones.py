@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,8 @@ _WRAPPERS = ("module.", "backbone.", "model.", "encoder.")
 class Backbone:
     """A frozen model from normalised images (N, in_channels, input_size, input_size) to features (N, num_features).
 
-    ``resize`` is the side real images are resized to before the central crop; ``fingerprint`` is a hash of the weights.
+    ``resize`` is the side real images are resized to before the central crop; ``fingerprint`` is a hash of the weights as they
+    were loaded. ``precision`` "bf16": weights and activations are bfloat16. ``run`` is what computes: the model, or its compiled form.
     """
 
     name: str
@@ -43,6 +43,12 @@ class Backbone:
     num_features: int
     fingerprint: str
     precision: str = "fp32"
+    run: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the views that the model takes."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     @property
     def device(self) -> torch.device:
@@ -55,15 +61,8 @@ class Backbone:
 
     def __call__(self, views: Tensor) -> Tensor:
         """Features (N, num_features) float32 of normalised views; differentiable in ``views``."""
-        with self.autocast():
-            features: Tensor = self.model(views)
+        features: Tensor = (self.run or self.model)(views.to(self.dtype))
         return features.float()
-
-    def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """bfloat16 autocast where ``precision`` is "bf16", else nothing."""
-        return (
-            torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else contextlib.nullcontext()
-        )
 
     def transform(self, channels: int) -> ImageTransform:
         """How real images come to this backbone's centre view."""
@@ -101,6 +100,8 @@ def load_backbone(
     device: torch.device | str = "cpu",
     image_size: int | None = None,
     precision: str = "auto",
+    compile: bool = False,
+    grad_checkpointing: bool = False,
 ) -> Backbone:
     """Load a backbone, frozen and in eval mode.
 
@@ -109,9 +110,14 @@ def load_backbone(
         checkpoint: local weights, .safetensors or .pth (read with ``weights_only=True``); None takes timm's pretrained
             weights from the hub.
         image_size: input side in pixels where the model can take another than its default.
-        precision: "fp32", "bf16" (autocast) or "auto": bf16 on GPUs that have it, else fp32.
+        precision: "fp32", "bf16" (weights and activations; features come back float32) or "auto": bf16 on GPUs that have it, else
+            fp32.
+        compile: run the model through ``torch.compile``: a minute at the start, then faster steps.
+        grad_checkpointing: keep the activations at block borders alone and compute the others again in the backward, for models
+            that know how (timm's ``set_grad_checkpointing``).
 
-    Raises ``InputError``: unknown name, missing or damaged checkpoint, weights that don't fit, no network.
+    Convolutional nets run channels-last. Raises ``InputError``: unknown name, missing or damaged checkpoint, weights that don't fit,
+    no network, a model without checkpointing.
     """
     require_package("timm", "loading a backbone", "distill")
     if precision not in PRECISIONS:
@@ -135,18 +141,40 @@ def load_backbone(
     if output.ndim != 2:
         raise InputError(f"backbone {name!r} gives {tuple(output.shape)} for one image, wanted (1, features)")
     mean, std = (torch.tensor(config[key], dtype=torch.float32, device=device) for key in ("mean", "std"))
+    weights = fingerprint(model)
+    if precision == "bf16":
+        model = model.bfloat16()
+    if _is_convolutional(model):
+        model = model.to(memory_format=torch.channels_last)
+    if grad_checkpointing:
+        set_grad_checkpointing(name, model)
     return Backbone(
         name=name,
         model=model,
+        run=torch.compile(model) if compile else None,
         mean=mean,
         std=std,
         input_size=size,
         resize=round(size / config.get("crop_pct", 1.0)),
         in_channels=channels,
         num_features=output.shape[1],
-        fingerprint=fingerprint(model),
+        fingerprint=weights,
         precision=precision,
     )
+
+
+def _is_convolutional(model: nn.Module) -> bool:
+    """Whether convolutions do the work: more of them than the patches of a transformer need."""
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    return convolutions > 4 and convolutions > sum(isinstance(module, nn.Linear) for module in model.modules())
+
+
+def set_grad_checkpointing(name: str, model: nn.Module) -> None:
+    """Switch activation checkpointing on; raises ``InputError`` where the model has none."""
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise InputError(f"backbone {name!r} has no activation checkpointing; leave grad_checkpointing off") from error
 
 
 def resolve_device(device: torch.device | str) -> torch.device:

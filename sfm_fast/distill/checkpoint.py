@@ -15,36 +15,43 @@ from ..errors import InputError
 from ..files import load_tensors, save_tensors
 from .config import DistillConfig
 from .images import SyntheticImages
+from .optimiser import PyramidAdam
 
-FORMAT = "sfm_fast.checkpoint/1"
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+FORMAT = "sfm_fast.checkpoint/2"
+_STATE = ("pyramid", "exp_avg", "exp_avg_sq")
 
 
 def save_checkpoint(
     path: str | os.PathLike[str],
     images: SyntheticImages,
-    optimiser: torch.optim.Optimizer,
+    optimiser: PyramidAdam,
     step: int,
     config: DistillConfig,
     provenance: dict[str, Any],
+    micro_batch: int,
 ) -> None:
-    """Write the state after ``step`` steps, atomically."""
-    tensors: dict[str, Tensor] = {}
-    for index, level in enumerate(images.levels):
-        tensors[f"level.{index}"] = level
-        tensors |= {f"{name}.{index}": value for name, value in optimiser.state.get(level, {}).items()}
-    metadata = {"file_format": FORMAT, "step": step, "config": config.to_dict(), "provenance": provenance}
+    """Write the state after ``step`` steps of ``micro_batch`` images at a time, atomically."""
+    tensors: dict[str, Tensor] = {"adam_steps": torch.tensor(optimiser.steps)}
+    tensors |= dict(zip(_STATE, optimiser.state, strict=True))
+    metadata = {
+        "file_format": FORMAT,
+        "step": step,
+        "config": config.to_dict(),
+        "provenance": provenance,
+        "micro_batch": micro_batch,
+        "live_levels": images.live,
+    }
     save_tensors(path, tensors, metadata)
 
 
 def load_checkpoint(
     path: str | os.PathLike[str],
     images: SyntheticImages,
-    optimiser: torch.optim.Optimizer,
+    optimiser: PyramidAdam,
     config: DistillConfig,
     provenance: dict[str, Any],
-) -> int:
-    """Restore what `save_checkpoint` wrote into fresh ``images`` and ``optimiser``; returns the number of steps done.
+) -> tuple[int, int]:
+    """Restore what `save_checkpoint` wrote into fresh ``images`` and ``optimiser``; returns (steps done, micro-batch).
 
     Raises ``InputError`` where the file is damaged, or made with another configuration, backbone or centres.
     """
@@ -54,11 +61,8 @@ def load_checkpoint(
             f"{path}: not a checkpoint of this package (format {metadata.get('file_format')!r}, wanted {FORMAT!r})"
         )
     try:
-        stored, made_with, step = (
-            DistillConfig.from_dict(metadata["config"]),
-            dict(metadata["provenance"]),
-            int(metadata["step"]),
-        )
+        stored, made_with = DistillConfig.from_dict(metadata["config"]), dict(metadata["provenance"])
+        step, micro_batch, live = (int(metadata[name]) for name in ("step", "micro_batch", "live_levels"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
     difference = config.difference(stored)
@@ -69,27 +73,17 @@ def load_checkpoint(
     for name, value in made_with.items():
         if provenance.get(name) != value:
             raise InputError(f"{path}: made with another {name} ({value!r}, now {provenance.get(name)!r})")
-    live = sum(name.startswith("level.") for name in tensors)
     if not 1 <= live <= len(images.sizes) or step < 0:
         raise InputError(f"{path}: damaged checkpoint ({live} levels for {len(images.sizes)} sizes, step {step})")
-    while len(images.levels) < live:
-        images.grow()
-    for group in optimiser.param_groups:
-        group["params"] = list(images.levels)
-    with torch.no_grad():
-        for index, level in enumerate(images.levels):
-            restored = _restore(tensors, index, level, path)
-            if step:
-                optimiser.state[level] = restored
-    return step
-
-
-def _restore(tensors: dict[str, Tensor], index: int, level: Tensor, path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Copy the stored level into ``level``; returns its Adam state (step count, two moments)."""
-    wanted = {f"level.{index}": level.shape, f"exp_avg.{index}": level.shape, f"exp_avg_sq.{index}": level.shape}
-    for name, shape in {**wanted, f"step.{index}": torch.Size()}.items():
-        if name not in tensors or tensors[name].shape != shape or not tensors[name].isfinite().all():
+    adam_steps = tensors.get("adam_steps", torch.tensor(-1))
+    if adam_steps.numel() != 1 or not 0 <= int(adam_steps) <= step or micro_batch < 1:
+        raise InputError(f"{path}: damaged checkpoint (adam_steps {adam_steps.tolist()}, micro-batch {micro_batch})")
+    images.allocate(live)
+    optimiser.restart()
+    optimiser.steps = int(adam_steps)
+    for name, flat in zip(_STATE, optimiser.state, strict=True):
+        stored_flat = tensors.get(name)
+        if stored_flat is None or stored_flat.shape != flat.shape or not stored_flat.isfinite().all():
             raise InputError(f"{path}: damaged checkpoint ({name} is missing, not finite or of another shape)")
-    level.copy_(tensors[f"level.{index}"])
-    # Adam keeps its step count on the host unless it is fused or capturable.
-    return {name: tensors[f"{name}.{index}"].to("cpu" if name == "step" else level.device) for name in _MOMENTS}
+        flat.copy_(stored_flat)
+    return step, micro_batch

@@ -12,6 +12,31 @@ from .images import PARAMETRIZATIONS
 from .methods import LGM_VARIANTS, METHODS
 
 
+STATES = ("device", "host")
+
+
+@dataclass(frozen=True)
+class Execution:
+    """How a run uses the machine; what it computes is the same up to rounding.
+
+    micro_batch: images whose activations exist at once, or "auto": the most that fit ``memory_budget`` (bytes; None: what is free on
+    a GPU, half of what is available on a CPU). state: where the pyramid and Adam's moments lie; "host" copies blocks to and fro.
+    """
+
+    micro_batch: int | str = "auto"
+    memory_budget: int | None = None
+    state: str = "device"
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.micro_batch, int) and not isinstance(self.micro_batch, bool)
+        if self.micro_batch != "auto" and not (whole and int(self.micro_batch) >= 1):
+            raise InputError(f"micro_batch must be 'auto' or at least 1, got {self.micro_batch!r}")
+        if self.memory_budget is not None and self.memory_budget < 1:
+            raise InputError(f"memory_budget must be positive, got {self.memory_budget}")
+        if self.state not in STATES:
+            raise InputError(f"state must be one of {STATES}, got {self.state!r}")
+
+
 @dataclass(frozen=True)
 class DistillConfig:
     """Options of one run; the defaults are the papers'. A run is a function of these, the centres and the backbone.

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..ops.render import render, split_levels
 from ..reference import philox
-from ..reference.render import render
 
 PARAMETRIZATIONS = ("pyramid", "pixel")
+_VALUES_AT_ONCE = 1 << 20  # random numbers drawn in plain torch take some hundred bytes each
 
 
 def level_sizes(size: int, parametrization: str) -> list[int]:
@@ -26,44 +29,88 @@ def level_sizes(size: int, parametrization: str) -> list[int]:
     return sizes
 
 
+def floats_per_image(channels: int, sizes: Sequence[int]) -> int:
+    """Numbers that the levels of one image hold."""
+    return channels * sum(side * side for side in sizes)
+
+
 class SyntheticImages(nn.Module):
     """``num_images`` images of ``channels`` x ``size`` x ``size``, rendered from their live levels.
 
     Level k, of K live ones, starts as N(0, 1)/K; `grow` adds the next finer level and rescales the older by K/(K+1), so
     that the sum keeps its variance. Random numbers are keyed by seed, level and image. Source: arXiv 2511.16674.
+
+    All levels of an image lie one behind the other in a row of ``pyramid`` (num_images, floats): a micro-batch, its gradient
+    and its optimiser state are each one contiguous block. ``levels`` are views of it.
     """
 
     def __init__(
-        self, num_images: int, channels: int, size: int, *, parametrization: str = "pyramid", seed: int = 0
+        self,
+        num_images: int,
+        channels: int,
+        size: int,
+        *,
+        parametrization: str = "pyramid",
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        pinned: bool = False,
     ) -> None:
+        """``device``, ``pinned``: where the pyramid lies."""
         super().__init__()
         if num_images < 1 or channels not in (1, 3):
             raise InputError(f"wanted at least 1 image of 1 or 3 channels, got {num_images} of {channels}")
         self.num_images, self.channels, self.size, self.seed = num_images, channels, size, seed
         self.sizes = level_sizes(size, parametrization)
-        self.levels = nn.ParameterList()
+        self.live, self.pinned = 0, pinned
+        self.pyramid = nn.Parameter(torch.empty(num_images, 0, device=device), requires_grad=False)
         self.grow()
 
     @property
+    def live_sizes(self) -> list[int]:
+        return self.sizes[: self.live]
+
+    @property
     def fully_grown(self) -> bool:
-        return len(self.levels) == len(self.sizes)
+        return self.live == len(self.sizes)
+
+    @property
+    def levels(self) -> list[Tensor]:
+        """The live levels, each a view (num_images, channels, side, side) of ``pyramid``."""
+        return self.split(self.pyramid)
+
+    def split(self, flat: Tensor) -> list[Tensor]:
+        """Rows like the pyramid's as levels."""
+        return split_levels(flat, self.channels, self.live_sizes)
 
     @torch.no_grad()
     def grow(self) -> None:
-        """Add the next level; no-op where all are live. Optimiser state of the old levels is void afterwards."""
+        """Add the next level; no-op where all are live. Optimiser state is void afterwards."""
         if self.fully_grown:
             return
-        live = len(self.levels)
-        for level in self.levels:
-            level.mul_(live / (live + 1))
-        device = self.levels[0].device if live else None
-        side = self.sizes[live]
-        items = torch.arange(self.num_images, device=device)
-        values = philox.normal(
-            items, self.channels * side * side, seed=self.seed, stream=philox.Stream.INITIAL_IMAGES, step=live
-        )
-        self.levels.append(nn.Parameter(values.view(self.num_images, self.channels, side, side) / (live + 1)))
+        live, side = self.live, self.sizes[self.live]
+        before, added = self.pyramid.data, self.channels * side * side
+        self.allocate(live + 1)
+        torch.mul(before, live / (live + 1), out=self.pyramid.data[:, : before.shape[1]])
+        at_once = max(1, _VALUES_AT_ONCE // added)
+        for begin in range(0, self.num_images, at_once):
+            end = min(begin + at_once, self.num_images)
+            items = torch.arange(begin, end, device=before.device)
+            values = philox.normal(items, added, seed=self.seed, stream=philox.Stream.INITIAL_IMAGES, step=live)
+            torch.div(values, live + 1, out=self.pyramid.data[begin:end, before.shape[1] :])
+
+    @torch.no_grad()
+    def allocate(self, live: int) -> None:
+        """Make the first ``live`` levels live, all values void: to be filled by `grow` or from a checkpoint."""
+        floats = floats_per_image(self.channels, self.sizes[:live])
+        self.pyramid.data = torch.empty(self.num_images, floats, device=self.pyramid.device, pin_memory=self.pinned)
+        self.live = live
 
     def forward(self) -> Tensor:
         """All images, (num_images, channels, size, size) in 0..1."""
-        return render(list(self.levels), self.size)
+        return render(self.levels, self.size)
+
+    @torch.no_grad()
+    def pictures(self, at_once: int = 64) -> Tensor:
+        """All images in host memory, rendered a few at a time: what `forward` gives, without its memory on the device."""
+        parts = [render(self.split(block), self.size).cpu() for block in self.pyramid.data.split(at_once)]
+        return torch.cat(parts)

@@ -12,8 +12,9 @@ from ..data.backbones import Backbone
 from ..data.sources import ImageSource, ImageTransform
 from ..errors import InputError
 from ..loss import FlowAlignmentLoss, decoupled_flow_loss
+from ..ops.augment import augment
 from ..reference import gradient_matching, philox
-from ..reference.augment import Augmentation, augment
+from ..reference.augment import Augmentation, draw_views
 from ..reference.philox import Stream
 
 METHODS = ("sfm", "sfm-decoupled", "lgm")
@@ -29,6 +30,8 @@ class Objective(ABC):
     """
 
     views: int = 1
+    # Whether the backbone's own gradients are computed too, as the public code of LGM does.
+    backbone_gradients: bool = False
 
     def prepare(self, step: int) -> None:  # noqa: B027 (nothing to prepare is a fine default)
         """Whatever ``step`` needs before the synthetic images are rendered."""
@@ -109,7 +112,15 @@ class GradientMatching(Objective):
             raise InputError(f"{source.name}: holds no images")
         self.batch = min(ipc * views * num_classes, len(source))
         # Frozen, the input's gradient still flows; "stock" leaves what the public code leaves on.
-        backbone.model.requires_grad_(variant == "stock")
+        self.backbone_gradients = variant == "stock"
+        backbone.model.requires_grad_(self.backbone_gradients)
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """The step's real images (B, channels, H, W) and labels (B,)."""
+        chosen = philox.permutation(len(self.source), seed=self.seed, stream=Stream.REAL_BATCH, step=step)[: self.batch]
+        images, labels = self.source.take(chosen.tolist(), self.transform)
+        check_labels(f"labels of {self.source.name}", labels, len(images), self.num_classes)
+        return images, labels
 
     def prepare(self, step: int) -> None:
         device = self.backbone.device
@@ -118,23 +129,21 @@ class GradientMatching(Objective):
             classes, self.backbone.num_features, seed=self.seed, stream=Stream.LINEAR_CLASSIFIER, step=step
         )
         self.bias = torch.zeros(self.num_classes, device=device)
-        chosen = philox.permutation(len(self.source), seed=self.seed, stream=Stream.REAL_BATCH, step=step)[: self.batch]
-        images, labels = self.source.take(chosen.tolist(), self.transform)
-        check_labels(f"labels of {self.source.name}", labels, len(images), self.num_classes)
-        images, labels = images.to(device), labels.to(device)
+        images, labels = (tensor.to(device) for tensor in self.draw(step))
+        drawn = draw_views(
+            torch.arange(len(images), device=device),
+            (images.shape[2], images.shape[3]),
+            self.backbone.input_size,
+            self.backbone.mean,
+            self.backbone.std,
+            seed=self.seed,
+            step=step,
+            augmentation=self.augmentation,
+            parameter_stream=Stream.REAL_AUGMENT_PARAMETERS,
+            noise_stream=Stream.REAL_AUGMENT_NOISE,
+        )
         with torch.set_grad_enabled(self.variant == "stock"):
-            views = augment(
-                images,
-                torch.arange(len(images), device=device),
-                self.backbone.input_size,
-                self.backbone.mean,
-                self.backbone.std,
-                seed=self.seed,
-                step=step,
-                augmentation=self.augmentation,
-                parameter_stream=Stream.REAL_AUGMENT_PARAMETERS,
-                noise_stream=Stream.REAL_AUGMENT_NOISE,
-            )
+            views = augment(images, drawn, dtype=self.backbone.dtype)
             features = self.backbone(views)
         del images, views
         if self.variant == "closed-form":

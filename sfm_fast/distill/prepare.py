@@ -12,7 +12,7 @@ from ..data.sources import ImageSource
 from ..errors import InputError
 from ..probe.features import class_statistics
 from ..statistics import ClassStatistics
-from .config import DistillConfig
+from .config import DistillConfig, Execution
 from .methods import DecoupledFlowMatching, FlowMatching, GradientMatching, Objective
 from .run import Distiller
 
@@ -25,8 +25,9 @@ def make_distiller(
     *,
     batch_size: int = 256,
     progress: bool = True,
+    execution: Execution = Execution(),
 ) -> Distiller:
-    """Build the run that ``config`` describes.
+    """Build the run that ``config`` describes, on the machine as ``execution`` says.
 
     SFM needs ``statistics`` (a file, an object, or computed here from ``source``); LGM needs ``source`` alone.
     Raises ``InputError`` where statistics and backbone don't belong together, or what is needed is missing.
@@ -48,7 +49,7 @@ def make_distiller(
             augmentation=config.augmentation,
             seed=config.seed,
         )
-        return Distiller(config, backbone, objective, source.class_names, channels, {"data": source.name})
+        return Distiller(config, backbone, objective, source.class_names, channels, {"data": source.name}, execution)
 
     if isinstance(statistics, (str, os.PathLike)):
         statistics = load_statistics(statistics, backbone)
@@ -69,7 +70,7 @@ def make_distiller(
         objective = DecoupledFlowMatching(centers, views=config.views_per_step, alpha=config.alpha)
     names = statistics.class_names or [str(c) for c in range(statistics.num_classes)]
     channels = min(int(statistics.provenance.get("channels", 3)), backbone.in_channels)
-    return Distiller(config, backbone, objective, names, channels, {"centers": _digest(centers)})
+    return Distiller(config, backbone, objective, names, channels, {"centers": _digest(centers)}, execution)
 
 
 def load_statistics(path: str | os.PathLike[str], backbone: Backbone) -> ClassStatistics:

@@ -18,12 +18,16 @@ from ..data.backbones import Backbone
 from ..errors import InputError
 from ..files import LOCK_NAME, check_free_space, locked_folder, write_json, write_text
 from .checkpoint import load_checkpoint, save_checkpoint
-from .config import DistillConfig
+from .config import DistillConfig, Execution
 from .export import SyntheticSet, save_grid, save_image_folder
 from .images import SyntheticImages
+from .memory import free_memory
 from .methods import Objective
+from .optimiser import PyramidAdam
+from .plan import largest_micro_batch
 from .progress import Reporter, Signals, peak_bytes
-from .step import distillation_step
+from .staging import FromHost, InPlace
+from .step import DistillationStep, StepFailed
 
 CHECKPOINT, LOG, RESULT, SUMMARY, MARKER = (
     "checkpoint.safetensors",
@@ -32,7 +36,6 @@ CHECKPOINT, LOG, RESULT, SUMMARY, MARKER = (
     "summary.json",
     "run.json",
 )
-ADAM_BETAS = (0.9, 0.999)
 
 
 class Interrupted(Exception):  # noqa: N818 (no error: the run was asked to stop, and its state is saved)
@@ -46,7 +49,7 @@ class Interrupted(Exception):  # noqa: N818 (no error: the run was asked to stop
 
 
 class Distiller:
-    """Distils synthetic images by repeating `distillation_step`.
+    """Distils synthetic images by repeating a `DistillationStep`.
 
     Args:
         config: what to compute.
@@ -55,6 +58,7 @@ class Distiller:
         class_names: C names; there are ``config.ipc`` images of each, image i has label i mod C.
         channels: of the synthetic images, 1 or 3.
         provenance: what the run depends on besides config (backbone, centres, data); a resume checks it.
+        execution: micro-batch and place of the state.
     """
 
     def __init__(
@@ -65,34 +69,42 @@ class Distiller:
         class_names: list[str],
         channels: int,
         provenance: dict[str, Any] | None = None,
+        execution: Execution = Execution(),
     ) -> None:
+        self.execution = execution
         self.config, self.backbone, self.objective, self.class_names = config, backbone, objective, class_names
         self.provenance = {"backbone": backbone.fingerprint, "precision": backbone.precision, **(provenance or {})}
         classes = len(class_names)
         self.labels = torch.arange(classes * config.ipc, device=backbone.device) % classes
-        size = config.size or backbone.image_size
+        host = execution.state == "host"
         self.images = SyntheticImages(
-            len(self.labels), channels, size, parametrization=config.parametrization, seed=config.seed
-        ).to(backbone.device)
+            len(self.labels),
+            channels,
+            config.size or backbone.image_size,
+            parametrization=config.parametrization,
+            seed=config.seed,
+            device="cpu" if host else backbone.device,
+            pinned=host and backbone.device.type == "cuda",
+        )
+        self.optimiser = PyramidAdam(self.images, config.lr)
+        self.staging = FromHost(backbone.device) if host else InPlace()
         self.steps_done = 0
-        self._restart_adam()
+        self._stepper: DistillationStep | None = None
 
-    def _restart_adam(self) -> None:
-        self.optimiser = torch.optim.Adam(self.images.levels, lr=self.config.lr, betas=ADAM_BETAS)
+    @property
+    def micro_batch(self) -> int:
+        """Images whose activations exist at once."""
+        return self._step.micro_batch
 
-    def grow_fully(self) -> None:
-        """Make all levels live at once: to measure a step as most of a run has it."""
-        while not self.images.fully_grown:
-            self.images.grow()
-        self._restart_adam()
+    @property
+    def _step(self) -> DistillationStep:
+        if self._stepper is None:
+            asked = self.execution.micro_batch
+            self._stepper = self._make_step(self._largest() if asked == "auto" else int(asked))
+        return self._stepper
 
-    def step(self) -> Tensor:
-        """One step; adds a pyramid level first when one is due. Returns the loss as a tensor on the device."""
-        due = min(1 + self.steps_done // self.config.grow_every, len(self.images.sizes))
-        if len(self.images.levels) < due:
-            self.images.grow()
-            self._restart_adam()
-        loss = distillation_step(
+    def _make_step(self, micro_batch: int) -> DistillationStep:
+        return DistillationStep(
             self.images,
             self.labels,
             self.objective,
@@ -100,8 +112,37 @@ class Distiller:
             self.optimiser,
             augmentation=self.config.augmentation,
             seed=self.config.seed,
-            step=self.steps_done,
+            micro_batch=micro_batch,
+            staging=self.staging,
         )
+
+    def _largest(self) -> int:
+        """The largest micro-batch that fits the budget with all levels live."""
+        budget = self.execution.memory_budget
+        return largest_micro_batch(
+            self.config,
+            self.backbone,
+            len(self.class_names),
+            self.images.channels,
+            free_memory(self.backbone.device) if budget is None else budget,
+            host_state=self.execution.state == "host",
+            # The model is there already where the free memory was counted; a budget is meant for everything.
+            count_parameters=budget is not None,
+        )
+
+    def grow_fully(self) -> None:
+        """Make all levels live at once: to measure a step as most of a run has it."""
+        while not self.images.fully_grown:
+            self.images.grow()
+        self.optimiser.restart()
+
+    def step(self) -> Tensor:
+        """One step; adds a pyramid level first when one is due. Returns the loss as a tensor on the device."""
+        due = min(1 + self.steps_done // self.config.grow_every, len(self.images.sizes))
+        if self.images.live < due:
+            self.images.grow()
+            self.optimiser.restart()
+        loss = self._step(self.steps_done)
         self.steps_done += 1
         return loss
 
@@ -114,7 +155,7 @@ class Distiller:
             "backbone": self.backbone.describe(),
             "steps_done": self.steps_done,
         }
-        return SyntheticSet(self.images().cpu(), self.labels.cpu(), self.class_names, metadata)
+        return SyntheticSet(self.images.pictures(), self.labels.cpu(), self.class_names, metadata)
 
     def run(
         self,
@@ -144,7 +185,7 @@ class Distiller:
         check_run_folder(folder, resume=resume, overwrite=overwrite)
         with locked_folder(folder) as place:
             check_run_folder(folder, resume=resume, overwrite=overwrite)
-            check_free_space(place, 8 * sum(level.nbytes for level in self.images.levels) + (1 << 22))
+            check_free_space(place, 8 * self.images.pyramid.data.nbytes + (1 << 22))
             started, first, begun = time.perf_counter(), self.steps_done, None
             if resume:
                 self._continue(place)
@@ -167,9 +208,8 @@ class Distiller:
                         self._checkpoint(place)
                         raise Interrupted(caught.signum, self.steps_done)
                     if self.steps_done % grid_every == 0:
-                        with torch.no_grad():
-                            path = place / "grids" / f"{self.steps_done:06d}.png"
-                            save_grid(path, self.images(), self.labels, self.class_names)
+                        path = place / "grids" / f"{self.steps_done:06d}.png"
+                        save_grid(path, self.images.pictures(), self.labels, self.class_names)
                     if self.steps_done % checkpoint_every == 0 and self.steps_done < self.config.steps:
                         self._checkpoint(place)
             self._checkpoint(place)
@@ -186,6 +226,7 @@ class Distiller:
                 "median_step_seconds": report.median_step(),
                 "last_loss": report.last_loss,
                 "peak_bytes": peak_bytes(self.backbone.device),
+                "micro_batch": self.micro_batch,
                 "result": str(place / RESULT),
             }
             write_json(place / SUMMARY, summary)
@@ -203,15 +244,19 @@ class Distiller:
         while self.steps_done < self.config.steps:
             try:
                 step = self._timed_step()
-            except InputError:
-                if all(level.isfinite().all() for level in self.images.levels):
+            except InputError as error:
+                if not (isinstance(error, StepFailed) and error.torn):
                     self._checkpoint(place)
                 raise
             yield step
 
     def _continue(self, place: Path) -> None:
         checkpoint, log = place / CHECKPOINT, place / LOG
-        self.steps_done = load_checkpoint(checkpoint, self.images, self.optimiser, self.config, self.provenance)
+        self.steps_done, micro_batch = load_checkpoint(
+            checkpoint, self.images, self.optimiser, self.config, self.provenance
+        )
+        if self.execution.micro_batch == "auto":  # another one would round differently
+            self._stepper = self._make_step(micro_batch)
         if self.steps_done > self.config.steps:
             raise InputError(f"{place}: has run {self.steps_done} steps already, more than steps={self.config.steps}")
         # Lines written after the checkpoint belong to steps that will be run again.
@@ -220,7 +265,15 @@ class Distiller:
             write_text(log, "".join(line for line in lines if _step_of(line) <= self.steps_done))
 
     def _checkpoint(self, place: Path) -> None:
-        save_checkpoint(place / CHECKPOINT, self.images, self.optimiser, self.steps_done, self.config, self.provenance)
+        save_checkpoint(
+            place / CHECKPOINT,
+            self.images,
+            self.optimiser,
+            self.steps_done,
+            self.config,
+            self.provenance,
+            self.micro_batch,
+        )
 
 
 def check_run_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> None:

@@ -1,59 +1,234 @@
-"""One distillation step, for any objective: render, view, features, loss, and back to the pixels."""
+"""One distillation step, for any objective: views, features, loss, and back to the pixels, some images at a time.
+
+All losses depend on the images through the features alone. So a step of several micro-batches takes (1) the features of all
+images without a graph, (2) the loss and its gradient to the features, (3) each micro-batch's views again, the same to the bit,
+and their way back with its slice of that gradient: the gradient of the one-shot step, with the activations of one micro-batch.
+The last micro-batch of (1) keeps its graph and comes first in (3); a single one is the one-shot step.
+"""
 
 from __future__ import annotations
+
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ..data.backbones import Backbone
 from ..errors import InputError
-from ..reference.augment import Augmentation, augment
+from ..ops.render_augment import render_augment, render_augment_backward
+from ..reference.augment import Augmentation, Views, draw_views
 from .images import SyntheticImages
+from .memory import is_out_of_memory
 from .methods import Objective
+from .optimiser import PyramidAdam
+from .staging import InPlace
 
 
-def distillation_step(
-    images: SyntheticImages,
-    labels: Tensor,
-    objective: Objective,
-    backbone: Backbone,
-    optimiser: torch.optim.Optimizer,
-    *,
-    augmentation: Augmentation,
-    seed: int,
-    step: int,
-) -> Tensor:
-    """Run step ``step`` (0-based) and update ``images`` in place; returns the detached loss, on the device.
+class StepFailed(InputError):
+    """The step could not be finished. ``torn``: some images were updated before that was known."""
 
-    labels: (num_images,) int64. The same images, seed and step give the same update bit for bit (on a GPU: up to the
-    backbone's own determinism).
+    def __init__(self, message: str, torn: bool) -> None:
+        super().__init__(message)
+        self.torn = torn
+
+
+@dataclass
+class _Graph:
+    """A micro-batch on its way: images [begin, end), their views and the features that remember how they came about."""
+
+    begin: int
+    end: int
+    shown: Tensor
+    features: Tensor
+
+
+class DistillationStep:
+    """Steps of one run: ``step(number)`` updates ``images`` in place.
+
+    labels: (num_images,) int64. micro_batch: images a micro-batch, all views of an image in the same one; halved for good when
+    the device runs out of memory, without losing the step. staging: where the blocks of images come from.
+    The same images, seed, step and micro-batch give the same update bit for bit (on a GPU: up to the backbone's determinism).
     """
-    objective.prepare(step)
-    rendered = images()
-    repeated = rendered.repeat(objective.views, 1, 1, 1) if objective.views > 1 else rendered
-    items = torch.arange(len(repeated), device=rendered.device)
-    views = augment(
-        repeated,
-        items,
-        backbone.input_size,
-        backbone.mean,
-        backbone.std,
-        seed=seed,
-        step=step,
-        augmentation=augmentation,
-    )
-    loss = objective.loss(backbone(views), labels.repeat(objective.views), step)
-    optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    # Sums, not masks: no memory beyond a number a level. A sum that overflows is no gradient to step along either.
-    sums = torch.stack(
-        [loss.detach().float(), *(level.grad.sum() for level in images.levels if level.grad is not None)]
-    )
-    if not sums.isfinite().all():
-        what = "loss" if not torch.isfinite(loss) else "gradient"
-        raise InputError(
-            f"the {what} became nan or infinite at step {step}: nothing was updated; try a smaller lr or precision fp32"
+
+    def __init__(
+        self,
+        images: SyntheticImages,
+        labels: Tensor,
+        objective: Objective,
+        backbone: Backbone,
+        optimiser: PyramidAdam,
+        *,
+        augmentation: Augmentation,
+        seed: int,
+        micro_batch: int,
+        staging: InPlace | None = None,
+    ) -> None:
+        self.images, self.objective, self.backbone, self.optimiser = images, objective, backbone, optimiser
+        self.labels = labels.repeat(objective.views)
+        self.augmentation, self.seed = augmentation, seed
+        self.micro_batch = min(micro_batch, images.num_images)
+        self.staging = staging or InPlace()
+
+    def __call__(self, step: int) -> Tensor:
+        """Step ``step`` (0-based); the detached loss, on the device. Raises ``StepFailed`` where it isn't finite."""
+        loss, bad, parts = self.compute(step)
+        if bad:
+            what = "gradient" if loss.isfinite() else "loss"
+            torn = what == "gradient" and parts > 1
+            undone = "some images were updated, go back to a checkpoint" if torn else "nothing was updated"
+            raise StepFailed(
+                f"the {what} became nan or infinite at step {step}: {undone}; try a smaller lr or precision fp32", torn
+            )
+        self.optimiser.steps += 1
+        self.backbone.model.zero_grad(set_to_none=True)  # "stock" LGM leaves gradients on the backbone
+        return loss
+
+    def compute(self, step: int) -> tuple[Tensor, Tensor, int]:
+        """Everything that doesn't wait for the device: loss (), whether something was not finite (), parts of the update."""
+        self.objective.prepare(step)
+        views = self._draw(step)
+        features, graph = self._features(views)
+        loss, gradient, graph = self._loss(features, step, graph)
+        del features
+        bad = (~loss.isfinite()).float()
+        parts = self._descend(views, gradient, graph, bad)
+        self.staging.finish()
+        return loss, bad, parts
+
+    def _draw(self, step: int) -> Views:
+        """Boxes and noise counters of all views, (views, images, ...). Small, so drawn on the host, where that is faster."""
+        count, backbone = self.images.num_images, self.backbone
+        views = draw_views(
+            torch.arange(self.objective.views * count),
+            (self.images.size, self.images.size),
+            backbone.input_size,
+            backbone.mean,
+            backbone.std,
+            seed=self.seed,
+            step=step,
+            augmentation=self.augmentation,
         )
-    optimiser.step()
-    backbone.model.zero_grad(set_to_none=True)  # "stock" LGM leaves gradients on the backbone
-    return loss.detach()
+        return replace(
+            views,
+            boxes=views.boxes.to(backbone.device, non_blocking=True).view(-1, count, 4),
+            noise_items=views.noise_items.to(backbone.device, non_blocking=True).view(-1, count),
+        )
+
+    def _features(self, views: Views) -> tuple[Tensor, _Graph | None]:
+        """Features (views * images, D) as a leaf, and the graph of the last micro-batch."""
+        count = self.images.num_images
+        features, graph, begin = None, None, 0
+        while begin < count:
+            end = self._end(begin, count)
+            try:
+                part = self._forward(views, begin, end, keep=end == count)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                part = None
+            if part is None:  # outside of the handler, whose traceback holds on to tensors
+                self._back_off()
+                continue
+            if end == count:
+                graph = part
+            found = part.features.detach().view(len(views.boxes), end - begin, -1)
+            if features is None:
+                features = found if end - begin == count else found.new_empty(len(found), count, found.shape[-1])
+            if features is not found:
+                features[:, begin:end] = found
+            begin = end
+        assert features is not None
+        return features.flatten(0, 1).requires_grad_(), graph
+
+    def _loss(self, features: Tensor, step: int, graph: _Graph | None) -> tuple[Tensor, Tensor, _Graph | None]:
+        """Loss, its gradient to the features, and the graph unless there was no room for it beside them."""
+        while True:
+            try:
+                loss = self.objective.loss(features, self.labels, step)
+                return loss.detach(), torch.autograd.grad(loss, features)[0], graph
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error) or graph is None:
+                    raise
+            graph = None
+
+    def _descend(self, views: Views, gradient: Tensor, graph: _Graph | None, bad: Tensor) -> int:
+        """Update all images, those of ``graph`` first; returns in how many parts. ``bad`` () becomes 1 where that must stop."""
+        count = self.images.num_images
+        gradient = gradient.view(len(views.boxes), count, -1)
+        begin, stop, parts = 0, count, 0
+        while begin < stop:
+            held, graph = graph, None  # only the first time round is there one
+            first, last = (held.begin, held.end) if held else (begin, self._end(begin, stop))
+            done = False
+            try:
+                self._update(views, gradient, held, first, last, bad)
+                done = True
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            if not done:
+                self._back_off(torn=parts > 0)
+                continue
+            parts += 1
+            if held:
+                stop = first
+            else:
+                begin = last
+        return parts
+
+    def _end(self, begin: int, stop: int) -> int:
+        """Where the micro-batch from ``begin`` on ends."""
+        return min(begin + self.micro_batch, stop)
+
+    def _forward(self, views: Views, begin: int, end: int, keep: bool) -> _Graph:
+        """Views and features of images [begin, end)."""
+        count, state = self.images.num_images, self.optimiser.state[:1]
+        (pyramid,) = self.staging.fetch(state, begin, end)
+        if end < count:
+            self.staging.prefetch(state, end, self._end(end, count))
+        return self._run(pyramid, views, begin, end, keep)
+
+    def _run(self, pyramid: Tensor, views: Views, begin: int, end: int, keep: bool) -> _Graph:
+        levels, chosen = self.images.split(pyramid), _select(views, begin, end)
+        shown = render_augment(levels, self.images.size, chosen, dtype=self.backbone.dtype)
+        with torch.set_grad_enabled(keep):
+            return _Graph(begin, end, shown, self.backbone(shown.requires_grad_(keep)))
+
+    def _update(self, views: Views, gradient: Tensor, held: _Graph | None, first: int, last: int, bad: Tensor) -> None:
+        """Backward and Adam of images [first, last)."""
+        state = self.optimiser.state
+        block = self.staging.fetch(state, first, last)
+        following, stop = (0, first) if held else (last, self.images.num_images)
+        if following < stop:
+            self.staging.prefetch(state, following, self._end(following, stop))
+        graph = held or self._run(block[0], views, first, last, keep=True)
+        shown, part = graph.shown, gradient[:, first:last].flatten(0, 1)
+        if self.objective.backbone_gradients:
+            torch.autograd.backward(graph.features, part)
+            assert shown.grad is not None
+            found = shown.grad
+        else:
+            (found,) = torch.autograd.grad(graph.features, shown, part)
+        levels, chosen = self.images.split(block[0]), _select(views, first, last)
+        flat = render_augment_backward(found, levels, self.images.size, chosen)
+        torch.maximum(bad, (~flat.sum().isfinite()).float(), out=bad)
+        self.optimiser.update(block, flat, bad)
+        self.staging.store(state, first, last, block)
+
+    def _back_off(self, torn: bool = False) -> None:
+        if self.backbone.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if self.micro_batch == 1:
+            raise StepFailed(
+                "out of memory with a single image a micro-batch: take fewer views, --state host, --grad-checkpointing, a smaller "
+                "backbone or a larger device",
+                torn,
+            )
+        self.micro_batch //= 2
+
+
+def _select(views: Views, begin: int, end: int) -> Views:
+    """Those of images [begin, end), view after view."""
+    return replace(
+        views, boxes=views.boxes[:, begin:end].flatten(0, 1), noise_items=views.noise_items[:, begin:end].flatten(0, 1)
+    )

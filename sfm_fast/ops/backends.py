@@ -53,13 +53,24 @@ def explain(
         raise InputError(f"features must be a tensor, got {type(features).__name__}")
     if not isinstance(grouped, bool):
         raise InputError(f"grouped must be True or False, got {type(grouped).__name__}")
+    return _choose(features, backend, alignment, metric, grouped)
+
+
+def explain_images(images: torch.Tensor, *, backend: str = "auto") -> Choice:
+    """The same for `render`, `augment` and `render_augment` called on ``images``, or on levels like them."""
+    if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
+        raise InputError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
+    return _choose(images, backend)
+
+
+def _choose(tensor: torch.Tensor, backend: str, alignment: str = "", metric: str = "", grouped: bool = False) -> Choice:
     choose = _choice.__wrapped__ if torch.compiler.is_compiling() else _choice  # a cache can't be traced
-    return choose(features.device.type, features.dtype, alignment, metric, backend, grouped)
+    return choose(tensor.device.type, tensor.dtype, alignment, metric, backend, grouped)
 
 
 @functools.lru_cache(maxsize=1024)
 def _choice(device: str, dtype: torch.dtype, alignment: str, metric: str, backend: str, grouped: bool) -> Choice:
-    call = f"{device}, {dtype}, alignment {alignment!r}, metric {metric!r}"
+    call = f"{device}, {dtype}" + (f", alignment {alignment!r}, metric {metric!r}" if alignment else "")
     against = {name: _against(name, device, dtype, metric, grouped) for name in BACKENDS}
     able = [name for name in ("cpu", "cuda", "triton", "torch") if against[name] is None]
     # Interpreted Triton is for tests: nobody gets it without asking.
@@ -89,7 +100,7 @@ def _against(name: str, device: str, dtype: torch.dtype, metric: str, grouped: b
     if name == "triton" and device != "cuda" and not (device == "cpu" and library.triton_interpreter()):
         return f"runs on NVIDIA and AMD GPUs, not on {device} (but for tests, under TRITON_INTERPRET=1)"
     if dtype not in _KERNEL_DTYPES:
-        return f"takes float32, bfloat16 and float16 features, not {dtype}"
+        return f"takes float32, bfloat16 and float16, not {dtype}"
     if grouped and metric == "mse":
         return "has no mean squared error with groups"
     return None

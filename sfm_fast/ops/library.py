@@ -128,12 +128,74 @@ def _fake_pair_alignment(
     return a.new_empty((), dtype=torch.float64), a.new_empty((rows, a.shape[1]))
 
 
+def _fake_render(levels: list[Tensor], rows: Tensor | None, size: int, dtype: torch.dtype) -> Tensor:
+    images = levels[0].shape[0] if rows is None else rows.shape[0]
+    return levels[0].new_empty((images, levels[0].shape[1], size, size), dtype=dtype)
+
+
+def _fake_render_backward(grad: Tensor, images: Tensor, sides: list[int]) -> Tensor:
+    floats = images.shape[1] * sum(side * side for side in sides)
+    return grad.new_empty((images.shape[0], floats), dtype=torch.float32)
+
+
+def _fake_augment(
+    images: Tensor, boxes: Tensor, noise_items: Tensor, size: int, mean: Tensor, std: Tensor, *rest: Any
+) -> Tensor:
+    return images.new_empty((boxes.shape[0], mean.shape[0], size, size), dtype=rest[-1])
+
+
+def _fake_augment_backward(
+    grad: Tensor,
+    boxes: Tensor,
+    std: Tensor,
+    images: int,
+    channels: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return grad.new_empty((images, channels, height, width), dtype=dtype)
+
+
+def _fake_render_augment(
+    levels: list[Tensor],
+    rows: Tensor | None,
+    canvas: int,
+    boxes: Tensor,
+    noise_items: Tensor,
+    size: int,
+    mean: Tensor,
+    std: Tensor,
+    *rest: Any,
+) -> Tensor:
+    if levels[0].device.type != "cpu":  # a GPU's kernels take the canvas as scratch: whoever counts memory must see it
+        _fake_render(levels, rows, canvas, torch.float32)
+    return levels[0].new_empty((boxes.shape[0], mean.shape[0], size, size), dtype=rest[-1])
+
+
+def _fake_render_augment_backward(
+    grad: Tensor, levels: list[Tensor], rows: Tensor | None, canvas: int, boxes: Tensor, std: Tensor
+) -> Tensor:
+    if levels[0].device.type != "cpu":
+        picture = _fake_render(levels, rows, canvas, torch.float32)
+        return _fake_render_backward(picture.new_empty(picture.shape), picture, [level.shape[-1] for level in levels])
+    images = levels[0].shape[0] if rows is None else rows.shape[0]
+    floats = levels[0].shape[1] * sum(level.shape[-1] ** 2 for level in levels)
+    return grad.new_empty((images, floats), dtype=torch.float32)
+
+
 _FAKES: dict[str, Callable[..., Any]] = {
     "class_means": _fake_class_means,
     "class_means_backward": _fake_class_means_backward,
     "flow_alignment": _fake_flow_alignment,
     "flow_alignment_backward": _fake_flow_alignment_backward,
     "pair_alignment": _fake_pair_alignment,
+    "render": _fake_render,
+    "render_backward": _fake_render_backward,
+    "augment": _fake_augment,
+    "augment_backward": _fake_augment_backward,
+    "render_augment": _fake_render_augment,
+    "render_augment_backward": _fake_render_augment_backward,
 }
 
 _load_all()

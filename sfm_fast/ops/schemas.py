@@ -23,4 +23,21 @@ SCHEMAS = {
         "(Tensor a, Tensor b, Tensor? groups, SymInt row_start, SymInt row_stop, float eps, bool need_gradient, "
         "bool high) -> (Tensor, Tensor)"
     ),
+    "render": "(Tensor[] levels, Tensor? rows, SymInt size, ScalarType dtype) -> Tensor",
+    "render_backward": "(Tensor grad, Tensor images, SymInt[] sides) -> Tensor",
+    "augment": (
+        "(Tensor images, Tensor boxes, Tensor noise_items, SymInt size, Tensor mean, Tensor std, float noise_mean, "
+        "float noise_std, int seed, SymInt step, int stream, ScalarType dtype) -> Tensor"
+    ),
+    "augment_backward": (
+        "(Tensor grad, Tensor boxes, Tensor std, SymInt images, SymInt channels, SymInt height, SymInt width, "
+        "ScalarType dtype) -> Tensor"
+    ),
+    "render_augment": (
+        "(Tensor[] levels, Tensor? rows, SymInt canvas, Tensor boxes, Tensor noise_items, SymInt size, Tensor mean, "
+        "Tensor std, float noise_mean, float noise_std, int seed, SymInt step, int stream, ScalarType dtype) -> Tensor"
+    ),
+    "render_augment_backward": (
+        "(Tensor grad, Tensor[] levels, Tensor? rows, SymInt canvas, Tensor boxes, Tensor std) -> Tensor"
+    ),
 }

@@ -13,7 +13,8 @@ from ..checks import check_labels
 from ..data.backbones import Backbone
 from ..data.sources import ImageSource, match_channels
 from ..errors import InputError
-from ..reference.augment import Augmentation, augment
+from ..ops.augment import augment
+from ..reference.augment import Augmentation, draw_views
 from ..reference.philox import Stream
 from ..statistics import ClassStatistics
 from ..version import __version__
@@ -54,9 +55,9 @@ def view_features(
     # Views are numbered image by image within a view, so any batch size computes the same ones.
     items = torch.arange(views * len(images), device=images.device)
     for chunk in items.split(batch_size):
-        views_of_chunk = augment(
-            images[chunk % len(images)],
+        drawn = draw_views(
             chunk,
+            (images.shape[2], images.shape[3]),
             backbone.input_size,
             backbone.mean,
             backbone.std,
@@ -65,7 +66,7 @@ def view_features(
             augmentation=augmentation,
             parameter_stream=Stream.PROBE,
         )
-        parts.append(backbone(views_of_chunk))
+        parts.append(backbone(augment(images[chunk % len(images)], drawn, dtype=backbone.dtype)))
     return torch.cat(parts).view(views, len(images), -1)
 
 

@@ -7,7 +7,7 @@ so the view of an image doesn't depend on how a batch is split.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -32,26 +32,37 @@ class Augmentation:
     noise: bool = True
 
 
-def view_parameters(
-    items: Tensor, augmentation: Augmentation, *, seed: int, step: int, stream: int
-) -> tuple[Tensor, Tensor]:
-    """Affine maps (N, 2, 3) float32 and noise flags (N,) bool of the views of images ``items`` (N,) int64 at ``step``."""
-    u = philox.uniform(items, 8, seed=seed, stream=stream, step=step)
-    area = augmentation.min_area + (augmentation.max_area - augmentation.min_area) * u[:, 0]
-    aspect = torch.exp(LOG_ASPECT[0] + (LOG_ASPECT[1] - LOG_ASPECT[0]) * u[:, 1])
-    width, height = torch.sqrt(area * aspect), torch.sqrt(area / aspect)
-    # The crop's centre keeps it inside the image; a side longer than the image overhangs, and reads zeros there.
-    x, y = (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)
-    mirrored = (u[:, 4] < FLIP_PROBABILITY) & augmentation.flip
-    zero = torch.zeros_like(width)
-    theta = torch.stack([torch.where(mirrored, -width, width), zero, x, zero, height, y], dim=1).view(-1, 2, 3)
-    noisy = (u[:, 5] < NOISE_PROBABILITY) & augmentation.noise
-    return theta.float(), noisy
+@dataclass(frozen=True)
+class Views:
+    """Which views of M images: V = A * M of them, view v of image v % M.
+
+    boxes: (V, 4) float32, (x0, dx, y0, dy): column j of a view shows the image at column x0 + j * dx, row i at row
+        y0 + i * dy, in pixels, 0 the centre of the first. dx < 0 mirrors; outside the image are zeros.
+    noise_items: (V,) int64, the counter of a view's noise (below 2**32), or negative for none.
+    size: side of the views in pixels.
+    mean, std: (channels,) float32 of the backbone; grey images are repeated to as many channels.
+    seed, step, stream: keys of the noise, with its mean and standard deviation.
+    """
+
+    boxes: Tensor
+    noise_items: Tensor
+    size: int
+    mean: Tensor
+    std: Tensor
+    seed: int = 0
+    step: int = 0
+    stream: int = Stream.AUGMENT_NOISE
+    noise_mean: float = NOISE_MEAN
+    noise_std: float = NOISE_STD
+
+    def select(self, chosen: Tensor | slice) -> Views:
+        """Some of the views; they must again come to equally many for each image."""
+        return replace(self, boxes=self.boxes[chosen], noise_items=self.noise_items[chosen])
 
 
-def augment(
-    images: Tensor,
+def draw_views(
     items: Tensor,
+    image_size: tuple[int, int],
     size: int,
     mean: Tensor,
     std: Tensor,
@@ -61,28 +72,62 @@ def augment(
     augmentation: Augmentation = Augmentation(),
     parameter_stream: int = Stream.AUGMENT_PARAMETERS,
     noise_stream: int = Stream.AUGMENT_NOISE,
-) -> Tensor:
-    """One view of every image, normalised for a backbone.
+) -> Views:
+    """The random views at ``step`` of images of (height, width) ``image_size``.
 
-    Args:
-        images: (N, channels, H, W) in 0..1; differentiable.
-        items: (N,) int64 ids of the images, the counters of their random numbers. Two views of one image in one step
-            need two ids.
-        size: side of the views in pixels.
-        mean, std: (backbone channels,) of the backbone; grey images are repeated to that many channels.
-        seed, step: keys of the random numbers, with the two streams.
-
-    Returns (N, backbone channels, size, size).
+    items: (V,) int64 ids, the counters of the views' random numbers; two views of one image in one step need two ids.
     """
-    theta, noisy = view_parameters(items, augmentation, seed=seed, step=step, stream=parameter_stream)
-    grid = F.affine_grid(theta.to(images.dtype), [len(images), images.shape[1], size, size], align_corners=False)
-    views = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    chosen = noisy.nonzero().flatten()
+    u = philox.uniform(items, 8, seed=seed, stream=parameter_stream, step=step)
+    area = augmentation.min_area + (augmentation.max_area - augmentation.min_area) * u[:, 0]
+    aspect = torch.exp(LOG_ASPECT[0] + (LOG_ASPECT[1] - LOG_ASPECT[0]) * u[:, 1])
+    width, height = torch.sqrt(area * aspect), torch.sqrt(area / aspect)
+    # The crop's centre keeps it inside the image; a side longer than the image overhangs, and reads zeros there.
+    x, y = (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)
+    mirrored = (u[:, 4] < FLIP_PROBABILITY) & augmentation.flip
+    width = torch.where(mirrored, -width, width)
+    noisy = (u[:, 5] < NOISE_PROBABILITY) & augmentation.noise
+    boxes = torch.stack(
+        [*_pixels(width, x, image_size[1], size), *_pixels(height, y, image_size[0], size)], dim=1
+    ).float()
+    noise_items = torch.where(noisy, items, -1)
+    return Views(boxes, noise_items, size, mean, std, seed, step, noise_stream)
+
+
+def _pixels(scale: Tensor, center: Tensor, source: int, size: int) -> tuple[Tensor, Tensor]:
+    """(origin, step) in pixels of x = scale * u + center, both in -1..1 (align_corners=False), for ``size`` samples u."""
+    step = scale * (source / size)
+    return ((center + 1) * source - 1) / 2 + step * (1 - size) / 2, step
+
+
+def augment(images: Tensor, views: Views) -> Tensor:
+    """The views, normalised for a backbone: images (M, channels, H, W) in 0..1 -> (V, backbone channels, size, size).
+
+    Differentiable in ``images``; computes in their dtype.
+    """
+    height, width = images.shape[-2:]
+    if len(images) != len(views.boxes):
+        images = images.repeat(len(views.boxes) // len(images), 1, 1, 1)
+    x0, dx, y0, dy = views.boxes.double().unbind(1)
+    zero, size = torch.zeros_like(x0), views.size
+    # Back to grid_sample's -1..1; in float64 and rounded once, so that the grid is as good as the dtype allows.
+    theta = torch.stack(
+        [
+            dx * size / width, zero, (2 * x0 + dx * (size - 1) + 1) / width - 1,
+            zero, dy * size / height, (2 * y0 + dy * (size - 1) + 1) / height - 1,
+        ],
+        dim=1,
+    ).view(-1, 2, 3).to(images.dtype)  # fmt: skip
+    grid = F.affine_grid(theta, [len(images), images.shape[1], size, size], align_corners=False)
+    shown = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    chosen = (views.noise_items >= 0).nonzero().flatten()
     if len(chosen):
-        shape = views.shape[1:]
-        noise = philox.normal(items[chosen], shape.numel(), seed=seed, stream=noise_stream, step=step)
-        views = views.index_add(0, chosen, (NOISE_MEAN + NOISE_STD * noise).view(-1, *shape).to(views.dtype))
-    return normalize(views, mean, std)
+        shape = shown.shape[1:]
+        noise = philox.normal(
+            views.noise_items[chosen], shape.numel(), seed=views.seed, stream=views.stream, step=views.step
+        )
+        noise = views.noise_mean + views.noise_std * noise
+        shown = shown.index_add(0, chosen, noise.view(-1, *shape).to(shown.dtype))
+    return normalize(shown, views.mean, views.std)
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:

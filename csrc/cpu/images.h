@@ -1,0 +1,68 @@
+// What the image operations share: checks of the arguments, the pyramid as the kernels see it, choice of the element type.
+#pragma once
+
+#include "canvas.h"
+
+namespace sfm_fast {
+
+inline int64_t numel(const Tensor& tensor) {
+  int64_t total = 1;
+  for (int64_t d = 0; d < tensor.dim(); ++d) total *= tensor.size(d);
+  return total;
+}
+
+// Images (M, channels, height, width) with contiguous planes, in one of the float types.
+inline Tensor checked_images(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.dim() == 4 && is_feature_type(tensor.scalar_type()), name,
+                  " must be float32, bfloat16 or float16 of shape (images, channels, height, width)");
+  return torch::stable::contiguous(tensor);
+}
+
+inline Tensor checked_indices(const Tensor& tensor, int64_t count, const char* name) {
+  STD_TORCH_CHECK(tensor.dim() == 1 && tensor.scalar_type() == ScalarType::Long && (count < 0 || tensor.size(0) == count),
+                  name, " must be int64 of shape (", count, ",)");
+  return torch::stable::contiguous(tensor);
+}
+
+// Holds the tensors whose memory `view` points into.
+struct CheckedPyramid {
+  CheckedPyramid(const std::vector<Tensor>& levels, const std::optional<Tensor>& chosen, int64_t size, bool need_adjoint) {
+    STD_TORCH_CHECK(!levels.empty() && levels.size() <= 64, "levels must be 1 to 64 tensors, got ", levels.size());
+    STD_TORCH_CHECK(size >= 1 && size <= (1 << 14), "size must be 1 to 16384 pixels, got ", size);
+    STD_TORCH_CHECK(levels[0].dim() == 4, "levels must be (images, channels, side, side)");
+    const int64_t images = levels[0].size(0), channels = levels[0].size(1);
+    STD_TORCH_CHECK(channels == 1 || channels == 3, "levels must have 1 or 3 channels, got ", channels);
+    for (const Tensor& level : levels) {
+      STD_TORCH_CHECK(level.dim() == 4 && level.scalar_type() == ScalarType::Float && level.size(0) == images &&
+                          level.size(1) == channels && level.size(2) == level.size(3),
+                      "levels must be float32 of shape (images, channels, side, side), all of as many images and channels");
+      const int64_t side = level.size(2);
+      STD_TORCH_CHECK(side >= 1 && side <= size, "levels must have sides of 1 to ", size, ", got ", side);
+      // Levels may be slices of one buffer of all levels; within an image they are contiguous.
+      const bool dense = level.stride(3) == 1 && level.stride(2) == side && level.stride(1) == side * side;
+      held.push_back(dense || level.numel() == 0 ? level : torch::stable::contiguous(level));
+      view.data.push_back(held.back().const_data_ptr<float>());
+      view.stride.push_back(held.back().stride(0));
+      view.maps.push_back(upsampling(static_cast<int>(side), static_cast<int>(size), need_adjoint));
+    }
+    if (chosen) {
+      held.push_back(checked_indices(*chosen, -1, "rows"));
+      view.rows = held.back().const_data_ptr<int64_t>();
+      for (int64_t m = 0; m < chosen->size(0); ++m)
+        STD_TORCH_CHECK(view.rows[m] >= 0 && view.rows[m] < images, "rows must be in 0..", images - 1, ", got ", view.rows[m]);
+    } else {
+      view.rows = nullptr;
+    }
+    view.images = chosen ? chosen->size(0) : images;
+    view.channels = static_cast<int>(channels), view.size = static_cast<int>(size);
+  }
+
+  Pyramid view;
+  std::vector<Tensor> held;
+};
+
+inline void check_output_type(ScalarType dtype) {
+  STD_TORCH_CHECK(is_feature_type(dtype), "dtype must be float32, bfloat16 or float16");
+}
+
+}  // namespace sfm_fast

@@ -1,0 +1,105 @@
+// Views straight from pyramid levels, and levels' gradients straight from those of the views: no image exists in between.
+#include "views.h"
+
+namespace sfm_fast {
+namespace {
+
+struct RenderViews {
+  template <int W, class T>
+  SFM_INLINE static void run(const Pyramid& pyramid, const Views& views, void* out, int64_t begin, int64_t end) {
+    RowRenderer<W> renderer(pyramid);
+    for (int64_t v = begin; v < end; ++v) {
+      renderer.start(v % views.images);
+      write_view<W, T>(views, v, renderer, out);
+    }
+  }
+};
+
+template <int W>
+SFM_INLINE void render_views_kernel(
+    const Pyramid& pyramid, const Views& views, ScalarType type, void* out, int64_t begin, int64_t end) {
+  by_type<W, RenderViews>(type, pyramid, views, out, begin, end);
+}
+SFM_DISPATCH(
+    render_views,
+    (const Pyramid& pyramid, const Views& views, ScalarType type, void* out, int64_t begin, int64_t end),
+    (pyramid, views, type, out, begin, end))
+
+struct CollectViews {
+  template <int W, class T>
+  SFM_INLINE static void run(
+      const Pyramid& pyramid, const Views& views, const void* gradient, float* out, int64_t begin, int64_t end) {
+    RowRenderer<W> renderer(pyramid);
+    RowCollector<W> collector(pyramid);
+    ViewGradients<W, T> gradients(views, gradient);
+    const int64_t width = renderer.width, floats = pyramid.floats();
+    std::vector<float> picture(pyramid.channels * width), row(pyramid.channels * width);
+    for (int64_t m = begin; m < end; ++m) {
+      gradients.start(m);
+      renderer.start(m);
+      collector.start(out + m * floats);
+      const int first = gradients.first_column, last = gradients.last_column + 1;
+      for (int p = gradients.first_row; p <= gradients.last_row; ++p) {
+        gradients.row(p, row.data(), width);
+        renderer.row(p, first, last, picture.data());
+        through_sigmoid_and_color<W>(picture.data(), row.data(), pyramid.channels, width, first, last);
+        collector.row(p, row.data());
+      }
+      collector.finish();
+    }
+  }
+};
+
+template <int W>
+SFM_INLINE void collect_views_kernel(
+    const Pyramid& pyramid, const Views& views, ScalarType type, const void* gradient, float* out, int64_t begin,
+    int64_t end) {
+  by_type<W, CollectViews>(type, pyramid, views, gradient, out, begin, end);
+}
+SFM_DISPATCH(
+    collect_views,
+    (const Pyramid& pyramid, const Views& views, ScalarType type, const void* gradient, float* out, int64_t begin,
+     int64_t end),
+    (pyramid, views, type, gradient, out, begin, end))
+
+}  // namespace
+
+// augment(render(levels, rows, canvas), ...): (V, channels, size, size).
+Tensor render_augment(std::vector<Tensor> levels, std::optional<Tensor> rows, int64_t canvas, Tensor boxes, Tensor noise_items,
+                      int64_t size, Tensor mean, Tensor std, double noise_mean, double noise_std, int64_t seed, int64_t step,
+                      int64_t stream, ScalarType dtype) {
+  check_output_type(dtype);
+  const CheckedPyramid pyramid(levels, rows, canvas, false);
+  CheckedViews views(
+      boxes, noise_items, pyramid.view.images, pyramid.view.channels, canvas, canvas, size, mean, std);
+  views.set_noise(noise_mean, noise_std, seed, step, stream);
+  Tensor out = torch::stable::new_empty(levels[0], {views.view.count, views.view.channels, size, size}, dtype);
+  prefer_huge_pages(out);
+  void* result = out.mutable_data_ptr();
+  torch::stable::parallel_for(0, views.view.count, 1, [&](int64_t begin, int64_t end) {
+    render_views(pyramid.view, views.view, dtype, result, begin, end);
+  });
+  return out;
+}
+
+// (M, channels * sum of sides^2) float32, as render_backward gives it; the canvas is rendered again, row by row.
+Tensor render_augment_backward(Tensor grad, std::vector<Tensor> levels, std::optional<Tensor> rows, int64_t canvas, Tensor boxes,
+                               Tensor std) {
+  grad = checked_images(grad, "grad");
+  const CheckedPyramid pyramid(levels, rows, canvas, true);
+  const Pyramid& images = pyramid.view;
+  const CheckedViews views(
+      boxes, std::nullopt, images.images, images.channels, canvas, canvas, grad.size(2), std::nullopt, std);
+  STD_TORCH_CHECK(grad.size(0) == views.view.count && grad.size(1) == views.view.channels && grad.size(3) == grad.size(2),
+                  "grad must be (views, channels, size, size) to fit boxes and std");
+  Tensor out = torch::stable::new_empty(levels[0], {images.images, images.floats()}, ScalarType::Float);
+  prefer_huge_pages(out);
+  const void* from = grad.const_data_ptr();
+  float* result = out.mutable_data_ptr<float>();
+  torch::stable::parallel_for(0, images.images, 1, [&](int64_t begin, int64_t end) {
+    collect_views(images, views.view, grad.scalar_type(), from, result, begin, end);
+  });
+  return out;
+}
+
+}  // namespace sfm_fast

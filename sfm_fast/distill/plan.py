@@ -1,0 +1,300 @@
+"""Predicts a step's peak memory and floating-point operations with fake tensors: no device, no weights, no images needed.
+
+The very code of the step runs on tensors without data; every allocation and release is counted. Micro-batches between the first and
+the last one repeat what these do, and are skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import weakref
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import flop_registry
+
+from ..data.backbones import Backbone
+from ..errors import InputError
+from .config import DistillConfig
+from .images import SyntheticImages
+from .methods import DecoupledFlowMatching, FlowMatching, GradientMatching, Objective
+from .optimiser import PyramidAdam
+from .staging import FromHost, InPlace
+from .step import DistillationStep, _Graph
+
+CATEGORIES = ("parameters", "pyramid", "adam", "activations", "workspace")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Peak bytes of a step, what they are made of at that moment, and the step's floating-point operations.
+
+    ``by_category``: bytes of the backbone's parameters, the pyramid, Adam's moments, activations kept for a backward, and everything
+    else (views, gradients, features, temporaries). ``host_bytes``: pyramid and moments in host memory, not part of the peak.
+    """
+
+    peak_bytes: int
+    by_category: dict[str, int]
+    flops: int
+    host_bytes: int = 0
+
+
+class Tracker(TorchDispatchMode):
+    """Counts bytes of living storages by category, as operations allocate and Python releases them; and operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
+        self.flops = 0
+        self.now = dict.fromkeys(CATEGORIES, 0)
+        self.peak, self.at_peak = 0, dict(self.now)
+
+    def assign(self, category: str, tensors: Sequence[Tensor]) -> None:
+        """Count the tensors' storages under ``category`` from now on; "" counts them nowhere."""
+        for tensor in tensors:
+            self._add(tensor, category)
+
+    def _add(self, tensor: Tensor, category: str) -> None:
+        storage = tensor.untyped_storage()
+        entry = self.known.get(storage)
+        if entry is None:
+            entry = [category, storage.nbytes()]
+            self.known[storage] = entry
+            weakref.finalize(storage, self._release, entry)
+            self._change(category, entry[1])
+        elif entry[0] != category:
+            self._change(entry[0], -entry[1])
+            entry[0] = category
+            self._change(category, entry[1])
+
+    def restart(self) -> None:
+        """Forget the peak so far."""
+        self.peak, self.at_peak = sum(self.now.values()), dict(self.now)
+
+    def _release(self, entry: list[Any]) -> None:
+        self._change(entry[0], -entry[1])
+
+    def _change(self, category: str, size: int) -> None:
+        if not category:
+            return
+        self.now[category] += size
+        total = sum(self.now.values())
+        if total > self.peak:
+            self.peak, self.at_peak = total, dict(self.now)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if function._overloadpacket in flop_registry:
+            self.flops += flop_registry[function._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        for value in tree_iter(result):
+            if isinstance(value, Tensor) and value.untyped_storage() not in self.known:
+                self._add(value, "workspace")
+        return result
+
+    @contextlib.contextmanager
+    def activations(self) -> Iterator[None]:
+        """What autograd saves inside counts as activations, unless it is a parameter, the pyramid or the like."""
+
+        def pack(tensor: Tensor) -> Tensor:
+            entry = self.known.get(tensor.untyped_storage())
+            if entry is not None and entry[0] == "workspace":
+                self._add(tensor, "activations")
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield
+
+
+class _SampledStep(DistillationStep):
+    """A step whose micro-batches between the first and the last do nothing; ``tracker`` counts operations of the others."""
+
+    tracker: Tracker
+    forward_flops = backward_flops = 0.0  # an image
+
+    def _end(self, begin: int, stop: int) -> int:
+        last = (math.ceil(self.images.num_images / self.micro_batch) - 1) * self.micro_batch
+        if 0 < begin < last:
+            return min(last, stop)
+        return super()._end(begin, stop)
+
+    def _skipped(self, begin: int, end: int) -> bool:
+        return begin > 0 and end < self.images.num_images
+
+    def _forward(self, views: Any, begin: int, end: int, keep: bool) -> _Graph:
+        if self._skipped(begin, end):
+            features = self.backbone.mean.new_empty((end - begin) * len(views.boxes), self.backbone.num_features)
+            return _Graph(begin, end, features, features)
+        before = self.tracker.flops
+        graph = super()._forward(views, begin, end, keep)
+        self.forward_flops = (self.tracker.flops - before) / (end - begin)
+        return graph
+
+    def _update(self, views: Any, gradient: Tensor, held: _Graph | None, first: int, last: int, bad: Tensor) -> None:
+        if self._skipped(first, last):
+            return
+        before = self.tracker.flops
+        super()._update(views, gradient, held, first, last, bad)
+        if held:
+            self.backward_flops = (self.tracker.flops - before) / (last - first)
+
+
+class _FakeGradientMatching(GradientMatching):
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        size = self.transform.crop
+        return torch.empty(self.batch, self.transform.channels, size, size), torch.zeros(self.batch, dtype=torch.int64)
+
+
+class _NoImages:
+    """Stands for a data set whose images are never read."""
+
+    name, random_access = "no images", True
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class _Objective(Objective):
+    """``wrapped``, with the operations of its preparation counted."""
+
+    prepare_flops = 0
+
+    def __init__(self, wrapped: Objective, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self.wrapped, self.views, self.backbone_gradients = wrapped, wrapped.views, wrapped.backbone_gradients
+
+    def prepare(self, step: int) -> None:
+        before = self.tracker.flops
+        self.wrapped.prepare(step)
+        self.prepare_flops = self.tracker.flops - before
+
+    def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
+        return self.wrapped.loss(features, labels, step)
+
+
+def _objective(config: DistillConfig, backbone: Backbone, classes: int, channels: int, size: int) -> Objective:
+    views = config.views_per_step
+    if config.method == "lgm":
+        source: Any = _NoImages(config.ipc * views * classes)
+        frozen = replace(backbone, model=nn.Module())  # whose requires_grad the objective may switch
+        return _FakeGradientMatching(
+            frozen, source, classes, config.ipc, size, channels,
+            views=views, variant=config.lgm_variant, augmentation=config.augmentation,
+        )  # fmt: skip
+    centers = torch.empty(classes, backbone.num_features, device=backbone.device)
+    if config.method == "sfm":
+        return FlowMatching(centers, views=views, alignment=config.alignment, metric=config.metric)
+    return DecoupledFlowMatching(centers, views=views, alpha=config.alpha)
+
+
+def predict_step(
+    config: DistillConfig,
+    backbone: Backbone,
+    classes: int,
+    channels: int,
+    micro_batch: int | None = None,
+    *,
+    host_state: bool = False,
+    count_parameters: bool = True,
+) -> Prediction:
+    """What a step of ``config`` with all levels live will take; see `Prediction`.
+
+    backbone: a loaded one, or one of `shape_of_backbone` without weights. micro_batch: images at once (None: all).
+    count_parameters: whether the backbone's weights are part of the peak.
+    """
+    tracker, device = Tracker(), backbone.device
+    count, size = classes * config.ipc, config.size or backbone.image_size
+    stock = config.method == "lgm" and config.lgm_variant == "stock"
+    with FakeTensorMode(), tracker:
+        weights = {name: _like(tensor, device) for name, tensor in _tensors(backbone.model)}
+        for name, parameter in backbone.model.named_parameters():
+            weights[name].requires_grad_(stock and parameter.is_floating_point())
+        tracker.assign("parameters" if count_parameters else "", list(weights.values()))
+        stand_in = replace(
+            backbone,
+            mean=torch.empty(len(backbone.mean), device=device),
+            std=torch.empty(len(backbone.std), device=device),
+            run=lambda views: torch.func.functional_call(backbone.model, weights, (views,)),
+        )
+        images = SyntheticImages(1, channels, size, parametrization=config.parametrization)
+        images.num_images = count
+        images.pyramid = nn.Parameter(torch.empty(count, 0, device="cpu" if host_state else device), False)
+        images.allocate(len(images.sizes))
+        optimiser = PyramidAdam(images, config.lr)
+        pyramid, *moments = optimiser.state
+        tracker.assign("" if host_state else "pyramid", [pyramid])
+        tracker.assign("" if host_state else "adam", moments)
+        objective = _Objective(_objective(config, stand_in, classes, channels, size), tracker)
+        step = _SampledStep(
+            images,
+            torch.empty(count, dtype=torch.int64, device=device),
+            objective,
+            stand_in,
+            optimiser,
+            augmentation=config.augmentation,
+            seed=config.seed,
+            micro_batch=micro_batch or count,
+            staging=FromHost(torch.device("cpu")) if host_state else InPlace(),
+        )
+        step.tracker = tracker
+        tracker.restart()  # what it took to make all this is over
+        with tracker.activations():
+            step.compute(0)
+    flops = objective.prepare_flops + count * (step.forward_flops + step.backward_flops)
+    if count > step.micro_batch:  # all but the last micro-batch run forward twice
+        flops += ((count - 1) // step.micro_batch) * step.micro_batch * step.forward_flops
+    host = pyramid.nbytes + sum(tensor.nbytes for tensor in moments) if host_state else 0
+    return Prediction(tracker.peak, tracker.at_peak, round(flops), host)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def _like(tensor: Tensor, device: torch.device) -> Tensor:
+    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+
+def largest_micro_batch(
+    config: DistillConfig,
+    backbone: Backbone,
+    classes: int,
+    channels: int,
+    budget: int,
+    *,
+    host_state: bool = False,
+    count_parameters: bool = True,
+) -> int:
+    """The most images a micro-batch with which a step is predicted to stay within ``budget`` bytes; at least 1.
+
+    All images in one where they fit: then no forward runs twice. Else at most half of them, in micro-batches of about equal size.
+    """
+    count = classes * config.ipc
+
+    def peak(micro_batch: int) -> int:
+        return predict_step(
+            config, backbone, classes, channels, micro_batch, host_state=host_state, count_parameters=count_parameters
+        ).peak_bytes
+
+    if peak(count) <= budget:
+        return count
+    if count <= 2:
+        return 1
+    # The peak grows linearly: two small cases say where the budget ends, then what was found is checked.
+    low, high = 1, min(4, (count + 1) // 2)
+    first, second = peak(low), peak(high)
+    slope = max((second - first) / max(high - low, 1), 1.0)
+    guess = min(max(int(low + (budget - first) / slope), 1), (count + 1) // 2)
+    while guess > 1 and peak(guess) > budget:
+        guess = max(1, int(guess * 0.95))
+    return math.ceil(count / math.ceil(count / guess))

@@ -1,0 +1,106 @@
+"""Views of images (crop, flip, noise, normalise) in one pass on a compiled backend, and the gradient to the images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_images, check_view_dtype, check_views
+from ..reference import augment as reference
+from ..reference.augment import Views
+from .backends import explain_images
+from .library import operation, registered
+
+
+def augment(images: Tensor, views: Views, *, dtype: torch.dtype | None = None, backend: str = "auto") -> Tensor:
+    """The views of images, normalised for a backbone; see `sfm_fast.draw_views` for random ones.
+
+    Args:
+        images: (M, channels, H, W) in 0..1, float32, bfloat16, float16 (float64 runs in plain torch); differentiable.
+        views: V = A * M of them, view v of image v % M.
+        dtype: of the result: float32, bfloat16 or float16; None is the images'.
+        backend: "auto", "torch", "cpu", "triton" or "cuda".
+
+    Returns (V, backbone channels, size, size). The noise is a function of ``views`` alone: the same on every backend up to
+    rounding, whatever the batch split, and nothing of it is stored. Bitwise the same on every run. Raises ``InputError`` on
+    arguments of another form.
+    """
+    check_images(images)
+    check_views(views, len(images), images.shape[1], images.device)
+    check_view_dtype(dtype)
+    chosen = explain_images(images, backend=backend).backend
+    dtype = images.dtype if dtype is None else dtype
+    if chosen == "torch":
+        return reference.augment(images, views).to(dtype)
+    if torch.compiler.is_compiling():
+        result: Tensor = operation(chosen, "augment")(images, *view_arguments(views), dtype)
+    else:
+        result = _Augment.apply(chosen, views, dtype, images)
+    return result
+
+
+def view_arguments(views: Views) -> tuple[Any, ...]:
+    """``views`` as the operations take them, between the images and the dtype."""
+    seed = views.seed - (1 << 64) if views.seed >= 1 << 63 else views.seed  # the operations' integers have a sign
+    return (
+        views.boxes, views.noise_items, views.size, views.mean, views.std, views.noise_mean, views.noise_std, seed,
+        views.step, int(views.stream),
+    )  # fmt: skip
+
+
+class _Adjoint(torch.autograd.Function):
+    """The gradient to the images; linear in ``grad``, so its own derivative is `augment` again, without mean and noise."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, backend: str, views: Views, shape: tuple[int, ...], dtype: torch.dtype, grad: Tensor
+    ) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            result: Tensor = operation(backend, "augment_backward")(grad, views.boxes, views.std, *shape, dtype)
+        ctx.backend, ctx.views, ctx.dtype = backend, views, grad.dtype
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        views = ctx.views
+        unshifted = replace(
+            views, noise_items=torch.full_like(views.noise_items, -1), mean=torch.zeros_like(views.mean)
+        )
+        return None, None, None, None, _Augment.apply(ctx.backend, unshifted, ctx.dtype, grad)
+
+
+class _Augment(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, backend: str, views: Views, dtype: torch.dtype, images: Tensor) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            result: Tensor = operation(backend, "augment")(images, *view_arguments(views), dtype)
+        ctx.constants = backend, views, tuple(images.shape), images.dtype
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, _Adjoint.apply(*ctx.constants, grad)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    images, boxes, _, _, _, std = inputs[:6]
+    ctx.shape, ctx.dtype = tuple(images.shape), images.dtype
+    ctx.save_for_backward(boxes, std)
+
+
+def _registered_backward(backend: str) -> Callable[..., tuple[Tensor | None, ...]]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        result = operation(backend, "augment_backward")(grad, *ctx.saved_tensors, *ctx.shape, ctx.dtype)
+        return result, *[None] * 11
+
+    return backward
+
+
+for _name, _qualified in registered():
+    if _name == "augment":
+        _backend = "triton" if "triton_" in _qualified else "cpu"
+        torch.library.register_autograd(_qualified, _registered_backward(_backend), setup_context=_setup_context)

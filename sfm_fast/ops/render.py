@@ -1,0 +1,119 @@
+"""From pyramid levels to images, in one pass on a compiled backend; the gradient goes to all levels in another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_indices, check_levels, check_side, check_view_dtype
+from ..reference import render as reference
+from .backends import explain_images
+from .library import operation, registered
+
+
+def render(
+    levels: Sequence[Tensor],
+    size: int,
+    *,
+    rows: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """sigmoid(2 * D(sum_k bilinear(level_k -> size))): images in 0..1 from pyramid levels.
+
+    Args:
+        levels: K tensors (N, channels, r_k, r_k) float32 (float64 runs in plain torch), 1 or 3 channels, r_k <= size; slices
+            ``level[i:j]`` and views of one larger buffer are read in place. Differentiable.
+        size: side of the images in pixels.
+        rows: (M,) int64, which images, in any order; None takes all. Gradients of the others are zero.
+        dtype: of the images: float32, bfloat16 or float16; None is the levels'.
+        backend: "auto", "torch", "cpu", "triton" or "cuda".
+
+    Returns (M, channels, size, size). D is the fixed colour decorrelation, left out for grey images. Nothing of the size of the
+    canvas is kept per level. Bitwise the same on every run. Raises ``InputError`` on arguments of another form. Source: arXiv
+    2511.16674.
+    """
+    check_side("size", size)
+    check_levels(levels, size)
+    check_view_dtype(dtype)
+    if rows is not None:
+        check_indices("rows", rows, len(levels[0]), levels[0].device)
+    chosen = explain_images(levels[0], backend=backend).backend
+    dtype = levels[0].dtype if dtype is None else dtype
+    if chosen == "torch":
+        return reference.render(levels if rows is None else [level[rows] for level in levels], size).to(dtype)
+    if torch.compiler.is_compiling():
+        images: Tensor = operation(chosen, "render")(list(levels), rows, size, dtype)
+    else:
+        images = _Render.apply(chosen, rows, size, dtype, *levels)
+    return images
+
+
+def split_levels(flat: Tensor, channels: int, sides: Sequence[int]) -> list[Tensor]:
+    """Views (M, channels, r_k, r_k) of (M, channels * sum r_k^2): an image's levels one behind the other."""
+    parts = flat.split([channels * side * side for side in sides], dim=1)
+    return [part.unflatten(1, (channels, side, side)) for part, side in zip(parts, sides, strict=True)]
+
+
+def level_gradients(flat: Tensor, levels: Sequence[Tensor], rows: Tensor | None) -> list[Tensor]:
+    """What autograd wants from the flat gradient of the chosen images: a tensor like each level."""
+    parts = split_levels(flat, levels[0].shape[1], [level.shape[-1] for level in levels])
+    if rows is None:
+        return parts
+    return [torch.zeros_like(level).index_add_(0, rows, part) for level, part in zip(levels, parts, strict=True)]
+
+
+def reference_gradients(
+    images: Callable[[list[Tensor]], Tensor], levels: Sequence[Tensor], grad: Tensor
+) -> list[Tensor]:
+    """Gradients that can be differentiated again (create_graph=True): through plain torch."""
+    return list(torch.autograd.grad(images(list(levels)), list(levels), grad, create_graph=True))
+
+
+def _backward(backend: str, saved: tuple[Tensor, ...], size: int, grad: Tensor) -> list[Tensor]:
+    images, rows, *levels = saved
+    if torch.is_grad_enabled():
+        return reference_gradients(
+            lambda tensors: reference.render(tensors if rows is None else [level[rows] for level in tensors], size).to(
+                images.dtype
+            ),
+            levels,
+            grad,
+        )
+    flat = operation(backend, "render_backward")(grad, images, [level.shape[-1] for level in levels])
+    return level_gradients(flat, levels, rows)
+
+
+class _Render(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, backend: str, rows: Tensor | None, size: int, dtype: torch.dtype, *levels: Tensor) -> Tensor:
+        with torch._C._AutoDispatchBelowAutograd():
+            images: Tensor = operation(backend, "render")(list(levels), rows, size, dtype)
+        ctx.backend, ctx.size = backend, size
+        ctx.save_for_backward(images, rows, *levels)
+        return images
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, None, *_backward(ctx.backend, ctx.saved_tensors, ctx.size, grad)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    levels, rows, ctx.size, _ = inputs
+    ctx.save_for_backward(output, rows, *levels)
+
+
+def _registered_backward(backend: str) -> Callable[..., tuple[Any, ...]]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        return _backward(backend, ctx.saved_tensors, ctx.size, grad), None, None, None
+
+    return backward
+
+
+for _name, _qualified in registered():
+    if _name == "render":
+        _backend = "triton" if "triton_" in _qualified else "cpu"
+        torch.library.register_autograd(_qualified, _registered_backward(_backend), setup_context=_setup_context)

@@ -1,0 +1,121 @@
+"""Views straight from pyramid levels: `augment` of `render` with no image kept between forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_indices, check_levels, check_side, check_view_dtype, check_views
+from ..reference import augment as reference_augment
+from ..reference import render as reference_render
+from ..reference.augment import Views
+from .augment import view_arguments
+from .backends import explain_images
+from .library import operation, registered
+from .render import level_gradients, reference_gradients
+
+
+def render_augment(
+    levels: Sequence[Tensor],
+    canvas: int,
+    views: Views,
+    *,
+    rows: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """``augment(render(levels, canvas, rows=rows), views)``, fused: the images exist row by row (GPU: while the call runs).
+
+    Arguments as of `render` and `augment`; ``canvas`` is the side of the images, ``views.size`` that of the views. The backward
+    renders again instead of storing the images. Returns (V, backbone channels, size, size).
+    """
+    check_side("canvas", canvas)
+    check_levels(levels, canvas)
+    check_view_dtype(dtype)
+    if rows is not None:
+        check_indices("rows", rows, len(levels[0]), levels[0].device)
+    images = len(levels[0] if rows is None else rows)
+    check_views(views, images, levels[0].shape[1], levels[0].device)
+    chosen = explain_images(levels[0], backend=backend).backend
+    dtype = levels[0].dtype if dtype is None else dtype
+    if chosen == "torch":
+        return _plain(list(levels), rows, canvas, views).to(dtype)
+    if torch.compiler.is_compiling():
+        arguments = view_arguments(views)
+        result: Tensor = operation(chosen, "render_augment")(list(levels), rows, canvas, *arguments, dtype)
+    else:
+        result = _RenderAugment.apply(chosen, rows, canvas, views, dtype, *levels)
+    return result
+
+
+def render_augment_backward(
+    grad: Tensor, levels: Sequence[Tensor], canvas: int, views: Views, *, backend: str = "auto"
+) -> Tensor:
+    """Gradients of the levels as one tensor (M, channels * sum r_k^2), an image's levels one behind the other.
+
+    What autograd would compute for `render_augment` on these ``levels``, without a graph: for a step that handles them itself.
+    """
+    chosen = explain_images(levels[0], backend=backend).backend
+    if chosen != "torch":
+        flat: Tensor = operation(chosen, "render_augment_backward")(
+            grad, list(levels), None, canvas, views.boxes, views.std
+        )
+        return flat
+    with torch.enable_grad():
+        leaves = [level.detach().requires_grad_() for level in levels]
+        shown = _plain(leaves, None, canvas, views).to(grad.dtype)
+        return torch.cat([part.flatten(1) for part in torch.autograd.grad(shown, leaves, grad)], dim=1)
+
+
+def _plain(levels: list[Tensor], rows: Tensor | None, canvas: int, views: Views) -> Tensor:
+    if rows is not None:
+        levels = [level[rows] for level in levels]
+    return reference_augment.augment(reference_render.render(levels, canvas), views)
+
+
+def _backward(backend: str, saved: tuple[Tensor, ...], canvas: int, views: Views, grad: Tensor) -> list[Tensor]:
+    rows, *levels = saved
+    if torch.is_grad_enabled():
+        return reference_gradients(lambda tensors: _plain(tensors, rows, canvas, views).to(grad.dtype), levels, grad)
+    flat = operation(backend, "render_augment_backward")(grad, levels, rows, canvas, views.boxes, views.std)
+    return level_gradients(flat, levels, rows)
+
+
+class _RenderAugment(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, backend: str, rows: Tensor | None, canvas: int, views: Views, dtype: torch.dtype, *levels: Tensor
+    ) -> Tensor:
+        arguments = view_arguments(views)
+        with torch._C._AutoDispatchBelowAutograd():
+            result: Tensor = operation(backend, "render_augment")(list(levels), rows, canvas, *arguments, dtype)
+        ctx.backend, ctx.canvas, ctx.views = backend, canvas, views
+        ctx.save_for_backward(rows, *levels)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        return *[None] * 5, *_backward(ctx.backend, ctx.saved_tensors, ctx.canvas, ctx.views, grad)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    levels, rows, ctx.canvas, boxes, _, _, _, std = inputs[:8]
+    ctx.save_for_backward(boxes, std, rows, *levels)
+
+
+def _registered_backward(backend: str) -> Callable[..., tuple[Any, ...]]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        boxes, std, rows, *levels = ctx.saved_tensors
+        flat = operation(backend, "render_augment_backward")(grad, levels, rows, ctx.canvas, boxes, std)
+        return level_gradients(flat, levels, rows), *[None] * 13
+
+    return backward
+
+
+for _name, _qualified in registered():
+    if _name == "render_augment":
+        _backend = "triton" if "triton_" in _qualified else "cpu"
+        torch.library.register_autograd(_qualified, _registered_backward(_backend), setup_context=_setup_context)
