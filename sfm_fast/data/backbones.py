@@ -177,6 +177,48 @@ def set_grad_checkpointing(name: str, model: nn.Module) -> None:
         raise InputError(f"backbone {name!r} has no activation checkpointing; leave grad_checkpointing off") from error
 
 
+def shape_of_backbone(
+    name: str = SHIPPED, *, image_size: int | None = None, precision: str = "fp32", grad_checkpointing: bool = False
+) -> Backbone:
+    """A backbone without weights, on torch's "meta" device: all that predicting memory and operations takes.
+
+    Arguments and errors as of `load_backbone`; no checkpoint and no network are needed.
+    """
+    require_package("timm", "building a backbone", "distill")
+    if precision not in ("fp32", "bf16"):
+        raise InputError(f"precision must be fp32 or bf16, got {precision!r}")
+    if name == SHIPPED:
+        backbone = load_backbone(image_size=image_size)
+        model, config = backbone.model.to("meta"), {"mean": backbone.mean, "std": backbone.std}
+        size, channels = backbone.input_size, backbone.in_channels
+    else:
+        with torch.device("meta"):
+            model, config = _create(name, image_size, pretrained=False)
+        channels, size = config["input_size"][0], config["input_size"][-1]
+    model = model.eval().requires_grad_(False).to(torch.bfloat16 if precision == "bf16" else torch.float32)
+    if _is_convolutional(model):
+        model = model.to(memory_format=torch.channels_last)
+    if grad_checkpointing:
+        set_grad_checkpointing(name, model)
+    with torch.no_grad():
+        output = model(torch.zeros(1, channels, size, size, device="meta", dtype=next(model.parameters()).dtype))
+    if output.ndim != 2:
+        raise InputError(f"backbone {name!r} gives {tuple(output.shape)} for one image, wanted (1, features)")
+    mean, std = (torch.as_tensor(config[key], dtype=torch.float32) for key in ("mean", "std"))
+    return Backbone(
+        name=name,
+        model=model,
+        mean=mean,
+        std=std,
+        input_size=size,
+        resize=size,
+        in_channels=channels,
+        num_features=output.shape[1],
+        fingerprint="no weights",
+        precision=precision,
+    )
+
+
 def resolve_device(device: torch.device | str) -> torch.device:
     """The torch device; "auto" is the current GPU, else the CPU. Raises ``InputError`` for one that can't be used."""
     if str(device) == "meta":
@@ -220,6 +262,16 @@ def _shipped(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
 def _from_timm(
     name: str, checkpoint: str | os.PathLike[str] | None, image_size: int | None
 ) -> tuple[nn.Module, dict[str, Any]]:
+    if checkpoint is not None and not Path(checkpoint).is_file():
+        raise InputError(f"checkpoint {checkpoint}: no such file")
+    model, config = _create(name, image_size, pretrained=checkpoint is None)
+    if checkpoint is not None:
+        _load_weights(model, read_checkpoint(checkpoint), checkpoint)
+    return model, config
+
+
+def _create(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
+    """A timm model without head, and its data config."""
     import timm
     from timm.data import resolve_model_data_config
 
@@ -230,13 +282,11 @@ def _from_timm(
             f"unknown backbone {name!r}; wanted {SHIPPED!r} or a name of timm.list_models(), such as {', '.join(close) or 'vit_base_patch14_dinov2'}"
         )
     options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    if checkpoint is not None and not Path(checkpoint).is_file():
-        raise InputError(f"checkpoint {checkpoint}: no such file")
     try:
         try:
-            model = timm.create_model(name, pretrained=checkpoint is None, num_classes=0, **options)
+            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
         except TypeError:  # convolutional models take any size and no such argument
-            model = timm.create_model(name, pretrained=checkpoint is None, num_classes=0)
+            model = timm.create_model(name, pretrained=pretrained, num_classes=0)
     except Exception as error:  # the hub client raises many kinds
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
@@ -245,8 +295,6 @@ def _from_timm(
     config = dict(resolve_model_data_config(model))
     if image_size is not None:
         config["input_size"] = (config["input_size"][0], image_size, image_size)
-    if checkpoint is not None:
-        _load_weights(model, read_checkpoint(checkpoint), checkpoint)
     return model, config
 
 

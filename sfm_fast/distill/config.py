@@ -11,7 +11,6 @@ from ..reference.augment import Augmentation
 from .images import PARAMETRIZATIONS
 from .methods import LGM_VARIANTS, METHODS
 
-
 STATES = ("device", "host")
 
 

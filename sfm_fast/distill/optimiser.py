@@ -35,7 +35,7 @@ class PyramidAdam:
         """(pyramid, exp_avg, exp_avg_sq), each (num_images, floats)."""
         return self.images.pyramid.data, self.exp_avg, self.exp_avg_sq
 
-    def update(self, state: tuple[Tensor, Tensor, Tensor], gradient: Tensor, skip: Tensor) -> None:
+    def update(self, state: tuple[Tensor, ...], gradient: Tensor, skip: Tensor) -> None:
         """One step of the images whose blocks of `state` are given, in place; nothing where ``skip`` () float32 is 1."""
         pyramid, exp_avg, exp_avg_sq = state
         step = torch.full((), float(self.steps), device=pyramid.device)

@@ -6,10 +6,9 @@ the last one repeat what these do, and are skipped.
 
 from __future__ import annotations
 
-import contextlib
 import math
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,7 +20,6 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from ..data.backbones import Backbone
-from ..errors import InputError
 from .config import DistillConfig
 from .images import SyntheticImages
 from .methods import DecoupledFlowMatching, FlowMatching, GradientMatching, Objective
@@ -46,70 +44,80 @@ class Prediction:
     host_bytes: int = 0
 
 
+@dataclass
+class _Entry:
+    category: str
+    size: int
+
+
 class Tracker(TorchDispatchMode):
     """Counts bytes of living storages by category, as operations allocate and Python releases them; and operations."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.known: weakref.WeakKeyDictionary[Any, list[Any]] = weakref.WeakKeyDictionary()
-        self.flops = 0
-        self.now = dict.fromkeys(CATEGORIES, 0)
-        self.peak, self.at_peak = 0, dict(self.now)
+        self.known: weakref.WeakKeyDictionary[Any, _Entry] = weakref.WeakKeyDictionary()
+        self.flops = self.total = self.peak = 0
+        self.events: list[tuple[_Entry, int]] = []  # what came (1) and went (-1)
+        self.peak_event = 0
 
-    def assign(self, category: str, tensors: Sequence[Tensor]) -> None:
-        """Count the tensors' storages under ``category`` from now on; "" counts them nowhere."""
+    def assign(self, category: str, tensors: Iterable[Tensor]) -> None:
+        """Count the tensors' storages under ``category``; "" leaves them out."""
         for tensor in tensors:
-            self._add(tensor, category)
+            entry = self.known.get(tensor.untyped_storage())
+            if entry is None:
+                self._add(tensor, category)
+            else:
+                self.total += entry.size * (bool(category) - bool(entry.category))
+                entry.category = category
 
-    def _add(self, tensor: Tensor, category: str) -> None:
-        storage = tensor.untyped_storage()
-        entry = self.known.get(storage)
-        if entry is None:
-            entry = [category, storage.nbytes()]
-            self.known[storage] = entry
-            weakref.finalize(storage, self._release, entry)
-            self._change(category, entry[1])
-        elif entry[0] != category:
-            self._change(entry[0], -entry[1])
-            entry[0] = category
-            self._change(category, entry[1])
+    def living(self) -> set[int]:
+        return {id(entry) for entry in self.known.values()}
+
+    def keep(self, before: set[int], category: str) -> None:
+        """What has come since `living` gave ``before``, and is still there, belongs to ``category``."""
+        for entry in self.known.values():
+            if id(entry) not in before and entry.category == "workspace":
+                entry.category = category
 
     def restart(self) -> None:
         """Forget the peak so far."""
-        self.peak, self.at_peak = sum(self.now.values()), dict(self.now)
+        self.events = [(entry, 1) for entry in self.known.values()]
+        self.peak, self.peak_event = self.total, len(self.events)
 
-    def _release(self, entry: list[Any]) -> None:
-        self._change(entry[0], -entry[1])
+    def at_peak(self) -> dict[str, int]:
+        """Bytes by category when the total was largest."""
+        found = dict.fromkeys(CATEGORIES, 0)
+        for entry, sign in self.events[: self.peak_event]:
+            if entry.category:
+                found[entry.category] += sign * entry.size
+        return found
 
-    def _change(self, category: str, size: int) -> None:
-        if not category:
-            return
-        self.now[category] += size
-        total = sum(self.now.values())
-        if total > self.peak:
-            self.peak, self.at_peak = total, dict(self.now)
+    def _add(self, tensor: Tensor, category: str) -> None:
+        storage = tensor.untyped_storage()
+        entry = _Entry(category, storage.nbytes())
+        self.known[storage] = entry
+        weakref.finalize(storage, self._happen, entry, -1)
+        self._happen(entry, 1)
+
+    def _happen(self, entry: _Entry, sign: int) -> None:
+        self.events.append((entry, sign))
+        if entry.category:
+            self.total += sign * entry.size
+        if self.total > self.peak:
+            self.peak, self.peak_event = self.total, len(self.events)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         if function._overloadpacket in flop_registry:
             self.flops += flop_registry[function._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        if function is torch.ops.aten.convolution_backward.default:
+            scratch = _Entry("workspace", args[2].nbytes)  # the weight again, in the order that the product wants
+            self._happen(scratch, 1)
+            self._happen(scratch, -1)
         for value in tree_iter(result):
             if isinstance(value, Tensor) and value.untyped_storage() not in self.known:
                 self._add(value, "workspace")
         return result
-
-    @contextlib.contextmanager
-    def activations(self) -> Iterator[None]:
-        """What autograd saves inside counts as activations, unless it is a parameter, the pyramid or the like."""
-
-        def pack(tensor: Tensor) -> Tensor:
-            entry = self.known.get(tensor.untyped_storage())
-            if entry is not None and entry[0] == "workspace":
-                self._add(tensor, "activations")
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            yield
 
 
 class _SampledStep(DistillationStep):
@@ -143,6 +151,21 @@ class _SampledStep(DistillationStep):
         super()._update(views, gradient, held, first, last, bad)
         if held:
             self.backward_flops = (self.tracker.flops - before) / (last - first)
+
+    def _run(self, pyramid: Tensor, views: Any, begin: int, end: int, keep: bool) -> _Graph:
+        before = self.tracker.living()
+        graph = super()._run(pyramid, views, begin, end, keep)
+        if keep:
+            self.tracker.keep(before, "activations")
+        return graph
+
+
+class _SampledFromHost(FromHost):
+    def __init__(self, device: torch.device, micro_batch: int) -> None:
+        self.device, self.stream, self.coming, self.micro_batch = device, None, None, micro_batch
+
+    def prefetch(self, state: Sequence[Tensor], begin: int, end: int) -> None:
+        super().prefetch(state, begin, min(end, begin + self.micro_batch))
 
 
 class _FakeGradientMatching(GradientMatching):
@@ -243,17 +266,16 @@ def predict_step(
             augmentation=config.augmentation,
             seed=config.seed,
             micro_batch=micro_batch or count,
-            staging=FromHost(torch.device("cpu")) if host_state else InPlace(),
+            staging=_SampledFromHost(device, micro_batch or count) if host_state else InPlace(),
         )
         step.tracker = tracker
         tracker.restart()  # what it took to make all this is over
-        with tracker.activations():
-            step.compute(0)
+        step.compute(0)
     flops = objective.prepare_flops + count * (step.forward_flops + step.backward_flops)
     if count > step.micro_batch:  # all but the last micro-batch run forward twice
         flops += ((count - 1) // step.micro_batch) * step.micro_batch * step.forward_flops
     host = pyramid.nbytes + sum(tensor.nbytes for tensor in moments) if host_state else 0
-    return Prediction(tracker.peak, tracker.at_peak, round(flops), host)
+    return Prediction(tracker.peak, tracker.at_peak(), round(flops), host)
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -36,7 +36,7 @@ class FromHost(InPlace):
         self.coming: tuple[tuple[int, ...], tuple[Tensor, ...], torch.cuda.Event | None] | None = None
 
     def prefetch(self, state: Sequence[Tensor], begin: int, end: int) -> None:
-        name = (begin, end, *(tensor.data_ptr() for tensor in state))
+        name = (begin, end, len(state))  # of one step, in which the state itself stays
         if self.coming is not None and self.coming[0] == name:
             return
         if self.stream is None:

@@ -24,7 +24,7 @@ from .optimiser import PyramidAdam
 from .staging import InPlace
 
 
-class StepFailed(InputError):
+class StepFailed(InputError):  # noqa: N818 (says what happened)
     """The step could not be finished. ``torn``: some images were updated before that was known."""
 
     def __init__(self, message: str, torn: bool) -> None:
