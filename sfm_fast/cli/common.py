@@ -75,10 +75,15 @@ def open_data(args: argparse.Namespace, split: str, channels: int | None = None)
     )
 
 
-def open_backbone(args: argparse.Namespace) -> Backbone:
-    """The backbone of --backbone and --checkpoint."""
+def open_backbone(args: argparse.Namespace, **options: bool) -> Backbone:
+    """The backbone of --backbone and --checkpoint; ``options`` as of `load_backbone`."""
     return load_backbone(
-        args.backbone, args.checkpoint, device=args.device, image_size=args.image_size, precision=args.precision
+        args.backbone,
+        args.checkpoint,
+        device=args.device,
+        image_size=args.image_size,
+        precision=args.precision,
+        **options,
     )
 
 

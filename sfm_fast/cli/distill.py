@@ -7,11 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..distill.config import DistillConfig
+from ..distill.config import STATES, DistillConfig, Execution
 from ..distill.images import PARAMETRIZATIONS
+from ..distill.memory import parse_bytes
 from ..distill.methods import LGM_VARIANTS, METHODS
 from ..distill.prepare import make_distiller
 from ..distill.run import check_run_folder
+from ..errors import InputError
 from ..ops.backends import ALIGNMENTS, METRICS
 from . import common
 
@@ -27,6 +29,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stats", metavar="FILE", help="class statistics made by `sfm-fast stats` (default: computed first)"
     )
+    add_method_arguments(parser)
+    add_execution_arguments(parser)
+    parser.add_argument("--seed", type=int, default=default.seed, help="of all random numbers")
+    parser.add_argument("--out", metavar="FOLDER", default="run", help="folder for images, log, checkpoint and result")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out bit for bit: give the same options again, --steps may grow",
+    )
+    existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS", help="steps between checkpoints")
+    parser.add_argument("--grid-every", type=int, default=500, metavar="STEPS", help="steps between picture grids")
+    parser.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="steps between log lines")
+
+
+def add_method_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of the method and its images."""
+    default = DistillConfig()
     parser.add_argument(
         "--method",
         choices=METHODS,
@@ -74,25 +95,48 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--min-area", type=float, default=default.min_area, help="smallest random crop, as a part of the image"
     )
     parser.add_argument("--no-noise", dest="noise", action="store_false", help="views without Gaussian noise")
-    parser.add_argument("--seed", type=int, default=default.seed, help="of all random numbers")
-    parser.add_argument("--out", metavar="FOLDER", default="run", help="folder for images, log, checkpoint and result")
-    existing = parser.add_mutually_exclusive_group()
-    existing.add_argument(
-        "--resume",
-        action="store_true",
-        help="continue the run in --out bit for bit: give the same options again, --steps may grow",
+
+
+def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
+    """How a step uses the machine."""
+    parser.add_argument(
+        "--micro-batch",
+        metavar="N",
+        default="auto",
+        help="images whose activations exist at once; the result is the same up to rounding. auto: the most that are predicted to fit; "
+        "halved when memory runs out all the same",
     )
-    existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS", help="steps between checkpoints")
-    parser.add_argument("--grid-every", type=int, default=500, metavar="STEPS", help="steps between picture grids")
-    parser.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="steps between log lines")
+    parser.add_argument(
+        "--memory-budget",
+        metavar="AMOUNT",
+        help="for auto, such as 8GB, everything included (default: what is free on a GPU, half of what is available on a CPU)",
+    )
+    parser.add_argument(
+        "--state",
+        choices=STATES,
+        default="device",
+        help="where the images and Adam's moments lie; host: in the computer's memory, copied to and fro",
+    )
+    parser.add_argument(
+        "--compile", action="store_true", help="torch.compile of the backbone: slow to start, faster steps"
+    )
+    parser.add_argument(
+        "--grad-checkpointing",
+        action="store_true",
+        help="activation checkpointing in the backbone: less memory, one more forward",
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     common.set_threads(args)
+    execution = Execution(
+        args.micro_batch if args.micro_batch == "auto" else whole_number("--micro-batch", args.micro_batch),
+        None if args.memory_budget is None else parse_bytes(args.memory_budget),
+        args.state,
+    )
     config = DistillConfig(**{field.name: getattr(args, field.name) for field in fields(DistillConfig)})
     check_run_folder(args.out, resume=args.resume, overwrite=args.overwrite)
-    backbone = common.open_backbone(args)
+    backbone = common.open_backbone(args, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
     source = common.open_data(args, "train") if config.method == "lgm" or args.stats is None else None
     distiller = make_distiller(
         config,
@@ -101,6 +145,7 @@ def run(args: argparse.Namespace) -> None:
         args.stats,
         batch_size=args.batch_size,
         progress=not args.quiet,
+        execution=execution,
     )
     summary: dict[str, Any] = distiller.run(
         args.out,
@@ -119,3 +164,10 @@ def run(args: argparse.Namespace) -> None:
         + f" -> {Path(args.out) / 'synthetic.safetensors'} and {Path(args.out) / 'images'}",
     )
     common.write_result(args, summary)
+
+
+def whole_number(name: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InputError(f"{name} must be 'auto' or a whole number, got {text!r}") from None

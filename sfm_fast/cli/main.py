@@ -14,9 +14,9 @@ from .. import __version__
 from ..distill.run import Interrupted
 from ..errors import InputError
 from ..files import check_output_file
-from . import demo, distill, evaluate, info, stats
+from . import demo, distill, evaluate, info, plan, stats
 
-COMMANDS = (demo, stats, distill, evaluate, info)
+COMMANDS = (demo, stats, distill, evaluate, plan, info)
 
 
 def parser() -> argparse.ArgumentParser:

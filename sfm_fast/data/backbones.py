@@ -187,14 +187,15 @@ def shape_of_backbone(
     require_package("timm", "building a backbone", "distill")
     if precision not in ("fp32", "bf16"):
         raise InputError(f"precision must be fp32 or bf16, got {precision!r}")
+    config: dict[str, Any]
     if name == SHIPPED:
         backbone = load_backbone(image_size=image_size)
-        model, config = backbone.model.to("meta"), {"mean": backbone.mean, "std": backbone.std}
-        size, channels = backbone.input_size, backbone.in_channels
+        model, shape = backbone.model.to("meta"), (backbone.in_channels, backbone.input_size)
+        config = {"mean": backbone.mean, "std": backbone.std, "input_size": (*shape, shape[1])}
     else:
         with torch.device("meta"):
             model, config = _create(name, image_size, pretrained=False)
-        channels, size = config["input_size"][0], config["input_size"][-1]
+    channels, size = config["input_size"][0], config["input_size"][-1]
     model = model.eval().requires_grad_(False).to(torch.bfloat16 if precision == "bf16" else torch.float32)
     if _is_convolutional(model):
         model = model.to(memory_format=torch.channels_last)

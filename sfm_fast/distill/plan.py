@@ -6,9 +6,10 @@ the last one repeat what these do, and are skipped.
 
 from __future__ import annotations
 
+import copy
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -208,9 +209,8 @@ def _objective(config: DistillConfig, backbone: Backbone, classes: int, channels
     views = config.views_per_step
     if config.method == "lgm":
         source: Any = _NoImages(config.ipc * views * classes)
-        frozen = replace(backbone, model=nn.Module())  # whose requires_grad the objective may switch
         return _FakeGradientMatching(
-            frozen, source, classes, config.ipc, size, channels,
+            backbone, source, classes, config.ipc, size, channels,
             views=views, variant=config.lgm_variant, augmentation=config.augmentation,
         )  # fmt: skip
     centers = torch.empty(classes, backbone.num_features, device=backbone.device)
@@ -238,15 +238,14 @@ def predict_step(
     count, size = classes * config.ipc, config.size or backbone.image_size
     stock = config.method == "lgm" and config.lgm_variant == "stock"
     with FakeTensorMode(), tracker:
-        weights = {name: _like(tensor, device) for name, tensor in _tensors(backbone.model)}
-        for name, parameter in backbone.model.named_parameters():
-            weights[name].requires_grad_(stock and parameter.is_floating_point())
-        tracker.assign("parameters" if count_parameters else "", list(weights.values()))
+        model = _without_values(backbone.model, device).requires_grad_(stock)
+        tracker.assign("parameters" if count_parameters else "", model.state_dict(keep_vars=True).values())
         stand_in = replace(
             backbone,
+            model=model,
             mean=torch.empty(len(backbone.mean), device=device),
             std=torch.empty(len(backbone.std), device=device),
-            run=lambda views: torch.func.functional_call(backbone.model, weights, (views,)),
+            run=None,
         )
         images = SyntheticImages(1, channels, size, parametrization=config.parametrization)
         images.num_images = count
@@ -278,13 +277,15 @@ def predict_step(
     return Prediction(tracker.peak, tracker.at_peak(), round(flops), host)
 
 
-def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    yield from model.named_parameters()
-    yield from model.named_buffers()
+def _without_values(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of ``model`` whose parameters and buffers are made anew: inside a fake mode, without memory."""
 
+    def like(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
-def _like(tensor: Tensor, device: torch.device) -> Tensor:
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+    copies: dict[int, Any] = {id(value): nn.Parameter(like(value), False) for value in model.parameters()}
+    copies |= {id(value): like(value) for value in model.buffers()}
+    return copy.deepcopy(model, copies)
 
 
 def largest_micro_batch(
@@ -312,11 +313,64 @@ def largest_micro_batch(
         return count
     if count <= 2:
         return 1
-    # The peak grows linearly: two small cases say where the budget ends, then what was found is checked.
-    low, high = 1, min(4, (count + 1) // 2)
-    first, second = peak(low), peak(high)
-    slope = max((second - first) / max(high - low, 1), 1.0)
-    guess = min(max(int(low + (budget - first) / slope), 1), (count + 1) // 2)
-    while guess > 1 and peak(guess) > budget:
-        guess = max(1, int(guess * 0.95))
+    # The peak grows nearly linearly: two small cases say where the budget ends, and what is found there says it better.
+    most = (count + 1) // 2
+    low, high = min(4, most), min(32, most)
+    known = {low: peak(low), high: peak(high)}
+    for _ in range(6):
+        (low, least), (high, greatest) = sorted(known.items())[-2:] if len(known) > 1 else [*known.items()] * 2
+        slope = max((greatest - least) / max(high - low, 1), 1.0)
+        guess = min(max(int(low + (budget - least) / slope), 1), most)
+        if guess in known:
+            break
+        known[guess] = peak(guess)
+    guess = max((size for size, taken in known.items() if taken <= budget), default=1)
     return math.ceil(count / math.ceil(count / guess))
+
+
+def plan_rows(
+    config: DistillConfig,
+    backbone: Backbone,
+    classes: int,
+    channels: int,
+    *,
+    memory: int,
+    micro_batches: Sequence[int] = (),
+    lgm_views: int = 10,
+) -> list[dict[str, Any]]:
+    """One row a way of running a step: SFM in one shot, in micro-batches that fit ``memory`` bytes (with the state on the device and on
+    the host) and of the sizes asked for, then LGM's three forms. ``recommended`` marks the fastest that fits.
+    """
+    count, rows = classes * config.ipc, []
+
+    def row(configured: DistillConfig, variant: str, micro_batch: int | None, host: bool = False) -> dict[str, Any]:
+        found = predict_step(configured, backbone, classes, channels, micro_batch, host_state=host)
+        return {
+            "method": "lgm" if configured.method == "lgm" else "sfm",
+            "variant": variant,
+            "micro_batch": micro_batch,
+            "views": configured.views_per_step,
+            "peak_bytes": found.peak_bytes,
+            "by_category": found.by_category,
+            "flops_per_step": found.flops,
+            "host_bytes": found.host_bytes,
+            "fits": found.peak_bytes <= memory,
+            "recommended": False,
+        }
+
+    rows.append(row(config, "one-shot", None))
+    for host in (False, True):
+        largest = largest_micro_batch(config, backbone, classes, channels, memory, host_state=host)
+        if largest < count or host:
+            rows.append(row(config, "micro-batched, state on host" if host else "micro-batched", largest, host))
+    for size in micro_batches:
+        rows.append(row(config, "micro-batched", min(size, count)))
+    fitting = [candidate for candidate in rows if candidate["fits"]]
+    if fitting:
+        # A GPU is poorly used by a handful of images: then rather bring the state from the host.
+        roomy = [candidate for candidate in fitting if (candidate["micro_batch"] or count) >= min(8, count)]
+        (roomy or fitting)[0]["recommended"] = True
+    for variant in ("closed-form", "frozen", "stock"):
+        lgm = replace(config, method="lgm", lgm_variant=variant, views=lgm_views)
+        rows.append(row(lgm, variant, None))
+    return rows

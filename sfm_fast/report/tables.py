@@ -66,3 +66,34 @@ def loss_table(rows: Iterable[dict[str, Any]]) -> str:
         cells = [f"{row['median'] * 1e3:.3f}", times, f"{100 * share:.0f} %", megabytes(row["peak_bytes"])]
         lines.append([name, row["contender"], *cells])
     return text_table(("loss, C x D", "contender", "ms", "x ours", "of ceiling", "extra memory"), lines)
+
+
+def plan_table(rows: Iterable[dict[str, Any]]) -> str:
+    """Predicted steps: peak and what it is made of in GB, operations, and memory beside the recommended way of SFM."""
+    rows = list(rows)
+    ours = next((row["peak_bytes"] for row in rows if row["recommended"]), min(row["peak_bytes"] for row in rows))
+    cells = []
+    for row in rows:
+        name = f"{row['method'].upper()} {row['variant']}" + (", recommended" if row["recommended"] else "")
+        parts = row["by_category"]
+        images = (parts["pyramid"] + parts["adam"]) / 1e9
+        cells.append(
+            [
+                name,
+                "all" if row["micro_batch"] is None else str(row["micro_batch"]),
+                str(row["views"]),
+                f"{row['peak_bytes'] / 1e9:.2f}",
+                f"{row['peak_bytes'] / ours:.1f}",
+                f"{parts['parameters'] / 1e9:.2f}",
+                f"{images:.2f}",
+                f"{parts['activations'] / 1e9:.2f}",
+                f"{parts['workspace'] / 1e9:.2f}",
+                f"{row['host_bytes'] / 1e9:.2f}",
+                f"{row['flops_per_step'] / 1e12:.3g}",
+            ]
+        )
+    header = (
+        "one step", "micro-batch", "views", "peak GB", "x", "weights", "pyramid + Adam", "activations", "other", "on host",
+        "TFLOP",
+    )  # fmt: skip
+    return text_table(header, cells)

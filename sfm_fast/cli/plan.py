@@ -1,0 +1,104 @@
+"""`sfm-fast plan`: peak memory and operations of a step, predicted; SFM beside LGM."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from typing import Any
+
+from ..data.backbones import SHIPPED, shape_of_backbone
+from ..distill.config import DistillConfig
+from ..distill.memory import parse_bytes
+from ..distill.plan import plan_rows
+from ..errors import InputError
+from ..report.tables import plan_table
+from . import common, distill
+
+NAME = "plan"
+SUMMARY = "Predict a step's peak memory and recommend a micro-batch, without GPU, weights or data."
+EXAMPLE = (
+    "sfm-fast plan --backbone vit_base_patch14_dinov2 --image-size 224 --num-classes 1000 --lgm-views 3 --memory 8GB"
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--backbone", metavar="NAME", default=SHIPPED, help=f"'{SHIPPED}' (shipped) or any timm model")
+    parser.add_argument(
+        "--image-size", type=int, metavar="PX", help="input side, for models that take another than their default"
+    )
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the backbone")
+    parser.add_argument("--num-classes", type=int, metavar="C", default=1000, help="number of classes")
+    parser.add_argument(
+        "--channels", type=int, choices=(1, 3), help="of the synthetic images (default: as the backbone takes)"
+    )
+    parser.add_argument("--memory", metavar="AMOUNT", default="8GB", help="of the card to recommend a micro-batch for")
+    parser.add_argument(
+        "--micro-batch", type=int, metavar="N", action="append", help="show this one too (may be repeated)"
+    )
+    parser.add_argument(
+        "--lgm-views",
+        type=int,
+        metavar="A",
+        default=10,
+        help="augmented views of LGM (its paper: 10; 3 on ImageNet-1k)",
+    )
+    parser.add_argument(
+        "--grad-checkpointing", action="store_true", help="backbone with activation checkpointing, in all rows"
+    )
+    distill.add_method_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    if args.method == "lgm":
+        raise InputError("--method must be sfm or sfm-decoupled: LGM stands beside it anyway")
+    for name in ("num_classes", "lgm_views"):
+        if getattr(args, name) < 1:
+            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    memory = parse_bytes(args.memory)
+    known = {field.name for field in fields(DistillConfig)}
+    config = DistillConfig(**{name: value for name, value in vars(args).items() if name in known})
+    backbone = shape_of_backbone(
+        args.backbone,
+        image_size=args.image_size,
+        precision=args.precision,
+        grad_checkpointing=args.grad_checkpointing,
+    )
+    channels = min(args.channels or 3, backbone.in_channels)
+    rows = plan_rows(
+        config,
+        backbone,
+        args.num_classes,
+        channels,
+        memory=memory,
+        micro_batches=args.micro_batch or [],
+        lgm_views=args.lgm_views,
+    )
+    result: dict[str, Any] = {
+        "rows": rows,
+        "backbone": backbone.name,
+        "input_size": backbone.input_size,
+        "precision": args.precision,
+        "classes": args.num_classes,
+        "images": args.num_classes * config.ipc,
+        "memory_bytes": memory,
+    }
+    common.say(
+        args,
+        f"{backbone.name} at {backbone.input_size} px, {args.precision}; {args.num_classes} classes, "
+        f"{config.ipc} images a class of {config.size or backbone.image_size} px; one step, all levels live",
+        "",
+        plan_table(rows),
+        "",
+        *advice(rows, args.memory),
+    )
+    common.write_result(args, result)
+
+
+def advice(rows: list[dict[str, Any]], memory: str) -> list[str]:
+    """What to type, or what doesn't fit."""
+    for row in rows:
+        if row["recommended"]:
+            host = " --state host" if row["host_bytes"] else ""
+            size = row["micro_batch"] or "auto (all images at once)"
+            return [f"for {memory}: sfm-fast distill … --micro-batch {size}{host}"]
+    return [f"nothing fits {memory}: try --grad-checkpointing, a smaller --image-size or another backbone"]
