@@ -61,7 +61,7 @@ class Backbone:
 
     def __call__(self, views: Tensor) -> Tensor:
         """Features (N, num_features) float32 of normalised views; differentiable in ``views``."""
-        features: Tensor = (self.run or self.model)(views.to(self.dtype))
+        features: Tensor = (self.model if self.run is None else self.run)(views.to(self.dtype))
         return features.float()
 
     def transform(self, channels: int) -> ImageTransform:

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import flop_registry
+from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sdpa_flop_count
 
 from ..data.backbones import Backbone
+from ..errors import InputError
 from .config import DistillConfig
 from .images import SyntheticImages
 from .methods import DecoupledFlowMatching, FlowMatching, GradientMatching, Objective
@@ -109,8 +110,7 @@ class Tracker(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        if function._overloadpacket in flop_registry:
-            self.flops += flop_registry[function._overloadpacket](*args, **(kwargs or {}), out_val=result)
+        self.flops += _flops(function, args, kwargs or {}, result)
         if function is torch.ops.aten.convolution_backward.default:
             scratch = _Entry("workspace", args[2].nbytes)  # the weight again, in the order that the product wants
             self._happen(scratch, 1)
@@ -119,6 +119,16 @@ class Tracker(TorchDispatchMode):
             if isinstance(value, Tensor) and value.untyped_storage() not in self.known:
                 self._add(value, "workspace")
         return result
+
+
+def _flops(function: Any, args: Any, kwargs: Any, result: Any) -> int:
+    aten = torch.ops.aten
+    if function is aten._scaled_dot_product_flash_attention_for_cpu.default:  # torch's registry knows the GPUs' alone
+        return int(sdpa_flop_count(*(tensor.shape for tensor in args[:3])))
+    if function is aten._scaled_dot_product_flash_attention_for_cpu_backward.default:
+        return int(sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4])))
+    packet = function._overloadpacket
+    return int(flop_registry[packet](*args, **kwargs, out_val=result)) if packet in flop_registry else 0
 
 
 class _SampledStep(DistillationStep):
@@ -341,6 +351,9 @@ def plan_rows(
     """One row a way of running a step: SFM in one shot, in micro-batches that fit ``memory`` bytes (with the state on the device and on
     the host) and of the sizes asked for, then LGM's three forms. ``recommended`` marks the fastest that fits.
     """
+    for size in micro_batches:
+        if size < 1:
+            raise InputError(f"--micro-batch must be at least 1, got {size}")
     count, rows = classes * config.ipc, []
 
     def row(configured: DistillConfig, variant: str, micro_batch: int | None, host: bool = False) -> dict[str, Any]:
