@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 import sfm_fast
+from sfm_fast.distill.memory import is_out_of_memory as is_out_of_memory
 from sfm_fast.testing.perf import interleaved
 
 
@@ -81,16 +82,6 @@ def memory_limit(device: torch.device, reserve: float = 0.15) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch, CUDA or Python ran out of memory."""
-    text = str(error)
-    return (
-        isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError))
-        or "allocate memory" in text
-        or "bad_alloc" in text
-    )
 
 
 def graph_microseconds(function: Callable[[], object], replays: int = 200) -> float:

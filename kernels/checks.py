@@ -53,3 +53,60 @@ def check_labelled(
     if centers is not None:
         check_floats("centers", centers, None, dim, device=features.device)
     check_segments(order, offsets, items, None if centers is None else len(centers), features.device)
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    if dtype not in FEATURES:
+        raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
+
+
+def check_levels(levels: list[Tensor], rows: Tensor | None, size: int, dtype: torch.dtype) -> tuple[int, int]:
+    """Levels (N, c, r, r) float32, c 1 or 3, r up to ``size``; ``rows`` (M,) int64 or None: M = N. Gives M and c."""
+    check_dtype(dtype)
+    if not 1 <= len(levels) <= 16:
+        raise ValueError(f"levels must be 1 to 16 tensors, got {len(levels)}")
+    if not 1 <= size < 1 << 14:
+        raise ValueError(f"size must be 1 to {(1 << 14) - 1}, got {size}")
+    device, channels = levels[0].device, levels[0].shape[1] if levels[0].ndim == 4 else 1
+    if channels not in (1, 3):
+        raise ValueError(f"levels must have 1 or 3 channels, got {tuple(levels[0].shape)}")
+    for index, level in enumerate(levels):
+        side = level.shape[-1] if level.ndim else 0
+        check_floats(f"levels[{index}]", level, len(levels[0]), channels, side, side, device=device)
+        if not 1 <= side <= size:
+            raise ValueError(f"levels[{index}] must have a side of 1 to size ({size}), got {side}")
+    if rows is None:
+        return len(levels[0]), channels
+    check_tensor("rows", rows, (None,), (torch.int64,), device)
+    if len(rows) and len(levels[0]) == 0:
+        raise ValueError(f"levels must hold the images of rows, got none for {len(rows)}")
+    return len(rows), channels
+
+
+def check_images(name: str, images: Tensor, *shape: int | None, device: torch.device) -> None:
+    check_tensor(name, images, shape, FEATURES, device)
+
+
+def check_sides(sides: list[int], channels: int, height: int, width: int) -> None:
+    """Of the levels of images (M, channels, height, width)."""
+    if channels not in (1, 3) or height != width or not 1 <= height < 1 << 14:
+        raise ValueError(f"images must be square with 1 or 3 channels, got {channels} x {height} x {width}")
+    if not 1 <= len(sides) <= 16 or not all(1 <= side <= height for side in sides):
+        raise ValueError(f"sides must be 1 to 16 numbers from 1 to {height}, got {list(sides)}")
+
+
+def check_boxes(boxes: Tensor, images: int, device: torch.device) -> None:
+    """(V, 4) float32, V a multiple of the number of images."""
+    check_floats("boxes", boxes, None, 4, device=device)
+    if len(boxes) % images if images else len(boxes):
+        raise ValueError(f"boxes must have a multiple of {images} rows, one a view, got {len(boxes)}")
+
+
+def check_sizes(channels: int, outputs: int, height: int, width: int, size: int) -> None:
+    """Of images (M, channels, height, width) and their views (V, outputs, size, size)."""
+    if not 1 <= channels <= 16 or not 1 <= outputs <= 16 or channels not in (1, outputs):
+        raise ValueError(f"images must have 1 channel or those of mean and std ({outputs}, up to 16), got {channels}")
+    if not all(1 <= side < 1 << 14 for side in (height, width, size)):
+        raise ValueError(f"height, width and size must be 1 to {(1 << 14) - 1}, got {height}, {width} and {size}")
+    if channels * size * size >= 1 << 31:
+        raise ValueError(f"a view must have fewer than 2^31 values, got {channels} x {size} x {size}")

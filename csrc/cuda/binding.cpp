@@ -1,73 +1,13 @@
-// The CUDA kernels as implementations of the sfm_fast operations, through LibTorch's stable ABI. Schemas: csrc/ops.cpp.
+// The losses' CUDA kernels as implementations of the sfm_fast operations, through LibTorch's stable ABI. Schemas:
+// csrc/ops.cpp.
 //
 // Every function takes its outputs and its workspace from the caching allocator, queues work on the current stream of
 // the features' device and returns; sizes depend on shapes alone, so all of it can be captured in a CUDA graph.
-#include <torch/csrc/inductor/aoti_torch/c/shim.h>
-#include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/macros.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
-
-#include <optional>
-#include <tuple>
-
-#include "launchers.h"
+#include "binding.h"
 
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-void check_launch(cudaError_t error, const char* operation) {
-  STD_TORCH_CHECK(error == cudaSuccess, "sfm_fast::", operation,
-                  ": the CUDA kernels did not start: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
-}
-
-cudaStream_t current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == 0, "no current CUDA stream");
-  return static_cast<cudaStream_t>(stream);
-}
-
-sfm::Dtype kernel_dtype(ScalarType dtype) {
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half,
-                  "features must be float32, bfloat16 or float16");
-  return dtype == ScalarType::Float      ? sfm::Dtype::float32
-         : dtype == ScalarType::BFloat16 ? sfm::Dtype::bfloat16
-                                         : sfm::Dtype::float16;
-}
-
-// A contiguous tensor on the device of `like`, of the dtype and number of dimensions that the kernels read.
-Tensor checked(const Tensor& tensor, const Tensor& like, ScalarType dtype, int64_t dim, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(), name,
-                  " must be on the features' CUDA device");
-  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has the wrong dtype");
-  STD_TORCH_CHECK(tensor.dim() == dim, name, " must have ", dim, " dimensions, it has ", tensor.dim());
-  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
-}
-std::optional<Tensor> checked_indices(const std::optional<Tensor>& tensor, const Tensor& like, const char* name) {
-  if (!tensor.has_value()) return std::nullopt;
-  return checked(*tensor, like, ScalarType::Long, 1, name);
-}
-
-template <typename T>
-const T* read(const Tensor& tensor) {
-  return static_cast<const T*>(tensor.const_data_ptr());
-}
-template <typename T>
-T* write(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
-}
-const int64_t* indices(const std::optional<Tensor>& tensor) {
-  return tensor.has_value() ? read<int64_t>(*tensor) : nullptr;
-}
-
-Tensor workspace(const Tensor& like, size_t bytes) {
-  return torch::stable::new_empty(like, {int64_t(bytes)}, ScalarType::Byte);
-}
+using namespace sfm_binding;
 
 // Features (items, dims) with unit column stride and their labels; holds the tensors that the pointers point to.
 struct Labelled {
@@ -87,8 +27,8 @@ struct Labelled {
     STD_TORCH_CHECK(!offsets.has_value() || offsets->size(0) >= 1, "offsets must have one entry more than classes");
     classes = offsets.has_value() ? offsets->size(0) - 1 : items;
     if (dims > 1 && given.stride(1) != 1) features = torch::stable::contiguous(given);
-    view = {features.const_data_ptr(), kernel_dtype(given.scalar_type()), features.stride(0), indices(order),
-            indices(offsets)};
+    view = {features.const_data_ptr(), kernel_dtype(given.scalar_type(), "features"), features.stride(0),
+            indices(order), indices(offsets)};
   }
 };
 
@@ -162,9 +102,10 @@ Tensor class_means_backward(const Tensor& grad, const std::optional<Tensor>& ord
       by_class.has_value() ? by_class->size(0) == num_items && bounds->size(0) == classes + 1 : classes == num_items,
       "order and offsets must fit grad and num_items");
   const Tensor gradient = torch::stable::new_empty(grad, {num_items, dims}, dtype);
-  check_launch(sfm::class_means_backward(read<float>(rows), indices(by_class), indices(bounds), classes, dims,
-                                         kernel_dtype(dtype), gradient.mutable_data_ptr(), current_stream(grad)),
-               "class_means_backward");
+  check_launch(
+      sfm::class_means_backward(read<float>(rows), indices(by_class), indices(bounds), classes, dims,
+                                kernel_dtype(dtype, "dtype"), gradient.mutable_data_ptr(), current_stream(grad)),
+      "class_means_backward");
   return gradient;
 }
 

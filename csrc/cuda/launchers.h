@@ -64,4 +64,49 @@ size_t pair_alignment_workspace_bytes(const PairProblem& problem);
 cudaError_t pair_alignment(const PairProblem& problem, double* total, float* gradient, void* workspace,
                            cudaStream_t stream);
 
+constexpr int MAX_LEVELS = 16;
+constexpr int MAX_CANVAS = 2048;                 // side of a rendered image
+constexpr int64_t MAX_BLOCKS = (1ll << 31) - 1;  // of one launch
+
+// Pyramid levels (N, channels, side, side) float32, 1 <= side <= the images' side; the inner three dims contiguous.
+struct Levels {
+  int count;
+  int side[MAX_LEVELS];
+  const float* data[MAX_LEVELS];
+  int64_t stride[MAX_LEVELS];  // from image to image, in elements
+};
+struct Sides {
+  int count;
+  int side[MAX_LEVELS];
+};
+
+// out (images, channels, size, size) of `dtype`, channels 1 or 3; rows (images,) or null: which images of the levels.
+cudaError_t render(const Levels& levels, const int64_t* rows, int64_t images, int channels, int size, Dtype dtype,
+                   void* out, cudaStream_t stream);
+
+// gradient (images, channels * sum of side^2) from grad and rendered, both (images, channels, size, size) contiguous,
+// of `dtype`.
+size_t render_backward_workspace_bytes(const Sides& sides, int64_t images, int channels, int size);
+cudaError_t render_backward(const void* grad, const void* rendered, Dtype dtype, const Sides& sides, int64_t images,
+                            int channels, int size, float* gradient, void* workspace, cudaStream_t stream);
+
+// Views (views, view_channels, size, size) of images (images, channels, height, width): view v shows image v % images,
+// boxes (views, 4) = x0, dx, y0, dy. channels is 1 or view_channels; mean and std are (view_channels,).
+struct ViewShape {
+  int64_t views, images;
+  int channels, view_channels, height, width, size;
+};
+struct ViewNoise {
+  const int64_t* items;  // (views,), negative: none
+  float mean, std;
+  uint64_t seed;
+  uint32_t step, stream;
+};
+cudaError_t augment(const void* images, Dtype dtype, const ViewShape& shape, const float* boxes, const ViewNoise& noise,
+                    const float* mean, const float* std, Dtype out_dtype, void* out, cudaStream_t stream);
+
+// gradient (images, channels, height, width) of out_dtype from grad, contiguous like the views.
+cudaError_t augment_backward(const void* grad, Dtype dtype, const ViewShape& shape, const float* boxes,
+                             const float* std, Dtype out_dtype, void* gradient, cudaStream_t stream);
+
 }  // namespace sfm

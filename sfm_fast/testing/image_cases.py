@@ -131,6 +131,7 @@ class ImageCase:
 _PYRAMID = (1, 2, 4, 8, 16)
 IMAGE_CASES = (
     ImageCase("one-pixel", 1, (1,), 1, 1, images=1),
+    ImageCase("smallest", 3, (1, 3), 3, 2),
     ImageCase("tiny", 5, (1, 2, 5), 3, 7),
     ImageCase("grey", 28, (*_PYRAMID, 28), 1, 28, images=3),
     ImageCase("colour", 32, (*_PYRAMID, 32), 3, 24, ("crop", "mirrored", "whole"), images=3, views_each=3),

@@ -20,11 +20,15 @@ struct alignas(16) float4 {
 struct alignas(8) float2 {
   float x, y;
 };
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 struct alignas(16) uint4 {
   unsigned x, y, z, w;
 };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline float2 make_float2(float x, float y) { return {x, y}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 using cudaStream_t = void*;
@@ -131,5 +135,7 @@ inline unsigned atomicAdd(unsigned* to, unsigned value) {
   return old;
 }
 inline float __uint_as_float(uint32_t bits) { return emu::as_float(bits); }
+inline uint32_t __float_as_uint(float value) { return emu::as_bits(value); }
+inline float __fdividef(float a, float b) { return a / b; }
 inline float rsqrtf(float value) { return float(1 / std::sqrt(double(value))); }
 inline int64_t min(int64_t a, int64_t b) { return a < b ? a : b; }

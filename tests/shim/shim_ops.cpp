@@ -1,11 +1,13 @@
 // The CUDA sources compiled for the CPU emulator, behind C functions that take host pointers. Each returns 0 or an
 // error code.
 #define SFM_SHIM
+#include <cstdlib>
+
+#include "../../csrc/cuda/augment.cu"
 #include "../../csrc/cuda/class_means.cu"
 #include "../../csrc/cuda/flow_alignment.cu"
 #include "../../csrc/cuda/pair_alignment.cu"
-
-#include <cstdlib>
+#include "../../csrc/cuda/render.cu"
 
 namespace {
 struct Memory {  // a workspace of the asked size, filled with NaN, its end watched
@@ -79,5 +81,67 @@ int pair_alignment(const float* a, const float* b, const int64_t* groups, int64_
     sfm::pair_alignment(problem, total, gradient, work.data, nullptr);
   }
   return finish();
+}
+// Levels one behind the other: their sides, addresses and strides from image to image.
+int render(int64_t count, const int64_t* sides, const int64_t* data, const int64_t* strides, const int64_t* rows,
+           int64_t images, int64_t channels, int64_t size, int64_t dtype, void* out) {
+  sfm::Levels levels{int(count), {}, {}, {}};
+  for (int k = 0; k < count; ++k) {
+    levels.side[k] = int(sides[k]), levels.data[k] = reinterpret_cast<const float*>(data[k]);
+    levels.stride[k] = strides[k];
+  }
+  const auto error = sfm::render(levels, rows, images, int(channels), int(size), sfm::Dtype(dtype), out, nullptr);
+  return error != cudaSuccess ? error : finish();
+}
+
+int render_backward(const void* grad, const void* rendered, int64_t dtype, int64_t count, const int64_t* side,
+                    int64_t images, int64_t channels, int64_t size, float* gradient) {
+  sfm::Sides sides{int(count), {}};
+  for (int k = 0; k < count; ++k) sides.side[k] = int(side[k]);
+  cudaError_t error;
+  {
+    Memory work(sfm::render_backward_workspace_bytes(sides, images, int(channels), int(size)));
+    error = sfm::render_backward(grad, rendered, sfm::Dtype(dtype), sides, images, int(channels), int(size), gradient,
+                                 work.data, nullptr);
+  }
+  return error != cudaSuccess ? error : finish();
+}
+
+// shape: views, images, channels, view channels, height, width, size.
+sfm::ViewShape view_shape(const int64_t* shape) {
+  return {shape[0], shape[1], int(shape[2]), int(shape[3]), int(shape[4]), int(shape[5]), int(shape[6])};
+}
+
+int augment(const void* images, int64_t dtype, const int64_t* shape, const float* boxes, const int64_t* items,
+            float noise_mean, float noise_std, int64_t seed, int64_t step, int64_t stream, const float* mean,
+            const float* std, int64_t out_dtype, void* out) {
+  const sfm::ViewNoise noise{items, noise_mean, noise_std, uint64_t(seed), uint32_t(step), uint32_t(stream)};
+  const auto error = sfm::augment(images, sfm::Dtype(dtype), view_shape(shape), boxes, noise, mean, std,
+                                  sfm::Dtype(out_dtype), out, nullptr);
+  return error != cudaSuccess ? error : finish();
+}
+
+int augment_backward(const void* grad, int64_t dtype, const int64_t* shape, const float* boxes, const float* std,
+                     int64_t out_dtype, void* gradient) {
+  const auto error = sfm::augment_backward(grad, sfm::Dtype(dtype), view_shape(shape), boxes, std,
+                                           sfm::Dtype(out_dtype), gradient, nullptr);
+  return error != cudaSuccess ? error : finish();
+}
+
+// Four normal numbers from the four words of a block, without and with Philox.
+void box_muller(int64_t blocks, const int64_t* words, float* normals) {
+  for (int64_t k = 0; k < blocks; ++k, words += 4, normals += 4) {
+    const uint32_t word[4] = {uint32_t(words[0]), uint32_t(words[1]), uint32_t(words[2]), uint32_t(words[3])};
+    float value[4];
+    sfm::normals(word, value);
+    std::memcpy(normals, value, sizeof value);
+  }
+}
+void philox_words(int64_t blocks, int64_t* words, int64_t seed) {
+  for (int64_t k = 0; k < blocks; ++k, words += 4) {
+    uint32_t word[4] = {uint32_t(words[0]), uint32_t(words[1]), uint32_t(words[2]), uint32_t(words[3])};
+    sfm::philox(word, uint32_t(seed), uint32_t(uint64_t(seed) >> 32));
+    for (int n = 0; n < 4; ++n) words[n] = word[n];
+  }
 }
 }

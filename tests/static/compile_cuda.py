@@ -24,12 +24,20 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC")
 TYPES = {"float": "float32", "sfm::Bfloat16": "bfloat16", "sfm::Float16": "float16"}
 
-# Dynamic shared memory is chosen at the launch; a program prints what the launchers of the pair kernels ask for.
+# Dynamic shared memory is chosen at the launch; a program prints what the launchers of the pair kernels ask for, and the
+# backward of the rendering for RGB canvases of 256 and, with 4 columns a thread, 1024 pixels.
 SIZES = """
 #define SFM_SHIM
 #include "pair_gradient.cuh"
+#include "render_plan.cuh"
+int strips(int canvas) {
+  sfm::Sides sides{};
+  for (int side = 1; side <= canvas; side *= 2) sides.side[sides.count++] = side;
+  return sfm::StripPlan(sides, 3, canvas).shared;
+}
 int main() {
   std::printf("%d %d %d %d", sfm::PairTile<2>::SHARED, sfm::PairTile<4>::SHARED, sfm::GradientTile<2>::SHARED, sfm::GradientTile<4>::SHARED);
+  std::printf(" %d %d", strips(256), strips(1024));
 }
 """
 
@@ -54,14 +62,19 @@ def compile_objects(folder: Path, architectures: Iterable[str] = ARCHITECTURES) 
 
 
 def dynamic_shared() -> dict[str, int]:
-    """Readable kernel name (without precision) -> bytes of dynamic shared memory, for the pair kernels."""
+    """Readable kernel name (without precision) -> bytes of dynamic shared memory, for the kernels that use it."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "sizes.cpp").write_text(SIZES)
         command = ["g++", "-std=c++17", "-w", f"-I{SHIM}", f"-I{SOURCES}", "sizes.cpp", "-o", "sizes"]
         subprocess.run(command, cwd=folder, check=True)
         numbers = subprocess.run([f"{folder}/sizes"], capture_output=True, text=True, check=True).stdout.split()
     names = [f"{kernel} {rows} rows" for kernel in ("pair_tiles", "pair_gradient") for rows in (64, 128)]
-    return dict(zip(names, map(int, numbers), strict=True))
+    pairs, strips = numbers[: len(names)], numbers[len(names) :]
+    kinds = [f"render_strips {dtype} x3" for dtype in TYPES.values()]
+    return {
+        **dict(zip(names, map(int, pairs), strict=True)),
+        **{f"{kind} x{columns}": int(size) for kind in kinds for columns, size in zip((1, 4), strips, strict=True)},
+    }
 
 
 def readable(demangled: str) -> str:
@@ -84,8 +97,8 @@ def readable(demangled: str) -> str:
 def rows(library_or_objects: str | Path | Iterable[str | Path] | None = None) -> list[dict[str, Any]]:
     """One row per kernel and architecture: kernel, arch, registers, spill_ops, shared, loads128, tensor_core.
 
-    Reads the library or objects given, or compiles ``csrc/cuda`` into a temporary folder. ``shared`` counts static and, for
-    the pair kernels, dynamic shared memory in bytes.
+    Reads the library or objects given, or compiles ``csrc/cuda`` into a temporary folder. ``shared`` counts static and
+    dynamic shared memory in bytes (:data:`SIZES`).
     """
     if library_or_objects is None:
         with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ from unittest import mock
 import sass
 import torch
 import triton
-from sfm_fast.kernels import class_means, flow_alignment, pair_alignment, segments
+from sfm_fast.kernels import augment, class_means, flow_alignment, pair_alignment, render, segments
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
@@ -61,7 +61,28 @@ def _pair(high: bool, classes: int, need_gradient: bool = True, grouped: bool = 
     pair_alignment.pair_alignment(a, b, groups, 0, classes, 1e-8, need_gradient, high)
 
 
+def _render(size: int, sides: tuple[int, ...], channels: int, flat: bool, dtype: torch.dtype) -> None:
+    sizes = [channels * side * side for side in sides]
+    views = _meta(100, sum(sizes)).split(sizes, 1) if flat else [_meta(100, number) for number in sizes]
+    levels = [view.unflatten(1, (channels, side, side)) for view, side in zip(views, sides, strict=True)]
+    render.render(levels, _meta(64, dtype=torch.int64), size, dtype)
+
+
+def _render_backward(size: int, sides: tuple[int, ...], channels: int) -> None:
+    images = _meta(100, channels, size, size)
+    render.render_backward(images, images, list(sides))
+
+
+def _augment(canvas: int, size: int, channels: int, dtype: torch.dtype) -> None:
+    images, boxes, ones = _meta(100, channels, canvas, canvas), _meta(200, 4), _meta(3)
+    items = _meta(200, dtype=torch.int64)
+    augment.augment(images, boxes, items, size, ones, ones, 0.5, 0.2, 5, 7, 2, dtype)
+    grad = _meta(200, 3, size, size, dtype=dtype)
+    augment.augment_backward(grad, boxes, ones, 100, channels, canvas, canvas, FP32)
+
+
 BF16, FP32 = torch.bfloat16, torch.float32
+PYRAMID = (1, 8, 64, 128, 256)  # a level of each kind: more only take longer to compile
 CALLS: dict[str, Callable[[], None]] = {
     "global bf16": lambda: _flow(0, BF16, False, True),
     "global bf16, 200k classes": lambda: _flow(0, BF16, False, True, 200_000),
@@ -78,6 +99,13 @@ CALLS: dict[str, Callable[[], None]] = {
     "highest, no gradient": lambda: _pair(False, 1000, need_gradient=False),
     "highest, 5k classes": lambda: _pair(False, 5000),
     "high": lambda: _pair(True, 1000),
+    "256": lambda: _render(256, PYRAMID, 3, False, FP32),
+    "256 of a wider tensor": lambda: _render(256, PYRAMID, 3, True, FP32),
+    "28 grey": lambda: _render(28, (1, 2, 4, 8, 16, 28), 1, False, BF16),
+    "256 backward": lambda: _render_backward(256, PYRAMID, 3),
+    "28 grey backward": lambda: _render_backward(28, (1, 2, 4, 8, 16, 28), 1),
+    "256 to 224": lambda: _augment(256, 224, 3, BF16),
+    "28 grey to 30": lambda: _augment(28, 30, 1, FP32),
 }
 
 
@@ -155,7 +183,7 @@ def rows(targets: list[str] | None = None) -> list[dict[str, Any]]:
                 seen.add(key)
                 compiled = build()
                 found = _amd(compiled) if target.backend == "hip" else _nvidia(compiled, arch)
-                extra = [name.lower() for name in ("MIRROR", "LAST") if launch[2].get(name)]
+                extra = [name.lower() for name in ("MIRROR", "LAST", "WRITE", "SUM") if launch[2].get(name)]
                 name = launch[0].__name__.strip("_").removesuffix("_kernel")
                 table.append({"kernel": f"{name} ({', '.join([call, *extra])})", "arch": arch, **found})
     return table

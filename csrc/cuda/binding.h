@@ -1,0 +1,74 @@
+// Shared by the files that bind the CUDA kernels to operations: checks of arguments, pointers, the stream, workspaces.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/macros.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "launchers.h"
+
+namespace sfm_binding {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline void check_launch(cudaError_t error, const char* operation) {
+  STD_TORCH_CHECK(error == cudaSuccess, "sfm_fast::", operation,
+                  ": the CUDA kernels did not start: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
+}
+
+inline cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == 0,
+                  "no current CUDA stream");
+  return static_cast<cudaStream_t>(stream);
+}
+
+inline sfm::Dtype kernel_dtype(ScalarType dtype, const char* name) {
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::BFloat16 || dtype == ScalarType::Half, name,
+                  " must be float32, bfloat16 or float16");
+  return dtype == ScalarType::Float      ? sfm::Dtype::float32
+         : dtype == ScalarType::BFloat16 ? sfm::Dtype::bfloat16
+                                         : sfm::Dtype::float16;
+}
+
+// A contiguous tensor on the device of `like`, of the dtype and number of dimensions that the kernels read.
+inline Tensor checked(const Tensor& tensor, const Tensor& like, ScalarType dtype, int64_t dim, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(), name,
+                  " must be on the CUDA device of the other arguments");
+  STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has the wrong dtype");
+  STD_TORCH_CHECK(tensor.dim() == dim, name, " must have ", dim, " dimensions, it has ", tensor.dim());
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+inline std::optional<Tensor> checked_indices(const std::optional<Tensor>& tensor, const Tensor& like,
+                                             const char* name) {
+  if (!tensor.has_value()) return std::nullopt;
+  return checked(*tensor, like, ScalarType::Long, 1, name);
+}
+
+template <typename T>
+const T* read(const Tensor& tensor) {
+  return static_cast<const T*>(tensor.const_data_ptr());
+}
+template <typename T>
+T* write(const Tensor& tensor) {
+  return static_cast<T*>(tensor.mutable_data_ptr());
+}
+inline const int64_t* indices(const std::optional<Tensor>& tensor) {
+  return tensor.has_value() ? read<int64_t>(*tensor) : nullptr;
+}
+
+inline Tensor workspace(const Tensor& like, size_t bytes) {
+  return torch::stable::new_empty(like, {int64_t(bytes)}, ScalarType::Byte);
+}
+
+}  // namespace sfm_binding

@@ -1,0 +1,221 @@
+// The CUDA kernels of images (render.cu, augment.cu) as implementations of the sfm_fast operations. Schemas:
+// csrc/ops.cpp.
+//
+// As in binding.cpp: memory comes from the caching allocator, nothing waits, all can be captured in a CUDA graph.
+#include "binding.h"
+
+namespace {
+
+using namespace sfm_binding;
+
+constexpr int64_t MAX_CHANNELS = 16, MAX_VIEW = 8192, MAX_IMAGE = 1 << 20;  // offsets inside a view are 32-bit
+
+// Images (count, channels, height, width) as the kernels read them: contiguous, of any of the three dtypes.
+Tensor checked_images(const Tensor& tensor, const char* name) {
+  STD_TORCH_CHECK(tensor.is_cuda() && tensor.dim() == 4, name, " must be a CUDA tensor of 4 dimensions, it has ",
+                  tensor.dim());
+  kernel_dtype(tensor.scalar_type(), name);
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+// Pyramid levels and which images to render; holds the tensors that the pointers point to.
+struct Pyramid {
+  std::vector<Tensor> held;
+  std::optional<Tensor> rows;
+  int64_t images;
+  int channels, size;
+  sfm::Levels levels{};
+  sfm::Sides sides{};
+
+  Pyramid(const std::vector<Tensor>& given, const std::optional<Tensor>& given_rows, int64_t canvas) {
+    STD_TORCH_CHECK(!given.empty() && given.size() <= sfm::MAX_LEVELS, "levels must be 1 to ", int(sfm::MAX_LEVELS),
+                    " tensors, got ", given.size());
+    STD_TORCH_CHECK(canvas >= 1 && canvas <= sfm::MAX_CANVAS, "size must be 1 to ", int(sfm::MAX_CANVAS), ", got ",
+                    canvas);
+    const Tensor& like = given[0];
+    STD_TORCH_CHECK(like.is_cuda() && like.dim() == 4 && (like.size(1) == 1 || like.size(1) == 3),
+                    "levels must be CUDA tensors (images, 1 or 3 channels, side, side)");
+    channels = int(like.size(1)), size = int(canvas);
+    for (const Tensor& level : given) {
+      STD_TORCH_CHECK(level.is_cuda() && level.get_device_index() == like.get_device_index() &&
+                          level.scalar_type() == ScalarType::Float && level.dim() == 4,
+                      "levels must be float32 tensors of 4 dimensions on one CUDA device");
+      const int64_t side = level.size(3);
+      STD_TORCH_CHECK(level.size(0) == like.size(0) && level.size(1) == channels && level.size(2) == side &&
+                          side >= 1 && side <= canvas,
+                      "levels must be (", like.size(0), ", ", channels, ", side, side) with sides of 1 to ", canvas,
+                      ", got (", level.size(0), ", ", level.size(1), ", ", level.size(2), ", ", side, ")");
+      const bool dense = (side == 1 || (level.stride(3) == 1 && level.stride(2) == side)) &&
+                         (channels == 1 || level.stride(1) == side * side);
+      held.push_back(dense ? level : torch::stable::contiguous(level));
+      const int k = sides.count++;
+      sides.side[k] = levels.side[k] = int(side);
+      levels.data[k] = read<float>(held.back()), levels.stride[k] = held.back().stride(0);
+    }
+    levels.count = sides.count;
+    rows = checked_indices(given_rows, like, "rows");
+    images = rows.has_value() ? rows->size(0) : like.size(0);
+  }
+
+  Tensor render(ScalarType dtype) const {
+    const sfm::Dtype kind = kernel_dtype(dtype, "dtype");
+    const Tensor out = torch::stable::new_empty(held[0], {images, channels, size, size}, dtype);
+    check_launch(sfm::render(levels, indices(rows), images, channels, size, kind, out.mutable_data_ptr(),
+                             current_stream(held[0])),
+                 "render");
+    return out;
+  }
+};
+
+Tensor gradient_of_levels(const Tensor& grad, const Tensor& images, const sfm::Sides& sides) {
+  const int64_t count = images.size(0), channels = images.size(1);
+  const int size = int(images.size(3));
+  int64_t texels = 0;
+  for (int k = 0; k < sides.count; ++k) texels += channels * sides.side[k] * sides.side[k];
+  const Tensor gradient = torch::stable::new_empty(images, {count, texels}, ScalarType::Float);
+  const Tensor space = workspace(images, sfm::render_backward_workspace_bytes(sides, count, int(channels), size));
+  check_launch(sfm::render_backward(grad.const_data_ptr(), images.const_data_ptr(),
+                                    kernel_dtype(images.scalar_type(), "images"), sides, count, int(channels), size,
+                                    write<float>(gradient), space.mutable_data_ptr(), current_stream(images)),
+               "render_backward");
+  return gradient;
+}
+
+// The shape of views and what they need beside the images, checked.
+struct Views {
+  sfm::ViewShape shape;
+  Tensor boxes, std;
+
+  Views(const Tensor& like, const Tensor& given_boxes, const Tensor& given_std, int64_t images, int64_t channels,
+        int64_t height, int64_t width, int64_t size)
+      : boxes(checked(given_boxes, like, ScalarType::Float, 2, "boxes")),
+        std(checked(given_std, like, ScalarType::Float, 1, "std")) {
+    const int64_t views = boxes.size(0), view_channels = std.size(0);
+    STD_TORCH_CHECK(boxes.size(1) == 4, "boxes must be (views, 4), got (", views, ", ", boxes.size(1), ")");
+    STD_TORCH_CHECK(images >= 0 && (images == 0 ? views == 0 : views % images == 0),
+                    "boxes must be a whole number of views for each of ", images, " images, got ", views);
+    STD_TORCH_CHECK(view_channels >= 1 && view_channels <= MAX_CHANNELS, "std must have 1 to ", MAX_CHANNELS,
+                    " values, got ", view_channels);
+    STD_TORCH_CHECK(channels == 1 || channels == view_channels, "images must have 1 or ", view_channels,
+                    " channels, as std, got ", channels);
+    STD_TORCH_CHECK(height >= 1 && width >= 1 && height <= MAX_IMAGE && width <= MAX_IMAGE,
+                    "images must have sides of 1 to ", MAX_IMAGE, ", got ", height, " x ", width);
+    STD_TORCH_CHECK(size >= 1 && size <= MAX_VIEW, "size must be 1 to ", MAX_VIEW, ", got ", size);
+    shape = {views, images, int(channels), int(view_channels), int(height), int(width), int(size)};
+  }
+};
+
+// Augmentation of images (count, channels, height, width) contiguous.
+Tensor views_of(const Tensor& images, const Tensor& boxes, const Tensor& noise_items, int64_t size, const Tensor& mean,
+                const Tensor& std, double noise_mean, double noise_std, int64_t seed, int64_t step, int64_t stream,
+                ScalarType dtype) {
+  const Views views(images, boxes, std, images.size(0), images.size(1), images.size(2), images.size(3), size);
+  const Tensor items = checked(noise_items, images, ScalarType::Long, 1, "noise_items"),
+               center = checked(mean, images, ScalarType::Float, 1, "mean");
+  const sfm::ViewShape& shape = views.shape;
+  STD_TORCH_CHECK(items.size(0) == shape.views, "noise_items must be (", shape.views, "), got ", items.size(0));
+  STD_TORCH_CHECK(center.size(0) == shape.view_channels, "mean must have as many values as std, ", shape.view_channels,
+                  ", got ", center.size(0));
+  STD_TORCH_CHECK(0 <= step && step < (int64_t(1) << 32) && 0 <= stream && stream < (int64_t(1) << 32),
+                  "step and stream must be 0 to 2^32 - 1, got ", step, " and ", stream);
+  const sfm::Dtype kind = kernel_dtype(dtype, "dtype");
+  const sfm::ViewNoise noise{read<int64_t>(items), float(noise_mean), float(noise_std),
+                             uint64_t(seed),       uint32_t(step),    uint32_t(stream)};
+  const Tensor out = torch::stable::new_empty(images, {shape.views, shape.view_channels, size, size}, dtype);
+  check_launch(sfm::augment(images.const_data_ptr(), kernel_dtype(images.scalar_type(), "images"), shape,
+                            read<float>(views.boxes), noise, read<float>(center), read<float>(views.std), kind,
+                            out.mutable_data_ptr(), current_stream(images)),
+               "augment");
+  return out;
+}
+
+Tensor render(const std::vector<Tensor>& levels, const std::optional<Tensor>& rows, int64_t size, ScalarType dtype) {
+  STD_TORCH_CHECK(!levels.empty(), "levels must be 1 tensor or more");
+  const torch::stable::accelerator::DeviceGuard guard(levels[0].get_device_index());
+  return Pyramid(levels, rows, size).render(dtype);
+}
+
+Tensor render_backward(const Tensor& grad, const Tensor& images, const std::vector<int64_t>& sides) {
+  const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
+  Tensor upstream = checked_images(grad, "grad"), y = checked_images(images, "images");
+  const int64_t size = y.size(3);
+  STD_TORCH_CHECK((y.size(1) == 1 || y.size(1) == 3) && y.size(2) == size && size >= 1 && size <= sfm::MAX_CANVAS,
+                  "images must be (images, 1 or 3 channels, size, size) with sizes of 1 to ", int(sfm::MAX_CANVAS));
+  STD_TORCH_CHECK(upstream.get_device_index() == y.get_device_index() && upstream.size(0) == y.size(0) &&
+                      upstream.size(1) == y.size(1) && upstream.size(2) == size && upstream.size(3) == size,
+                  "grad must have the shape and device of images");
+  STD_TORCH_CHECK(!sides.empty() && sides.size() <= sfm::MAX_LEVELS, "sides must be 1 to ", int(sfm::MAX_LEVELS),
+                  " numbers, got ", sides.size());
+  sfm::Sides checked_sides{};
+  for (const int64_t side : sides) {
+    STD_TORCH_CHECK(side >= 1 && side <= size, "sides must be 1 to ", size, ", got ", side);
+    checked_sides.side[checked_sides.count++] = int(side);
+  }
+  if (upstream.scalar_type() != y.scalar_type()) {  // exact, and not what autograd does
+    upstream = torch::stable::to(upstream, ScalarType::Float), y = torch::stable::to(y, ScalarType::Float);
+  }
+  return gradient_of_levels(upstream, y, checked_sides);
+}
+
+Tensor augment(const Tensor& images, const Tensor& boxes, const Tensor& noise_items, int64_t size, const Tensor& mean,
+               const Tensor& std, double noise_mean, double noise_std, int64_t seed, int64_t step, int64_t stream,
+               ScalarType dtype) {
+  const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
+  return views_of(checked_images(images, "images"), boxes, noise_items, size, mean, std, noise_mean, noise_std, seed,
+                  step, stream, dtype);
+}
+
+Tensor augment_backward(const Tensor& grad, const Tensor& boxes, const Tensor& std, int64_t images, int64_t channels,
+                        int64_t height, int64_t width, ScalarType dtype) {
+  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  const Tensor upstream = checked_images(grad, "grad");
+  const int64_t size = upstream.size(3);
+  const Views views(upstream, boxes, std, images, channels, height, width, size);
+  const sfm::ViewShape& shape = views.shape;
+  STD_TORCH_CHECK(
+      upstream.size(0) == shape.views && upstream.size(1) == shape.view_channels && upstream.size(2) == size,
+      "grad must be (", shape.views, ", ", shape.view_channels, ", size, size), got (", upstream.size(0), ", ",
+      upstream.size(1), ", ", upstream.size(2), ", ", size, ")");
+  const sfm::Dtype kind = kernel_dtype(dtype, "dtype");
+  const Tensor gradient = torch::stable::new_empty(upstream, {images, channels, height, width}, dtype);
+  check_launch(sfm::augment_backward(upstream.const_data_ptr(), kernel_dtype(upstream.scalar_type(), "grad"), shape,
+                                     read<float>(views.boxes), read<float>(views.std), kind,
+                                     gradient.mutable_data_ptr(), current_stream(upstream)),
+               "augment_backward");
+  return gradient;
+}
+
+Tensor render_augment(const std::vector<Tensor>& levels, const std::optional<Tensor>& rows, int64_t canvas,
+                      const Tensor& boxes, const Tensor& noise_items, int64_t size, const Tensor& mean,
+                      const Tensor& std, double noise_mean, double noise_std, int64_t seed, int64_t step,
+                      int64_t stream, ScalarType dtype) {
+  STD_TORCH_CHECK(!levels.empty(), "levels must be 1 tensor or more");
+  const torch::stable::accelerator::DeviceGuard guard(levels[0].get_device_index());
+  const Pyramid pyramid(levels, rows, canvas);
+  return views_of(pyramid.render(ScalarType::Float), boxes, noise_items, size, mean, std, noise_mean, noise_std, seed,
+                  step, stream, dtype);
+}
+
+// The canvas is rendered again: kept from the forward it would be the largest tensor of a step.
+Tensor render_augment_backward(const Tensor& grad, const std::vector<Tensor>& levels, const std::optional<Tensor>& rows,
+                               int64_t canvas, const Tensor& boxes, const Tensor& std) {
+  STD_TORCH_CHECK(!levels.empty(), "levels must be 1 tensor or more");
+  const torch::stable::accelerator::DeviceGuard guard(levels[0].get_device_index());
+  const Pyramid pyramid(levels, rows, canvas);
+  STD_TORCH_CHECK(grad.is_cuda() && grad.get_device_index() == levels[0].get_device_index(),
+                  "grad must be on the CUDA device of the levels");
+  const Tensor upstream =
+      augment_backward(grad, boxes, std, pyramid.images, pyramid.channels, canvas, canvas, ScalarType::Float);
+  return gradient_of_levels(upstream, pyramid.render(ScalarType::Float), pyramid.sides);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sfm_fast, CUDA, library) {
+  library.impl("render", TORCH_BOX(&render));
+  library.impl("render_backward", TORCH_BOX(&render_backward));
+  library.impl("augment", TORCH_BOX(&augment));
+  library.impl("augment_backward", TORCH_BOX(&augment_backward));
+  library.impl("render_augment", TORCH_BOX(&render_augment));
+  library.impl("render_augment_backward", TORCH_BOX(&render_augment_backward));
+}

@@ -1,0 +1,196 @@
+// From pyramid levels to images, and back: one read of the levels and one write of the images, and one of each back.
+//
+// Forward: a thread computes 4 columns of 4 rows of all channels, because the colour matrix wants the channels
+// together. It adds one level after the other: the finest comes in 16-byte loads, of every other level a thread needs a
+// few texels, which its neighbours need too, so that they come from L1.
+#include "render_gradient.cuh"
+
+namespace sfm {
+namespace {
+
+constexpr int RENDER_ROWS = 4;  // of a thread
+
+template <int C>
+using RenderSums = float[RENDER_ROWS][C][QUAD];
+
+// The level of the images' own size.
+template <int C>
+__device__ __forceinline__ void read_finest(const float* __restrict__ level, int size, int row, int column, bool wide,
+                                            RenderSums<C>& sum) {
+#pragma unroll
+  for (int r = 0; r < RENDER_ROWS; ++r) {
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      if (row + r >= size) break;
+      const float* from = level + (c * size + row + r) * size + column;
+      if (wide) {
+        load<QUAD>(from, sum[r][c]);
+      } else {
+#pragma unroll
+        for (int k = 0; k < QUAD; ++k) {
+          if (column + k < size) sum[r][c][k] = from[k];
+        }
+      }
+    }
+  }
+}
+
+// A smaller level. 4 neighbouring columns or rows read TAPS neighbouring texels between them; without branches, a
+// weight of 0 for those that one doesn't read, this is faster than 2 texels for each.
+template <int TAPS, int C>
+__device__ __forceinline__ void add_level(const float* __restrict__ level, int side, int size, int row, int column,
+                                          RenderSums<C>& sum) {
+  const auto weights = [&](int p, int& base, float (&weight)[QUAD][TAPS]) {
+    Walk walk(p, side, size);
+    base = walk.index();
+#pragma unroll
+    for (int k = 0; k < QUAD; ++k, walk.next()) {
+      const int shift = TAPS == 2 ? 0 : walk.index() - base;
+      const float second = walk.weight();
+#pragma unroll
+      for (int t = 0; t < TAPS; ++t) weight[k][t] = t == shift ? 1.f - second : t == shift + 1 ? second : 0.f;
+    }
+  };
+  int left, top;
+  float across[QUAD][TAPS], down[RENDER_ROWS][TAPS];
+  weights(column, left, across);
+  weights(row, top, down);
+#pragma unroll
+  for (int c = 0; c < C; ++c) {
+#pragma unroll
+    for (int i = 0; i < TAPS; ++i) {
+      const float* from = level + (c * side + (top + i < side ? top + i : side - 1)) * side;
+      float texel[TAPS];
+#pragma unroll
+      for (int t = 0; t < TAPS; ++t) texel[t] = from[left + t < side ? left + t : side - 1];
+#pragma unroll
+      for (int k = 0; k < QUAD; ++k) {
+        float value = across[k][0] * texel[0];
+#pragma unroll
+        for (int t = 1; t < TAPS; ++t) value += across[k][t] * texel[t];
+#pragma unroll
+        for (int r = 0; r < RENDER_ROWS; ++r) sum[r][c][k] += down[r][i] * value;
+      }
+    }
+  }
+}
+
+// A level of more than a quarter of the size whose texels don't line up: two by two texels for every value.
+template <int C>
+__device__ __forceinline__ void add_fine_level(const float* __restrict__ level, int side, int size, int row, int column,
+                                               RenderSums<C>& sum) {
+  Walk down(row, side, size);
+#pragma unroll 1  // unrolled, the loads of all rows are wanted in registers at once; instead the sums go round
+  for (int r = 0; r < RENDER_ROWS; ++r, down.next()) {
+    const int i = down.index() < side ? down.index() : side - 1, below = i + 1 < side ? side : 0;
+    const float lower = down.weight();
+    Walk across(column, side, size);
+#pragma unroll
+    for (int k = 0; k < QUAD; ++k, across.next()) {
+      const int j = across.index() < side ? across.index() : side - 1, right = j + 1 < side ? 1 : 0;
+      const float second = across.weight();
+      const float* from = level + i * side + j;
+#pragma unroll
+      for (int c = 0; c < C; ++c, from += side * side) {
+        const float above = (1.f - second) * from[0] + second * from[right], first = sum[0][c][k];
+#pragma unroll
+        for (int other = 1; other < RENDER_ROWS; ++other) sum[other - 1][c][k] = sum[other][c][k];
+        sum[RENDER_ROWS - 1][c][k] =
+            first + (1.f - lower) * above + lower * ((1.f - second) * from[below] + second * from[below + right]);
+      }
+    }
+  }
+}
+
+template <typename T, int C>
+__global__ void __launch_bounds__(THREADS, RESIDENT)
+    render_images(const Levels levels, const int64_t* __restrict__ rows, int size, int tiles, int finest,
+                  bool wide_level, bool wide, T* __restrict__ images) {
+  const int64_t image = blockIdx.x / tiles, source = rows == nullptr ? image : rows[image];
+  const int groups = (size + QUAD - 1) / QUAD, item = int(blockIdx.x % tiles * blockDim.x + threadIdx.x);
+  const int row = item / groups * RENDER_ROWS, column = item % groups * QUAD;
+  if (row >= size) return;
+  RenderSums<C> sum = {};
+  if (finest >= 0) {
+    const float* level = levels.data[finest] + source * levels.stride[finest];
+    read_finest<C>(level, size, row, column, wide_level, sum);
+  }
+  for (int k = levels.count - 1; k >= 0; --k) {
+    if (k == finest) continue;
+    const float* level = levels.data[k] + source * levels.stride[k];
+    const int side = levels.side[k];
+    if (size % (2 * QUAD * side) == 0) {  // texel centres lie between quads, never inside one
+      add_level<2, C>(level, side, size, row, column, sum);
+    } else if (4 * side <= size) {
+      add_level<3, C>(level, side, size, row, column, sum);
+    } else {
+      add_fine_level<C>(level, side, size, row, column, sum);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < RENDER_ROWS; ++r) {
+    if (row + r >= size) break;
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+      float value[QUAD];
+#pragma unroll
+      for (int k = 0; k < QUAD; ++k) {
+        float mixed = sum[r][c][k];
+        if constexpr (C == 3) {
+          mixed = color(c, 0) * sum[r][0][k] + color(c, 1) * sum[r][1][k] + color(c, 2) * sum[r][2][k];
+        }
+        value[k] = __fdividef(1.f, 1.f + expf(-2.f * mixed));  // expf gives infinity, 1 / infinity gives 0
+      }
+      store_quad(images + ((image * C + c) * size + row + r) * size + column, value, wide, size - column);
+    }
+  }
+}
+
+template <typename T, int C>
+cudaError_t render_forward(const Levels& levels, const int64_t* rows, int64_t images, int size, void* out,
+                           cudaStream_t stream) {
+  const int64_t items = divide_up(size, QUAD) * divide_up(size, RENDER_ROWS);
+  const int threads = int(items < THREADS ? round_up(items, 32) : THREADS), tiles = int(divide_up(items, threads));
+  if (images * tiles > MAX_BLOCKS) return cudaErrorInvalidValue;
+  int finest = levels.count - 1;
+  while (finest >= 0 && levels.side[finest] != size) --finest;
+  const bool wide_level =
+      finest >= 0 && aligned16(levels.data[finest]) && levels.stride[finest] % QUAD == 0 && size % QUAD == 0;
+  const bool wide = size % QUAD == 0 && aligned_quad<T>(out);
+  T* const to = static_cast<T*>(out);
+  const auto kernel = render_images<T, C>;
+  SFM_LAUNCH(kernel, dim3(unsigned(images * tiles)), dim3(unsigned(threads)), 0, stream, levels, rows, size, tiles,
+             finest, wide_level, wide, to);
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+cudaError_t render(const Levels& levels, const int64_t* rows, int64_t images, int channels, int size, Dtype dtype,
+                   void* out, cudaStream_t stream) {
+  if (images == 0) return cudaSuccess;
+  return with_type(dtype, [&](auto element) {
+    using T = decltype(element);
+    const auto run = channels == 3 ? render_forward<T, 3> : render_forward<T, 1>;
+    return run(levels, rows, images, size, out, stream);
+  });
+}
+
+size_t render_backward_workspace_bytes(const Sides& sides, int64_t images, int channels, int size) {
+  return size_t(StripPlan(sides, channels, size).partials(images) * sizeof(float));
+}
+
+cudaError_t render_backward(const void* grad, const void* rendered, Dtype dtype, const Sides& sides, int64_t images,
+                            int channels, int size, float* gradient, void* workspace, cudaStream_t stream) {
+  if (images == 0) return cudaSuccess;
+  const StripPlan plan(sides, channels, size);
+  return with_type(dtype, [&](auto element) {
+    using T = decltype(element);
+    const auto run = plan.columns == 1
+                         ? (channels == 3 ? run_strips<T, 3, 1> : run_strips<T, 1, 1>)
+                         : (channels == 3 ? run_strips<T, 3, WIDE_COLUMNS> : run_strips<T, 1, WIDE_COLUMNS>);
+    return run(grad, rendered, plan, images, gradient, static_cast<float*>(workspace), stream);
+  });
+}
+
+}  // namespace sfm
