@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.sfm_fast_ready
 
-.PHONY: demo test lint bench gpu static accuracy readme clean
+.PHONY: demo test lint bench predict gpu static accuracy readme clean
 
 SOURCES = $(wildcard csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
@@ -26,8 +26,16 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## time and memory of the losses beside torch, on a CPU: about half an hour on 2 cores
+bench: $(READY)  ## time and memory of losses, image path and steps beside torch, on a CPU: about half an hour on 2 cores
 	$(BIN)/python benchmarks/bench_flow_alignment.py --device cpu --out benchmarks/results/cpu/flow_alignment.json
+
+	$(BIN)/python benchmarks/bench_render_augment.py --device cpu --out benchmarks/results/cpu/render_augment.json
+	$(BIN)/python benchmarks/bench_step.py --device cpu --out benchmarks/results/cpu/step.json
+
+PLAN = $(BIN)/sfm-fast plan --backbone vit_base_patch14_dinov2 --image-size 224
+predict: $(READY)  ## predicted memory at ImageNet's sizes, in seconds
+	$(PLAN) --num-classes 100 --lgm-views 10 --memory 1GB --json benchmarks/results/predicted/plan_100.json
+	$(PLAN) --num-classes 1000 --lgm-views 3 --memory 4.2GB --json benchmarks/results/predicted/plan_1000.json
 
 gpu:  ## on a machine with an NVIDIA GPU, torch and nvcc: build, test, sanitize, measure (PYTHON=… chooses the interpreter)
 	PYTHON=$(PYTHON) scripts/gpu.sh

@@ -25,9 +25,15 @@ part test timeout 200 "$PYTHON" -m pytest -q --maxfail=20 tests/test_gpu.py
 for tool in memcheck racecheck; do
   part "$tool" timeout 100 compute-sanitizer --tool "$tool" --error-exitcode 1 --launch-timeout 0 \
     "$PYTHON" -m pytest -q -x tests/test_gpu.py \
-    -k "cuda and ((accurate and float32 and (odd or labelled)) or (size and 500) or decoupled)"
+    -k "cuda and ((accurate and float32 and (odd or labelled)) or (size and 500) or decoupled or images)"
 done
-part bench timeout 240 "$PYTHON" benchmarks/bench_flow_alignment.py --device cuda --gpu-shapes --out "$out/flow_alignment.json"
-[ -f "$out/flow_alignment.md" ] && cat "$out/flow_alignment.md"
+part bench timeout 150 "$PYTHON" benchmarks/bench_flow_alignment.py --device cuda --gpu-shapes --out "$out/flow_alignment.json"
+part images timeout 90 "$PYTHON" benchmarks/bench_render_augment.py --device cuda --gpu-shapes --out "$out/render_augment.json"
+for preset in imagenet-100 imagenet-1k; do
+  part "step-$preset" timeout 90 "$PYTHON" benchmarks/bench_step.py --preset "$preset" --device cuda --rounds 5 --out "$out/step_$preset.json"
+done
+for table in flow_alignment render_augment; do
+  [ -f "$out/$table.md" ] && cat "$out/$table.md"
+done
 echo "failed parts: ${failed[*]:-none}"
 [ ${#failed[@]} -eq 0 ]

@@ -6,6 +6,7 @@ python scripts/readme_tables.py
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import statistics
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sfm_fast.report.demo import cost_table
-from sfm_fast.report.tables import loss_table, text_table
+from sfm_fast.report.tables import image_table, loss_table, plan_table, text_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
@@ -66,7 +67,24 @@ def losses() -> str:
     return f"{loss_table(rows)}\n\n{note}"
 
 
-TABLES = {"accuracy": accuracy, "cost": cost, "losses": losses}
+def images() -> str:
+    result = json.loads((RESULTS / "render_augment.json").read_text())
+    rows = [row for row in result["rows"] if row["images"] == 100]
+    machine = result["environment"]
+    copy = statistics.median(row["copy_bandwidth"] for row in rows) / 1e9
+    return (
+        f"{image_table(rows)}\n\n{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}; copy {copy:.0f} GB/s. "
+        "Every size: `benchmarks/results/cpu/render_augment.md`."
+    )
+
+
+def plan(classes: int) -> str:
+    result = json.loads((RESULTS.parent / "predicted" / f"plan_{classes}.json").read_text())
+    return plan_table(result["rows"])
+
+
+TABLES = {"accuracy": accuracy, "cost": cost, "losses": losses, "images": images}
+TABLES |= {f"plan-{classes}": functools.partial(plan, classes) for classes in (100, 1000)}
 
 
 def fill(text: str) -> str:

@@ -2,17 +2,28 @@
 
 from .errors import InputError
 from .loss import FlowAlignmentLoss, decoupled_flow_loss, flow_alignment_loss, linear_gradient_matching_loss
-from .ops.backends import explain
+from .ops.augment import augment
+from .ops.backends import explain, explain_images
+from .ops.render import render
+from .ops.render_augment import render_augment
+from .reference.augment import Augmentation, Views, draw_views
 from .statistics import ClassStatistics
 from .version import __version__
 
 __all__ = [
+    "Augmentation",
     "ClassStatistics",
     "FlowAlignmentLoss",
     "InputError",
+    "Views",
     "__version__",
+    "augment",
     "decoupled_flow_loss",
+    "draw_views",
     "explain",
+    "explain_images",
     "flow_alignment_loss",
     "linear_gradient_matching_loss",
+    "render",
+    "render_augment",
 ]

@@ -144,16 +144,43 @@ def test_nothing_given_is_written(kind, backend, name):
         assert tensor._version == version
 
 
-@pytest.mark.parametrize(("kind", "saved"), [("render", "result"), ("render_augment", "levels")])
+SAVED = [("render", "result"), ("render", "rows"), ("augment", "boxes"), ("augment", "std")]
+SAVED += [("render_augment", name) for name in ("levels", "rows", "boxes", "std")]
+
+
+@pytest.mark.parametrize(("kind", "saved"), SAVED)
 def test_changing_what_the_backward_needs_is_an_error(kind, saved):
-    inputs = CASES["smallest"].make()
-    leaves = [level.clone().requires_grad_() for level in inputs.levels]
-    levels = [leaf * 1 for leaf in leaves]
-    result = call(kind, inputs, levels, "cpu")
+    inputs = CASES["rows"].make()
+    views = inputs.views
+    leaves = [leaf.clone().requires_grad_() for leaf in leaves_of(kind, inputs)]
+    given = [leaf * 1 for leaf in leaves]
+    result = call(kind, inputs, given, "cpu")
+    changed = {"result": result, "levels": given[0], "rows": inputs.rows, "boxes": views.boxes, "std": views.std}[saved]
     with torch.no_grad():
-        (result if saved == "result" else levels[0]).mul_(2)
+        changed.copy_(changed.flip(0))
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         result.sum().backward()
+
+
+@pytest.mark.parametrize("kind", ["augment", "render_augment"])
+@pytest.mark.parametrize("backend", KERNELS)
+def test_views_of_any_stride(kind, backend):
+    inputs = CASES["smallest"].make()
+    views = inputs.views
+    odd = replace(
+        views,
+        boxes=views.boxes.T.contiguous().T,
+        noise_items=torch.stack([views.noise_items, views.noise_items + 1], dim=1)[:, 0],
+        mean=views.mean.repeat_interleave(2)[::2],
+        std=torch.stack([views.std, torch.zeros(3)], dim=1)[:, 0],
+    )
+    assert not any(getattr(odd, name).is_contiguous() for name in ("boxes", "noise_items", "mean", "std"))
+    assert_same_bits(outputs(kind, replace(inputs, views=odd), backend), outputs(kind, inputs, backend))
+    same = replace(views, mean=torch.tensor(0.5).expand(3), std=torch.tensor(0.25).expand(3))
+    plain = replace(views, mean=torch.full((3,), 0.5), std=torch.full((3,), 0.25))
+    assert_same_bits(
+        outputs(kind, replace(inputs, views=same), backend), outputs(kind, replace(inputs, views=plain), backend)
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)

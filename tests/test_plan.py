@@ -120,10 +120,28 @@ def test_flops(vit):
 
 
 def test_the_largest_micro_batch_is_the_largest(vit):
-    size = largest_micro_batch(CONFIG, vit, 100, 3, 10**9)
-    assert peak(vit, 100, size) <= 10**9 < peak(vit, 100, size + 2)
-    assert largest_micro_batch(CONFIG, vit, 100, 3, 6 * 10**9) == 100
-    assert largest_micro_batch(CONFIG, vit, 100, 3, 1) == 1
+    def of_hundred(size):
+        return peak(vit, 100, size)
+
+    size = largest_micro_batch(of_hundred, 100, 10**9)
+    assert of_hundred(size) <= 10**9 < of_hundred(size + 1)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 100, 1001])
+@pytest.mark.parametrize("fixed", [0, 500])
+def test_the_search_for_a_micro_batch(count, fixed):
+    def linear(size):
+        assert 1 <= size <= count
+        return fixed + 10 * size + (7 if size > 9 else 0)
+
+    for budget in (1, fixed + 10, fixed + 25, fixed + 95, fixed + 107, fixed + 10 * count + 6, 10**6):
+        found = largest_micro_batch(linear, count, budget)
+        assert found == 1 or linear(found) <= budget
+        if linear(count) <= budget:
+            assert found == count
+        else:
+            best = max((size for size in range(1, (count + 1) // 2 + 1) if linear(size) <= budget), default=1)
+            assert -(-count // found) == -(-count // best)  # as few micro-batches as can be
 
 
 def test_the_command(tmp_path, capsys):

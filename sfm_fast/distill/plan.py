@@ -7,9 +7,10 @@ the last one repeat what these do, and are skipped.
 from __future__ import annotations
 
 import copy
+import functools
 import math
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -298,44 +299,27 @@ def _without_values(model: nn.Module, device: torch.device) -> nn.Module:
     return copy.deepcopy(model, copies)
 
 
-def largest_micro_batch(
-    config: DistillConfig,
-    backbone: Backbone,
-    classes: int,
-    channels: int,
-    budget: int,
-    *,
-    host_state: bool = False,
-    count_parameters: bool = True,
-) -> int:
-    """The most images a micro-batch with which a step is predicted to stay within ``budget`` bytes; at least 1.
+def largest_micro_batch(peak: Callable[[int], int], count: int, budget: int) -> int:
+    """The most of ``count`` images a micro-batch for which ``peak(micro_batch)`` stays within ``budget`` bytes; at least 1.
 
     All images in one where they fit: then no forward runs twice. Else at most half of them, in micro-batches of about equal size.
     """
-    count = classes * config.ipc
-
-    def peak(micro_batch: int) -> int:
-        return predict_step(
-            config, backbone, classes, channels, micro_batch, host_state=host_state, count_parameters=count_parameters
-        ).peak_bytes
-
     if peak(count) <= budget:
         return count
-    if count <= 2:
-        return 1
     # The peak grows nearly linearly: two small cases say where the budget ends, and what is found there says it better.
     most = (count + 1) // 2
     low, high = min(4, most), min(32, most)
     known = {low: peak(low), high: peak(high)}
     for _ in range(6):
-        (low, least), (high, greatest) = sorted(known.items())[-2:] if len(known) > 1 else [*known.items()] * 2
-        slope = max((greatest - least) / max(high - low, 1), 1.0)
-        guess = min(max(int(low + (budget - least) / slope), 1), most)
+        low, high = min(known), max(known)
+        below = max((size for size, taken in known.items() if taken <= budget), default=low)
+        slope = max((known[high] - known[low]) / max(high - low, 1), 1.0)
+        guess = min(max(int(below + (budget - known[below]) / slope), 1), most)
         if guess in known:
             break
         known[guess] = peak(guess)
-    guess = max((size for size, taken in known.items() if taken <= budget), default=1)
-    return math.ceil(count / math.ceil(count / guess))
+    fitting = max((size for size, taken in known.items() if taken <= budget), default=1)
+    return math.ceil(count / math.ceil(count / fitting))
 
 
 def plan_rows(
@@ -356,8 +340,12 @@ def plan_rows(
             raise InputError(f"--micro-batch must be at least 1, got {size}")
     count, rows = classes * config.ipc, []
 
+    @functools.cache
+    def predict(configured: DistillConfig, micro_batch: int, host: bool) -> Prediction:
+        return predict_step(configured, backbone, classes, channels, micro_batch, host_state=host)
+
     def row(configured: DistillConfig, variant: str, micro_batch: int | None, host: bool = False) -> dict[str, Any]:
-        found = predict_step(configured, backbone, classes, channels, micro_batch, host_state=host)
+        found = predict(configured, micro_batch or count, host)
         return {
             "method": "lgm" if configured.method == "lgm" else "sfm",
             "variant": variant,
@@ -373,7 +361,11 @@ def plan_rows(
 
     rows.append(row(config, "one-shot", None))
     for host in (False, True):
-        largest = largest_micro_batch(config, backbone, classes, channels, memory, host_state=host)
+
+        def peak(size: int, host: bool = host) -> int:
+            return predict(config, size, host).peak_bytes
+
+        largest = largest_micro_batch(peak, count, memory)
         if largest < count or host:
             rows.append(row(config, "micro-batched, state on host" if host else "micro-batched", largest, host))
     for size in micro_batches:

@@ -24,7 +24,7 @@ from .images import SyntheticImages
 from .memory import free_memory
 from .methods import Objective
 from .optimiser import PyramidAdam
-from .plan import largest_micro_batch
+from .plan import largest_micro_batch, predict_step
 from .progress import Reporter, Signals, peak_bytes
 from .staging import FromHost, InPlace
 from .step import DistillationStep, StepFailed
@@ -119,16 +119,21 @@ class Distiller:
     def _largest(self) -> int:
         """The largest micro-batch that fits the budget with all levels live."""
         budget = self.execution.memory_budget
-        return largest_micro_batch(
-            self.config,
-            self.backbone,
-            len(self.class_names),
-            self.images.channels,
-            free_memory(self.backbone.device) if budget is None else budget,
-            host_state=self.execution.state == "host",
-            # The model is there already where the free memory was counted; a budget is meant for everything.
-            count_parameters=budget is not None,
-        )
+
+        def peak(micro_batch: int) -> int:
+            return predict_step(
+                self.config,
+                self.backbone,
+                len(self.class_names),
+                self.images.channels,
+                micro_batch,
+                host_state=self.execution.state == "host",
+                # Where the free memory was counted the model was there already; a budget is meant for everything.
+                count_parameters=budget is not None,
+            ).peak_bytes
+
+        free = free_memory(self.backbone.device) if budget is None else budget
+        return largest_micro_batch(peak, self.images.num_images, free)
 
     def grow_fully(self) -> None:
         """Make all levels live at once: to measure a step as most of a run has it."""

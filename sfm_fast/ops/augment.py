@@ -32,7 +32,7 @@ def augment(images: Tensor, views: Views, *, dtype: torch.dtype | None = None, b
     check_images(images)
     check_views(views, len(images), images.shape[1], images.device)
     check_view_dtype(dtype)
-    chosen = explain_images(images, backend=backend).backend
+    chosen = explain_images(images, side=views.size, backend=backend).backend
     dtype = images.dtype if dtype is None else dtype
     if chosen == "torch":
         return reference.augment(images, views).to(dtype)

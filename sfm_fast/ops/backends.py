@@ -13,6 +13,7 @@ from . import library
 BACKENDS = ("torch", "cpu", "triton", "cuda")
 ALIGNMENTS = ("global", "class", "pair")
 METRICS = ("cosine", "mse")
+CUDA_PIXELS = 2048  # of a canvas, whose strips must fit into shared memory
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -56,22 +57,36 @@ def explain(
     return _choose(features, backend, alignment, metric, grouped)
 
 
-def explain_images(images: torch.Tensor, *, backend: str = "auto") -> Choice:
-    """The same for `render`, `augment` and `render_augment` called on ``images``, or on levels like them."""
+def explain_images(images: torch.Tensor, *, side: int = 1, backend: str = "auto") -> Choice:
+    """The same for `render`, `augment` and `render_augment` called on ``images``, or on levels like them.
+
+    side: the largest side of a picture or a view, in pixels.
+    """
     if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
         raise InputError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
-    return _choose(images, backend)
+    return _choose(images, backend, large=side > CUDA_PIXELS)
 
 
-def _choose(tensor: torch.Tensor, backend: str, alignment: str = "", metric: str = "", grouped: bool = False) -> Choice:
+def _choose(
+    tensor: torch.Tensor,
+    backend: str,
+    alignment: str = "",
+    metric: str = "",
+    grouped: bool = False,
+    large: bool = False,
+) -> Choice:
     choose = _choice.__wrapped__ if torch.compiler.is_compiling() else _choice  # a cache can't be traced
-    return choose(tensor.device.type, tensor.dtype, alignment, metric, backend, grouped)
+    return choose(tensor.device.type, tensor.dtype, alignment, metric, backend, grouped, large)
 
 
 @functools.lru_cache(maxsize=1024)
-def _choice(device: str, dtype: torch.dtype, alignment: str, metric: str, backend: str, grouped: bool) -> Choice:
+def _choice(
+    device: str, dtype: torch.dtype, alignment: str, metric: str, backend: str, grouped: bool, large: bool
+) -> Choice:
     call = f"{device}, {dtype}" + (f", alignment {alignment!r}, metric {metric!r}" if alignment else "")
     against = {name: _against(name, device, dtype, metric, grouped) for name in BACKENDS}
+    if large and against["cuda"] is None:
+        against["cuda"] = f"renders pictures of at most {CUDA_PIXELS} pixels a side"
     able = [name for name in ("cpu", "cuda", "triton", "torch") if against[name] is None]
     # Interpreted Triton is for tests: nobody gets it without asking.
     automatic = next(name for name in able if name != "triton" or device != "cpu")

@@ -41,7 +41,7 @@ def render(
     check_view_dtype(dtype)
     if rows is not None:
         check_indices("rows", rows, len(levels[0]), levels[0].device)
-    chosen = explain_images(levels[0], backend=backend).backend
+    chosen = explain_images(levels[0], side=size, backend=backend).backend
     dtype = levels[0].dtype if dtype is None else dtype
     if chosen == "torch":
         return reference.render(levels if rows is None else [level[rows] for level in levels], size).to(dtype)

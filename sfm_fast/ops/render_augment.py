@@ -39,7 +39,7 @@ def render_augment(
         check_indices("rows", rows, len(levels[0]), levels[0].device)
     images = len(levels[0] if rows is None else rows)
     check_views(views, images, levels[0].shape[1], levels[0].device)
-    chosen = explain_images(levels[0], backend=backend).backend
+    chosen = explain_images(levels[0], side=max(canvas, views.size), backend=backend).backend
     dtype = levels[0].dtype if dtype is None else dtype
     if chosen == "torch":
         return _plain(list(levels), rows, canvas, views).to(dtype)
@@ -58,7 +58,7 @@ def render_augment_backward(
 
     What autograd would compute for `render_augment` on these ``levels``, without a graph: for a step that handles them itself.
     """
-    chosen = explain_images(levels[0], backend=backend).backend
+    chosen = explain_images(levels[0], side=max(canvas, views.size), backend=backend).backend
     if chosen != "torch":
         flat: Tensor = operation(chosen, "render_augment_backward")(
             grad, list(levels), None, canvas, views.boxes, views.std
