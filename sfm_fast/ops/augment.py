@@ -12,8 +12,8 @@ from torch import Tensor
 from ..checks import check_images, check_view_dtype, check_views
 from ..reference import augment as reference
 from ..reference.augment import Views
-from .backends import explain_images
 from .library import operation, registered
+from .render import choose
 
 
 def augment(images: Tensor, views: Views, *, dtype: torch.dtype | None = None, backend: str = "auto") -> Tensor:
@@ -32,10 +32,11 @@ def augment(images: Tensor, views: Views, *, dtype: torch.dtype | None = None, b
     check_images(images)
     check_views(views, len(images), images.shape[1], images.device)
     check_view_dtype(dtype)
-    chosen = explain_images(images, side=views.size, backend=backend).backend
+    chosen = choose(images, dtype, views.size, backend)
     dtype = images.dtype if dtype is None else dtype
     if chosen == "torch":
-        return reference.augment(images, views).to(dtype)
+        with torch.autocast(images.device.type, enabled=False):  # which would compute in low precision
+            return reference.augment(images, views).to(dtype)
     if torch.compiler.is_compiling():
         result: Tensor = operation(chosen, "augment")(images, *view_arguments(views), dtype)
     else:
@@ -79,11 +80,13 @@ class _Augment(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             result: Tensor = operation(backend, "augment")(images, *view_arguments(views), dtype)
         ctx.constants = backend, views, tuple(images.shape), images.dtype
+        ctx.save_for_backward(views.boxes, views.std)
         return result
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return None, None, None, _Adjoint.apply(*ctx.constants, grad)
+        (boxes, std), (backend, views, shape, dtype) = ctx.saved_tensors, ctx.constants
+        return None, None, None, _Adjoint.apply(backend, replace(views, boxes=boxes, std=std), shape, dtype, grad)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -54,21 +54,27 @@ def explain(
         raise InputError(f"features must be a tensor, got {type(features).__name__}")
     if not isinstance(grouped, bool):
         raise InputError(f"grouped must be True or False, got {type(grouped).__name__}")
-    return _choose(features, backend, alignment, metric, grouped)
+    return _choose(features.device.type, features.dtype, backend, alignment, metric, grouped)
 
 
-def explain_images(images: torch.Tensor, *, side: int = 1, backend: str = "auto") -> Choice:
+def explain_images(
+    images: torch.Tensor, *, dtype: torch.dtype | None = None, side: int = 1, backend: str = "auto"
+) -> Choice:
     """The same for `render`, `augment` and `render_augment` called on ``images``, or on levels like them.
 
-    side: the largest side of a picture or a view, in pixels.
+    dtype: of the result, where it isn't that of ``images``. side: the largest side of a picture or a view, in pixels.
     """
     if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
         raise InputError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
-    return _choose(images, backend, large=side > CUDA_PIXELS)
+    if not isinstance(images, torch.Tensor):
+        raise InputError(f"images must be a tensor, got {type(images).__name__}")
+    widest = torch.float64 if dtype == torch.float64 else images.dtype
+    return _choose(images.device.type, widest, backend, large=side > CUDA_PIXELS)
 
 
 def _choose(
-    tensor: torch.Tensor,
+    device: str,
+    dtype: torch.dtype,
     backend: str,
     alignment: str = "",
     metric: str = "",
@@ -76,7 +82,7 @@ def _choose(
     large: bool = False,
 ) -> Choice:
     choose = _choice.__wrapped__ if torch.compiler.is_compiling() else _choice  # a cache can't be traced
-    return choose(tensor.device.type, tensor.dtype, alignment, metric, backend, grouped, large)
+    return choose(device, dtype, alignment, metric, backend, grouped, large)
 
 
 @functools.lru_cache(maxsize=1024)

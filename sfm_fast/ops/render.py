@@ -33,7 +33,8 @@ def render(
         backend: "auto", "torch", "cpu", "triton" or "cuda".
 
     Returns (M, channels, size, size). D is the fixed colour decorrelation, left out for grey images. Nothing of the size of the
-    canvas is kept per level. Bitwise the same on every run. Raises ``InputError`` on arguments of another form. Source: arXiv
+    canvas is kept per level. Bitwise the same on every run. The backward reads the images it gave: in bfloat16 or float16 one that
+    rounds to 0 or 1 has gradient 0 there (`render_augment` renders again, in float32). Raises ``InputError`` on arguments of another form. Source: arXiv
     2511.16674.
     """
     check_side("size", size)
@@ -41,15 +42,22 @@ def render(
     check_view_dtype(dtype)
     if rows is not None:
         check_indices("rows", rows, len(levels[0]), levels[0].device)
-    chosen = explain_images(levels[0], side=size, backend=backend).backend
+    chosen = choose(levels[0], dtype, size, backend)
     dtype = levels[0].dtype if dtype is None else dtype
     if chosen == "torch":
-        return reference.render(levels if rows is None else [level[rows] for level in levels], size).to(dtype)
+        with torch.autocast(levels[0].device.type, enabled=False):  # which would compute in low precision
+            return reference.render(levels if rows is None else [level[rows] for level in levels], size).to(dtype)
     if torch.compiler.is_compiling():
         images: Tensor = operation(chosen, "render")(list(levels), rows, size, dtype)
     else:
         images = _Render.apply(chosen, rows, size, dtype, *levels)
     return images
+
+
+def choose(images: Tensor, dtype: torch.dtype | None, side: int, backend: str) -> str:
+    """The backend of a call; inside torch.func's transforms, for which the kernels have no rules, plain torch."""
+    chosen = explain_images(images, dtype=dtype, side=side, backend=backend).backend
+    return "torch" if torch._C._are_functorch_transforms_active() else chosen
 
 
 def split_levels(flat: Tensor, channels: int, sides: Sequence[int]) -> list[Tensor]:

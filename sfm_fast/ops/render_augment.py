@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ..reference.augment import Views
 from .augment import view_arguments
 from .backends import explain_images
 from .library import operation, registered
-from .render import level_gradients, reference_gradients
+from .render import choose, level_gradients, reference_gradients
 
 
 def render_augment(
@@ -39,7 +40,7 @@ def render_augment(
         check_indices("rows", rows, len(levels[0]), levels[0].device)
     images = len(levels[0] if rows is None else rows)
     check_views(views, images, levels[0].shape[1], levels[0].device)
-    chosen = explain_images(levels[0], side=max(canvas, views.size), backend=backend).backend
+    chosen = choose(levels[0], dtype, max(canvas, views.size), backend)
     dtype = levels[0].dtype if dtype is None else dtype
     if chosen == "torch":
         return _plain(list(levels), rows, canvas, views).to(dtype)
@@ -73,11 +74,13 @@ def render_augment_backward(
 def _plain(levels: list[Tensor], rows: Tensor | None, canvas: int, views: Views) -> Tensor:
     if rows is not None:
         levels = [level[rows] for level in levels]
-    return reference_augment.augment(reference_render.render(levels, canvas), views)
+    with torch.autocast(levels[0].device.type, enabled=False):  # which would compute in low precision
+        return reference_augment.augment(reference_render.render(levels, canvas), views)
 
 
 def _backward(backend: str, saved: tuple[Tensor, ...], canvas: int, views: Views, grad: Tensor) -> list[Tensor]:
-    rows, *levels = saved
+    boxes, std, rows, *levels = saved
+    views = replace(views, boxes=boxes, std=std)
     if torch.is_grad_enabled():
         return reference_gradients(lambda tensors: _plain(tensors, rows, canvas, views).to(grad.dtype), levels, grad)
     flat = operation(backend, "render_augment_backward")(grad, levels, rows, canvas, views.boxes, views.std)
@@ -93,7 +96,7 @@ class _RenderAugment(torch.autograd.Function):
         with torch._C._AutoDispatchBelowAutograd():
             result: Tensor = operation(backend, "render_augment")(list(levels), rows, canvas, *arguments, dtype)
         ctx.backend, ctx.canvas, ctx.views = backend, canvas, views
-        ctx.save_for_backward(rows, *levels)
+        ctx.save_for_backward(views.boxes, views.std, rows, *levels)
         return result
 
     @staticmethod

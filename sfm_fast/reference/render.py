@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,11 +13,13 @@ from torch import Tensor
 _CORRELATION = ((0.26, 0.09, 0.02), (0.27, 0.00, -0.05), (0.27, -0.09, 0.03))
 
 
+_LARGEST_NORM = max(math.sqrt(sum(row[c] ** 2 for row in _CORRELATION)) for c in range(3))
+COLOR = tuple(tuple(value / _LARGEST_NORM for value in row) for row in _CORRELATION)
+
+
 def color_matrix(dtype: torch.dtype = torch.float32, device: torch.device | str | None = None) -> Tensor:
     """The fixed 3x3 colour decorrelation D, divided by its largest column norm."""
-    matrix = torch.tensor(_CORRELATION, dtype=torch.float64)
-    scaled: Tensor = matrix / matrix.norm(dim=0).max()
-    return scaled.to(dtype=dtype, device=device)
+    return torch.tensor(COLOR, dtype=dtype, device=device)
 
 
 def render(levels: Sequence[Tensor], size: int) -> Tensor:
@@ -35,5 +38,7 @@ def render(levels: Sequence[Tensor], size: int) -> Tensor:
         start=torch.zeros((), dtype=levels[0].dtype, device=levels[0].device),
     )
     if total.shape[1] == 3:
-        total = torch.einsum("oc,nchw->nohw", color_matrix(total.dtype, total.device), total)
+        # Sums, not a matrix product, which autocast would run in low precision, in a backward too.
+        red, green, blue = total.unbind(1)
+        total = torch.stack([r * red + g * green + b * blue for r, g, b in COLOR], dim=1)
     return torch.sigmoid(2 * total)
