@@ -4,87 +4,53 @@
 namespace sfm_fast {
 namespace {
 
-struct Stored {
-  const void* data;
-  ScalarType type;
-};
-
 // Rows of a stored image, as RowRenderer gives those of a rendered one.
-template <int W, class U>
+template <int W>
 struct StoredRows {
   const Views* views;
-  const U* image;
+  const Pixels* images;
+  int64_t image;
 
   SFM_INLINE void row(int p, int, int, float* out) {
     const int width = views->width;
     for (int c = 0; c < views->source_channels; ++c) {
-      const U* from = image + (int64_t(c) * views->height + p) * width;
-      float* to = out + c * padded(width) + PAD;
-      int x = 0;
-      for (; x + W <= width; x += W) store<W>(to + x, load<W>(from + x));
-      if (x < width) store_partial<W>(to + x, load_partial<W>(from + x, width - x), width - x);
-    }
-  }
-};
-
-template <class U>
-struct Augment {
-  template <int W, class T>
-  SFM_INLINE static void run(const Views& views, const void* images, void* out, int64_t begin, int64_t end) {
-    const int64_t pixels = int64_t(views.source_channels) * views.height * views.width;
-    for (int64_t v = begin; v < end; ++v) {
-      StoredRows<W, U> source{&views, static_cast<const U*>(images) + v % views.images * pixels};
-      write_view<W, T>(views, v, source, out);
+      const int64_t offset = ((image * views->source_channels + c) * views->height + p) * width;
+      images->read<W>(offset, out + c * padded(width) + PAD, width);
     }
   }
 };
 
 template <int W>
 SFM_INLINE void augment_images_kernel(
-    const Views& views, const Stored& images, ScalarType type, void* out, int64_t begin, int64_t end) {
-  if (images.type == ScalarType::Float) by_type<W, Augment<float>>(type, views, images.data, out, begin, end);
-  if (images.type == ScalarType::BFloat16) by_type<W, Augment<BFloat16>>(type, views, images.data, out, begin, end);
-  if (images.type == ScalarType::Half) by_type<W, Augment<Float16>>(type, views, images.data, out, begin, end);
+    const Views& views, const Pixels& images, const Output& out, int64_t begin, int64_t end) {
+  for (int64_t v = begin; v < end; ++v) {
+    StoredRows<W> source{&views, &images, v % views.images};
+    write_view<W>(views, v, source, out);
+  }
 }
 SFM_DISPATCH(
-    augment_images,
-    (const Views& views, const Stored& images, ScalarType type, void* out, int64_t begin, int64_t end),
-    (views, images, type, out, begin, end))
-
-template <class T>
-struct Collect {
-  template <int W, class U>
-  SFM_INLINE static void run(const Views& views, const void* gradient, void* out, int64_t begin, int64_t end) {
-    ViewGradients<W, T> gradients(views, gradient);
-    const int64_t width = padded(views.width);
-    std::vector<float> row(views.source_channels * width);
-    for (int64_t m = begin; m < end; ++m) {
-      gradients.start(m);
-      for (int p = 0; p < views.height; ++p) {
-        gradients.row(p, row.data(), width);
-        for (int c = 0; c < views.source_channels; ++c) {
-          U* to = static_cast<U*>(out) + ((m * views.source_channels + c) * views.height + p) * views.width;
-          const float* from = row.data() + c * width;
-          int x = 0;
-          for (; x + W <= views.width; x += W) store<W>(to + x, load<W>(from + x));
-          if (x < views.width) store_partial<W>(to + x, load<W>(from + x), views.width - x);
-        }
-      }
-    }
-  }
-};
+    augment_images, (const Views& views, const Pixels& images, const Output& out, int64_t begin, int64_t end),
+    (views, images, out, begin, end))
 
 template <int W>
 SFM_INLINE void augment_gradients_kernel(
-    const Views& views, const Stored& gradient, ScalarType type, void* out, int64_t begin, int64_t end) {
-  if (gradient.type == ScalarType::Float) by_type<W, Collect<float>>(type, views, gradient.data, out, begin, end);
-  if (gradient.type == ScalarType::BFloat16) by_type<W, Collect<BFloat16>>(type, views, gradient.data, out, begin, end);
-  if (gradient.type == ScalarType::Half) by_type<W, Collect<Float16>>(type, views, gradient.data, out, begin, end);
+    const Views& views, const Pixels& grad, const Output& out, int64_t begin, int64_t end) {
+  ViewGradients<W> gradients(views, grad);
+  const int64_t width = padded(views.width);
+  std::vector<float> row(views.source_channels * width);
+  for (int64_t m = begin; m < end; ++m) {
+    gradients.start(m);
+    for (int p = 0; p < views.height; ++p) {
+      gradients.row(p, row.data(), width);
+      for (int c = 0; c < views.source_channels; ++c)
+        out.write<W>(
+            ((m * views.source_channels + c) * views.height + p) * views.width, row.data() + c * width, views.width);
+    }
+  }
 }
 SFM_DISPATCH(
-    augment_gradients,
-    (const Views& views, const Stored& gradient, ScalarType type, void* out, int64_t begin, int64_t end),
-    (views, gradient, type, out, begin, end))
+    augment_gradients, (const Views& views, const Pixels& grad, const Output& out, int64_t begin, int64_t end),
+    (views, grad, out, begin, end))
 
 }  // namespace
 
@@ -97,10 +63,10 @@ Tensor augment(Tensor images, Tensor boxes, Tensor noise_items, int64_t size, Te
   views.set_noise(noise_mean, noise_std, seed, step, stream);
   Tensor out = torch::stable::new_empty(images, {views.view.count, views.view.channels, size, size}, dtype);
   prefer_huge_pages(out);
-  const Stored from{images.const_data_ptr(), images.scalar_type()};
-  void* result = out.mutable_data_ptr();
+  const Pixels from{images.const_data_ptr(), images.scalar_type()};
+  const Output result{out.mutable_data_ptr(), dtype};
   torch::stable::parallel_for(0, views.view.count, 1, [&](int64_t begin, int64_t end) {
-    augment_images(views.view, from, dtype, result, begin, end);
+    augment_images(views.view, from, result, begin, end);
   });
   return out;
 }
@@ -115,10 +81,10 @@ Tensor augment_backward(Tensor grad, Tensor boxes, Tensor std, int64_t images, i
                   "grad must be (views, channels, size, size) to fit boxes and std");
   Tensor out = torch::stable::new_empty(grad, {images, channels, height, width}, dtype);
   prefer_huge_pages(out);
-  const Stored from{grad.const_data_ptr(), grad.scalar_type()};
-  void* result = out.mutable_data_ptr();
+  const Pixels from{grad.const_data_ptr(), grad.scalar_type()};
+  const Output result{out.mutable_data_ptr(), dtype};
   torch::stable::parallel_for(0, images, 1, [&](int64_t begin, int64_t end) {
-    augment_gradients(views.view, from, dtype, result, begin, end);
+    augment_gradients(views.view, from, result, begin, end);
   });
   return out;
 }

@@ -11,6 +11,48 @@ inline int64_t numel(const Tensor& tensor) {
   return total;
 }
 
+struct ReadRow {
+  template <int W, class T>
+  SFM_INLINE static void run(const void* from, int64_t offset, float* to, int count) {
+    const T* row = static_cast<const T*>(from) + offset;
+    int x = 0;
+    for (; x + W <= count; x += W) store<W>(to + x, load<W>(row + x));
+    if (x < count) store_partial<W>(to + x, load_partial<W>(row + x, count - x), count - x);
+  }
+};
+
+struct WriteRow {
+  template <int W, class T>
+  SFM_INLINE static void run(void* out, int64_t offset, const float* from, int count) {
+    T* row = static_cast<T*>(out) + offset;
+    int x = 0;
+    for (; x + W <= count; x += W) store<W>(row + x, load<W>(from + x));
+    if (x < count) store_partial<W>(row + x, load<W>(from + x), count - x);
+  }
+};
+
+// A row of pixels in any float type, to and from float32: the only places that know the type, so that kernels exist once each.
+struct Pixels {
+  const void* data;
+  ScalarType type;
+
+  template <int W>
+  SFM_INLINE void read(int64_t offset, float* to, int count) const {
+    by_type<W, ReadRow>(type, data, offset, to, count);
+  }
+};
+
+struct Output {
+  void* data;
+  ScalarType type;
+
+  // `from` is read in whole vectors.
+  template <int W>
+  SFM_INLINE void write(int64_t offset, const float* from, int count) const {
+    by_type<W, WriteRow>(type, data, offset, from, count);
+  }
+};
+
 // Images (M, channels, height, width) with contiguous planes, in one of the float types.
 inline Tensor checked_images(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(tensor.dim() == 4 && is_feature_type(tensor.scalar_type()), name,

@@ -4,63 +4,45 @@
 namespace sfm_fast {
 namespace {
 
-struct RenderViews {
-  template <int W, class T>
-  SFM_INLINE static void run(const Pyramid& pyramid, const Views& views, void* out, int64_t begin, int64_t end) {
-    RowRenderer<W> renderer(pyramid);
-    for (int64_t v = begin; v < end; ++v) {
-      renderer.start(v % views.images);
-      write_view<W, T>(views, v, renderer, out);
-    }
-  }
-};
-
 template <int W>
 SFM_INLINE void render_views_kernel(
-    const Pyramid& pyramid, const Views& views, ScalarType type, void* out, int64_t begin, int64_t end) {
-  by_type<W, RenderViews>(type, pyramid, views, out, begin, end);
+    const Pyramid& pyramid, const Views& views, const Output& out, int64_t begin, int64_t end) {
+  RowRenderer<W> renderer(pyramid);
+  for (int64_t v = begin; v < end; ++v) {
+    renderer.start(v % views.images);
+    write_view<W>(views, v, renderer, out);
+  }
 }
 SFM_DISPATCH(
-    render_views,
-    (const Pyramid& pyramid, const Views& views, ScalarType type, void* out, int64_t begin, int64_t end),
-    (pyramid, views, type, out, begin, end))
-
-struct CollectViews {
-  template <int W, class T>
-  SFM_INLINE static void run(
-      const Pyramid& pyramid, const Views& views, const void* gradient, float* out, int64_t begin, int64_t end) {
-    RowRenderer<W> renderer(pyramid);
-    RowCollector<W> collector(pyramid);
-    ViewGradients<W, T> gradients(views, gradient);
-    const int64_t width = renderer.width, floats = pyramid.floats();
-    std::vector<float> picture(pyramid.channels * width), row(pyramid.channels * width);
-    for (int64_t m = begin; m < end; ++m) {
-      gradients.start(m);
-      renderer.start(m);
-      collector.start(out + m * floats);
-      const int first = gradients.first_column, last = gradients.last_column + 1;
-      for (int p = gradients.first_row; p <= gradients.last_row; ++p) {
-        gradients.row(p, row.data(), width);
-        renderer.row(p, first, last, picture.data());
-        through_sigmoid_and_color<W>(picture.data(), row.data(), pyramid.channels, width, first, last);
-        collector.row(p, row.data());
-      }
-      collector.finish();
-    }
-  }
-};
+    render_views, (const Pyramid& pyramid, const Views& views, const Output& out, int64_t begin, int64_t end),
+    (pyramid, views, out, begin, end))
 
 template <int W>
 SFM_INLINE void collect_views_kernel(
-    const Pyramid& pyramid, const Views& views, ScalarType type, const void* gradient, float* out, int64_t begin,
-    int64_t end) {
-  by_type<W, CollectViews>(type, pyramid, views, gradient, out, begin, end);
+    const Pyramid& pyramid, const Views& views, const Pixels& grad, float* out, int64_t begin, int64_t end) {
+  RowRenderer<W> renderer(pyramid);
+  RowCollector<W> collector(pyramid);
+  ViewGradients<W> gradients(views, grad);
+  const int64_t width = renderer.width, floats = pyramid.floats();
+  std::vector<float> picture(pyramid.channels * width), row(pyramid.channels * width);
+  for (int64_t m = begin; m < end; ++m) {
+    gradients.start(m);
+    renderer.start(m);
+    collector.start(out + m * floats);
+    const int first = gradients.first_column, last = gradients.last_column + 1;
+    for (int p = gradients.first_row; p <= gradients.last_row; ++p) {
+      gradients.row(p, row.data(), width);
+      renderer.row(p, first, last, picture.data());
+      through_sigmoid_and_color<W>(picture.data(), row.data(), pyramid.channels, width, first, last);
+      collector.row(p, row.data());
+    }
+    collector.finish();
+  }
 }
 SFM_DISPATCH(
     collect_views,
-    (const Pyramid& pyramid, const Views& views, ScalarType type, const void* gradient, float* out, int64_t begin,
-     int64_t end),
-    (pyramid, views, type, gradient, out, begin, end))
+    (const Pyramid& pyramid, const Views& views, const Pixels& grad, float* out, int64_t begin, int64_t end),
+    (pyramid, views, grad, out, begin, end))
 
 }  // namespace
 
@@ -75,9 +57,9 @@ Tensor render_augment(std::vector<Tensor> levels, std::optional<Tensor> rows, in
   views.set_noise(noise_mean, noise_std, seed, step, stream);
   Tensor out = torch::stable::new_empty(levels[0], {views.view.count, views.view.channels, size, size}, dtype);
   prefer_huge_pages(out);
-  void* result = out.mutable_data_ptr();
+  const Output result{out.mutable_data_ptr(), dtype};
   torch::stable::parallel_for(0, views.view.count, 1, [&](int64_t begin, int64_t end) {
-    render_views(pyramid.view, views.view, dtype, result, begin, end);
+    render_views(pyramid.view, views.view, result, begin, end);
   });
   return out;
 }
@@ -94,10 +76,10 @@ Tensor render_augment_backward(Tensor grad, std::vector<Tensor> levels, std::opt
                   "grad must be (views, channels, size, size) to fit boxes and std");
   Tensor out = torch::stable::new_empty(levels[0], {images.images, images.floats()}, ScalarType::Float);
   prefer_huge_pages(out);
-  const void* from = grad.const_data_ptr();
+  const Pixels from{grad.const_data_ptr(), grad.scalar_type()};
   float* result = out.mutable_data_ptr<float>();
   torch::stable::parallel_for(0, images.images, 1, [&](int64_t begin, int64_t end) {
-    collect_views(images, views.view, grad.scalar_type(), from, result, begin, end);
+    collect_views(images, views.view, from, result, begin, end);
   });
   return out;
 }

@@ -23,13 +23,13 @@ struct Views {
 };
 
 // Writes view `v`. Source: row(p, begin, end, out) as RowRenderer has it.
-template <int W, class T, class Source>
-SFM_INLINE void write_view(const Views& views, int64_t v, Source& source, void* out) {
+template <int W, class Source>
+SFM_INLINE void write_view(const Views& views, int64_t v, Source& source, const Output& out) {
   using vec = typename Simd<W>::vec;
   const LinearMap columns = views.columns(v, false), rows = views.rows(v, false);
   const int size = views.size, planes = views.source_channels;
   const int64_t source_width = padded(views.width), width = padded(size);
-  std::vector<float> picture(planes * source_width), sampled(2 * planes * width), scratch(size + 8 * W);
+  std::vector<float> picture(planes * source_width), sampled(2 * planes * width), scratch(size + 8 * W), row(width);
   const std::vector<float> zeros(planes * width);
   std::array<int, 2> held{-1, -1};  // source rows whose samples are in the two places
   // Samples of a source row, kept: while zooming in, several rows of the view lie between the same two of the source.
@@ -59,32 +59,28 @@ SFM_INLINE void write_view(const Views& views, int64_t v, Source& source, void* 
         const int64_t position = (int64_t(c) * size + i) * size;
         noise = normals<W>(views.key, static_cast<uint32_t>(item), position, size, scratch.data());
       }
-      T* to = static_cast<T*>(out) + ((v * views.channels + channel) * size + i) * size;
       for (int x = 0; x < size; x += W) {
         vec value = w0 * load<W>(above + c * width + x) + w1 * load<W>(below + c * width + x);
         if (noise) value += views.noise_mean + views.noise_std * load<W>(noise + x);
-        value = (value - views.mean[channel]) * views.inverse_std[channel];
-        if (x + W <= size)
-          store<W>(to + x, value);
-        else
-          store_partial<W>(to + x, value, size - x);
+        store<W>(row.data() + x, (value - views.mean[channel]) * views.inverse_std[channel]);
       }
+      out.write<W>(((v * views.channels + channel) * size + i) * size, row.data(), size);
     }
   }
 }
 
 // The transpose of `write_view` for all views of one image: source rows of the gradient, in any order.
-template <int W, class T>
+template <int W>
 struct ViewGradients {
   const Views* views;
-  const T* gradient;
+  Pixels gradient;
   std::vector<LinearMap> columns, rows;
   std::vector<int64_t> shown;      // the views of this image
-  std::vector<float> sums, spread;
+  std::vector<float> sums, spread, read;
   int first_row, last_row, first_column, last_column;  // what any view touches
 
-  SFM_INLINE ViewGradients(const Views& all, const void* from)
-      : views(&all), gradient(static_cast<const T*>(from)), sums(padded(all.size)), spread(all.width) {}
+  SFM_INLINE ViewGradients(const Views& all, const Pixels& from)
+      : views(&all), gradient(from), sums(padded(all.size)), spread(all.width), read(padded(all.size)) {}
 
   SFM_INLINE void start(int64_t image) {
     columns.clear(), rows.clear(), shown.clear();
@@ -111,11 +107,9 @@ struct ViewGradients {
         for (int t = 0; t < count; ++t) {
           for (int channel = c * per_plane; channel < (c + 1) * per_plane; ++channel) {
             const float weight = y.taps[y.offset[p] + t] * views->inverse_std[channel];
-            const T* from = gradient + ((shown[a] * views->channels + channel) * size + y.start[p] + t) * size;
-            for (int j = 0; j < size; j += W) {
-              const auto value = j + W <= size ? load<W>(from + j) : load_partial<W>(from + j, size - j);
-              store<W>(sums.data() + j, load<W>(sums.data() + j) + weight * value);
-            }
+            gradient.read<W>(((shown[a] * views->channels + channel) * size + y.start[p] + t) * size, read.data(), size);
+            for (int j = 0; j < size; j += W)
+              store<W>(sums.data() + j, load<W>(sums.data() + j) + weight * load<W>(read.data() + j));
           }
         }
         apply_transposed<W>(x, sums.data(), spread.data(), x.first, x.last + 1);
