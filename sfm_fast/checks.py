@@ -82,8 +82,10 @@ def check_view_dtype(dtype: torch.dtype | None) -> None:
         raise InputError(f"dtype must be float32, bfloat16, float16 or float64, got {dtype}")
 
 
-def check_levels(levels: Sequence[Tensor], size: int) -> None:
-    """Raise ``InputError`` unless ``levels`` are pyramid levels (N, 1 or 3, r, r) of one device and dtype, r <= size."""
+def check_levels(levels: Sequence[Tensor], size: int) -> list[Tensor]:
+    """The levels as a list; raises ``InputError`` unless they are (N, 1 or 3, r, r) of one device and dtype, r <= size."""
+    if isinstance(levels, torch.nn.ParameterList):
+        levels = list(levels)
     if isinstance(levels, Tensor) or not isinstance(levels, Sequence) or not 1 <= len(levels) <= 16:
         got = f"{len(levels)} of them" if isinstance(levels, (list, tuple)) else kind_of(levels)
         raise InputError(f"levels must be a list of 1 to 16 tensors, got {got}")
@@ -100,6 +102,7 @@ def check_levels(levels: Sequence[Tensor], size: int) -> None:
                 f"levels[{k}] must be like levels[0], {tuple(first.shape[:2])} {first.dtype} on {first.device}, "
                 f"got {tuple(level.shape[:2])} {level.dtype} on {level.device}"
             )
+    return list(levels)
 
 
 def check_indices(name: str, indices: Tensor, count: int, device: torch.device) -> None:

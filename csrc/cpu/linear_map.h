@@ -19,7 +19,7 @@ constexpr int MOST_LANES = 16;
 
 // Rows of scratch start `PAD` floats in, so that tap -1 and whole vectors behind the end may be read.
 constexpr int PAD = 16;
-inline int64_t padded(int64_t count) { return (count + MOST_LANES - 1) / MOST_LANES * MOST_LANES + 3 * PAD; }
+inline int64_t padded(int64_t count) { return (count + MOST_LANES - 1) / MOST_LANES * MOST_LANES + 4 * PAD; }
 
 // out[j] = w0[j] in[index[j]] + w1[j] in[index[j] + 1], index in -2..inputs; a tap outside 0..inputs-1 has weight 0.
 struct LinearMap {

@@ -12,7 +12,7 @@ from ..distill.images import PARAMETRIZATIONS
 from ..distill.memory import parse_bytes
 from ..distill.methods import LGM_VARIANTS, METHODS
 from ..distill.prepare import make_distiller
-from ..distill.run import check_run_folder
+from ..distill.run import check_intervals, check_run_folder
 from ..errors import InputError
 from ..ops.backends import ALIGNMENTS, METRICS
 from . import common
@@ -135,6 +135,7 @@ def run(args: argparse.Namespace) -> None:
         args.state,
     )
     config = DistillConfig(**{field.name: getattr(args, field.name) for field in fields(DistillConfig)})
+    check_intervals(checkpoint_every=args.checkpoint_every, grid_every=args.grid_every, log_every=args.log_every)
     check_run_folder(args.out, resume=args.resume, overwrite=args.overwrite)
     backbone = common.open_backbone(args, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
     source = common.open_data(args, "train") if config.method == "lgm" or args.stats is None else None

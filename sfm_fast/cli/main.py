@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 
 from .. import __version__
+from ..distill.memory import is_out_of_memory
 from ..distill.run import Interrupted
 from ..errors import InputError
 from ..files import check_output_file
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (torch.OutOfMemoryError, MemoryError) as error:
         return _out_of_memory(args.command, error)
     except RuntimeError as error:
-        if "allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         return _out_of_memory(args.command, error)
     except Interrupted as stop:

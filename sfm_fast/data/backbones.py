@@ -164,7 +164,9 @@ def load_backbone(
 
 
 def _is_convolutional(model: nn.Module) -> bool:
-    """Whether convolutions do the work: more of them than the patches of a transformer need."""
+    """Whether 2-D convolutions do the work: more of them than the patches of a transformer need."""
+    if any(parameter.ndim > 4 for parameter in model.parameters()):
+        return False  # channels-last is for 4-D tensors
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
     return convolutions > 4 and convolutions > sum(isinstance(module, nn.Linear) for module in model.modules())
 
@@ -182,11 +184,13 @@ def shape_of_backbone(
 ) -> Backbone:
     """A backbone without weights, on torch's "meta" device: all that predicting memory and operations takes.
 
-    Arguments and errors as of `load_backbone`; no checkpoint and no network are needed.
+    Arguments and errors as of `load_backbone`; neither a checkpoint nor, for timm's own names, a network is needed.
     """
     require_package("timm", "building a backbone", "distill")
     if precision not in ("fp32", "bf16"):
         raise InputError(f"precision must be fp32 or bf16, got {precision!r}")
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size must be at least 1, got {image_size}")
     config: dict[str, Any]
     if name == SHIPPED:
         backbone = load_backbone(image_size=image_size)

@@ -29,8 +29,9 @@ def save_checkpoint(
     config: DistillConfig,
     provenance: dict[str, Any],
     micro_batch: int,
+    asked: int | str = "auto",
 ) -> None:
-    """Write the state after ``step`` steps of ``micro_batch`` images at a time, atomically."""
+    """Write the state after ``step`` steps of ``micro_batch`` images at a time (``asked``: as the run was told), atomically."""
     tensors: dict[str, Tensor] = {"adam_steps": torch.tensor(optimiser.steps)}
     tensors |= dict(zip(_STATE, optimiser.state, strict=True))
     metadata = {
@@ -39,6 +40,7 @@ def save_checkpoint(
         "config": config.to_dict(),
         "provenance": provenance,
         "micro_batch": micro_batch,
+        "micro_batch_asked": asked,
         "live_levels": images.live,
     }
     save_tensors(path, tensors, metadata)
@@ -50,8 +52,8 @@ def load_checkpoint(
     optimiser: PyramidAdam,
     config: DistillConfig,
     provenance: dict[str, Any],
-) -> tuple[int, int]:
-    """Restore what `save_checkpoint` wrote into fresh ``images`` and ``optimiser``; returns (steps done, micro-batch).
+) -> tuple[int, int, int | str]:
+    """Restore what `save_checkpoint` wrote into fresh ``images`` and ``optimiser``; returns (steps done, micro-batch, as asked).
 
     Raises ``InputError`` where the file is damaged, or made with another configuration, backbone or centres.
     """
@@ -86,4 +88,4 @@ def load_checkpoint(
         if stored_flat is None or stored_flat.shape != flat.shape or not stored_flat.isfinite().all():
             raise InputError(f"{path}: damaged checkpoint ({name} is missing, not finite or of another shape)")
         flat.copy_(stored_flat)
-    return step, micro_batch
+    return step, micro_batch, metadata.get("micro_batch_asked", "auto")

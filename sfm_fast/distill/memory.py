@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -20,6 +21,7 @@ def is_out_of_memory(error: BaseException) -> bool:
         or "allocate memory" in text
         or "not enough memory" in text
         or "bad_alloc" in text
+        or "out of memory" in text
         or "ALLOC_FAILED" in text
     )
 
@@ -43,6 +45,8 @@ def parse_bytes(text: str | int) -> int:
         if match is None:
             raise ValueError
         number, unit, binary = float(match[1]), match[2], match[3]
+        if not math.isfinite(number):
+            raise ValueError
     except ValueError:
         raise InputError(f"wanted an amount of memory such as 8GB, 750M or 6GiB, got {text!r}") from None
     factor = 1024 ** ("kmgt".index(unit) + 1) if binary and unit else _UNITS[unit]

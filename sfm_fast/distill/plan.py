@@ -296,6 +296,11 @@ def _without_values(model: nn.Module, device: torch.device) -> nn.Module:
 
     copies: dict[int, Any] = {id(value): nn.Parameter(like(value), False) for value in model.parameters()}
     copies |= {id(value): like(value) for value in model.buffers()}
+    for module in model.modules():  # and what models keep beside them, such as cached attention biases
+        beside = {
+            name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")
+        }
+        copies |= {id(value): like(value) for value in tree_iter(beside) if isinstance(value, Tensor)}
     return copy.deepcopy(model, copies)
 
 
@@ -306,20 +311,20 @@ def largest_micro_batch(peak: Callable[[int], int], count: int, budget: int) -> 
     """
     if peak(count) <= budget:
         return count
-    # The peak grows nearly linearly: two small cases say where the budget ends, and what is found there says it better.
+    # The peak grows nearly linearly: two small cases say where the budget ends; what is found there closes in on it.
     most = (count + 1) // 2
-    low, high = min(4, most), min(32, most)
-    known = {low: peak(low), high: peak(high)}
-    for _ in range(6):
+    known = {size: peak(size) for size in {min(4, most), min(32, most)}}
+    while True:
+        fits = max((size for size, taken in known.items() if taken <= budget), default=0)
+        fails = min((size for size, taken in known.items() if taken > budget), default=most + 1)
+        if fails - fits <= 1 or len(known) > 12:
+            return math.ceil(count / math.ceil(count / max(fits, 1)))
         low, high = min(known), max(known)
-        below = max((size for size, taken in known.items() if taken <= budget), default=low)
         slope = max((known[high] - known[low]) / max(high - low, 1), 1.0)
-        guess = min(max(int(below + (budget - known[below]) / slope), 1), most)
-        if guess in known:
-            break
+        nearest = min(known, key=lambda size: abs(known[size] - budget))
+        guess = int(nearest + (budget - known[nearest]) / slope)
+        guess = min(max(guess, fits + 1), fails - 1)
         known[guess] = peak(guess)
-    fitting = max((size for size, taken in known.items() if taken <= budget), default=1)
-    return math.ceil(count / math.ceil(count / fitting))
 
 
 def plan_rows(

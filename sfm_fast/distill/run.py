@@ -7,6 +7,7 @@ import math
 import shutil
 import signal
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from ..files import LOCK_NAME, check_free_space, locked_folder, write_json, writ
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import DistillConfig, Execution
 from .export import SyntheticSet, save_grid, save_image_folder
-from .images import SyntheticImages
+from .images import SyntheticImages, floats_per_image
 from .memory import free_memory
 from .methods import Objective
 from .optimiser import PyramidAdam
@@ -133,7 +134,23 @@ class Distiller:
             ).peak_bytes
 
         free = free_memory(self.backbone.device) if budget is None else budget
-        return largest_micro_batch(peak, self.images.num_images, free)
+        try:
+            found = largest_micro_batch(peak, self.images.num_images, free)
+        except InputError:
+            raise
+        except Exception as error:  # of a model that can't run without values; memory may be plenty all the same
+            warnings.warn(
+                f"the memory of {self.backbone.name!r} can't be predicted ({type(error).__name__}): all images go into one "
+                "micro-batch, which is halved when memory runs out; --micro-batch chooses another",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return self.images.num_images
+        if budget is not None and found == 1 and peak(1) > budget:
+            raise InputError(
+                f"memory_budget of {budget / 1e9:.3g} GB is too small: one image at a time is predicted to take {peak(1) / 1e9:.3g} GB"
+            )
+        return found
 
     def grow_fully(self) -> None:
         """Make all levels live at once: to measure a step as most of a run has it."""
@@ -180,17 +197,11 @@ class Distiller:
         synthetic.safetensors and images/. A folder that holds a run is continued with ``resume``, replaced with
         ``overwrite`` and otherwise an error; one that holds anything else is always an error. SIGINT, SIGTERM and SIGUSR1 save the state and raise `Interrupted`.
         """
-        for name, value in (
-            ("checkpoint_every", checkpoint_every),
-            ("grid_every", grid_every),
-            ("log_every", log_every),
-        ):
-            if value < 1:
-                raise InputError(f"{name} must be at least 1, got {value}")
+        check_intervals(checkpoint_every=checkpoint_every, grid_every=grid_every, log_every=log_every)
         check_run_folder(folder, resume=resume, overwrite=overwrite)
         with locked_folder(folder) as place:
             check_run_folder(folder, resume=resume, overwrite=overwrite)
-            check_free_space(place, 8 * self.images.pyramid.data.nbytes + (1 << 22))
+            check_free_space(place, self._bytes_to_write())
             started, first, begun = time.perf_counter(), self.steps_done, None
             if resume:
                 self._continue(place)
@@ -237,6 +248,12 @@ class Distiller:
             write_json(place / SUMMARY, summary)
             return summary
 
+    def _bytes_to_write(self) -> int:
+        """A checkpoint with all levels live, another one beside it while it is replaced, and the images."""
+        images = self.images
+        floats = floats_per_image(images.channels, images.sizes)
+        return 4 * images.num_images * (6 * floats + images.channels * images.size**2) + (1 << 22)
+
     def _timed_step(self) -> tuple[Tensor, float]:
         begun = time.perf_counter()
         loss = self.step()
@@ -257,10 +274,11 @@ class Distiller:
 
     def _continue(self, place: Path) -> None:
         checkpoint, log = place / CHECKPOINT, place / LOG
-        self.steps_done, micro_batch = load_checkpoint(
+        self.steps_done, micro_batch, asked = load_checkpoint(
             checkpoint, self.images, self.optimiser, self.config, self.provenance
         )
-        if self.execution.micro_batch == "auto":  # another one would round differently
+        # Another one would round differently; it may have been halved meanwhile.
+        if self.execution.micro_batch in ("auto", asked):
             self._stepper = self._make_step(micro_batch)
         if self.steps_done > self.config.steps:
             raise InputError(f"{place}: has run {self.steps_done} steps already, more than steps={self.config.steps}")
@@ -278,7 +296,15 @@ class Distiller:
             self.config,
             self.provenance,
             self.micro_batch,
+            self.execution.micro_batch,
         )
+
+
+def check_intervals(**intervals: int) -> None:
+    """Raise ``InputError`` unless all numbers of steps are at least 1."""
+    for name, value in intervals.items():
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
 
 
 def check_run_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> None:

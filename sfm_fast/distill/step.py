@@ -23,6 +23,8 @@ from .methods import Objective
 from .optimiser import PyramidAdam
 from .staging import InPlace
 
+LARGEST = 1e18  # of a gradient's entries: their squares must fit into float32
+
 
 class StepFailed(InputError):  # noqa: N818 (says what happened)
     """The step could not be finished. ``torn``: some images were updated before that was known."""
@@ -68,13 +70,13 @@ class DistillationStep:
         self.augmentation, self.seed = augmentation, seed
         self.micro_batch = min(micro_batch, images.num_images)
         self.staging = staging or InPlace()
+        self.graph: _Graph | None = None  # of the last micro-batch, between its forward and its backward
 
     def __call__(self, step: int) -> Tensor:
         """Step ``step`` (0-based); the detached loss, on the device. Raises ``StepFailed`` where it isn't finite."""
-        loss, bad, parts = self.compute(step)
+        loss, bad, updated = self.compute(step)
         if bad:
-            what = "gradient" if loss.isfinite() else "loss"
-            torn = what == "gradient" and parts > 1
+            what, torn = "gradient" if loss.isfinite() else "loss", bool(updated)
             undone = "some images were updated, go back to a checkpoint" if torn else "nothing was updated"
             raise StepFailed(
                 f"the {what} became nan or infinite at step {step}: {undone}; try a smaller lr or precision fp32", torn
@@ -83,17 +85,24 @@ class DistillationStep:
         self.backbone.model.zero_grad(set_to_none=True)  # "stock" LGM leaves gradients on the backbone
         return loss
 
-    def compute(self, step: int) -> tuple[Tensor, Tensor, int]:
-        """Everything that doesn't wait for the device: loss (), whether something was not finite (), parts of the update."""
-        self.objective.prepare(step)
-        views = self._draw(step)
-        features, graph = self._features(views)
-        loss, gradient, graph = self._loss(features, step, graph)
-        del features
-        bad = (~loss.isfinite()).float()
-        parts = self._descend(views, gradient, graph, bad)
+    def compute(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Everything that doesn't wait for the device: loss, whether something was not finite, whether anything was updated; all ()."""
+        self.graph = None
+        try:
+            self.objective.prepare(step)
+            views = self._draw(step)
+            loss, gradient = self._loss(self._features(views), step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise StepFailed(
+                "out of memory before any image was updated: for the loss, or for LGM's real images, there is no micro-batch",
+                False,
+            ) from error
+        bad, updated = (~loss.isfinite()).float(), torch.zeros((), device=loss.device)
+        self._descend(views, gradient, bad, updated)
         self.staging.finish()
-        return loss, bad, parts
+        return loss, bad, updated
 
     def _draw(self, step: int) -> Views:
         """Boxes and noise counters of all views, (views, images, ...). Small, so drawn on the host, where that is faster."""
@@ -114,10 +123,10 @@ class DistillationStep:
             noise_items=views.noise_items.to(backbone.device, non_blocking=True).view(-1, count),
         )
 
-    def _features(self, views: Views) -> tuple[Tensor, _Graph | None]:
-        """Features (views * images, D) as a leaf, and the graph of the last micro-batch."""
+    def _features(self, views: Views) -> Tensor:
+        """Features (views * images, D) as a leaf; the last micro-batch leaves its graph."""
         count = self.images.num_images
-        features, graph, begin = None, None, 0
+        features, begin = None, 0
         while begin < count:
             end = self._end(begin, count)
             try:
@@ -130,7 +139,7 @@ class DistillationStep:
                 self._back_off()
                 continue
             if end == count:
-                graph = part
+                self.graph = part
             found = part.features.detach().view(len(views.boxes), end - begin, -1)
             if features is None:
                 features = found if end - begin == count else found.new_empty(len(found), count, found.shape[-1])
@@ -138,26 +147,26 @@ class DistillationStep:
                 features[:, begin:end] = found
             begin = end
         assert features is not None
-        return features.flatten(0, 1).requires_grad_(), graph
+        return features.flatten(0, 1).requires_grad_()
 
-    def _loss(self, features: Tensor, step: int, graph: _Graph | None) -> tuple[Tensor, Tensor, _Graph | None]:
-        """Loss, its gradient to the features, and the graph unless there was no room for it beside them."""
+    def _loss(self, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """Loss and its gradient to the features; gives the graph up where there is no room for both."""
         while True:
             try:
                 loss = self.objective.loss(features, self.labels, step)
-                return loss.detach(), torch.autograd.grad(loss, features)[0], graph
+                return loss.detach(), torch.autograd.grad(loss, features)[0]
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error) or graph is None:
+                if not is_out_of_memory(error) or self.graph is None:
                     raise
-            graph = None
+            self.graph = None
 
-    def _descend(self, views: Views, gradient: Tensor, graph: _Graph | None, bad: Tensor) -> int:
-        """Update all images, those of ``graph`` first; returns in how many parts. ``bad`` () becomes 1 where that must stop."""
+    def _descend(self, views: Views, gradient: Tensor, bad: Tensor, updated: Tensor) -> None:
+        """Update all images, those of the graph first. ``bad`` () becomes 1 where that must stop, ``updated`` () where any was."""
         count = self.images.num_images
         gradient = gradient.view(len(views.boxes), count, -1)
         begin, stop, parts = 0, count, 0
         while begin < stop:
-            held, graph = graph, None  # only the first time round is there one
+            held, self.graph = self.graph, None  # only the first time round is there one
             first, last = (held.begin, held.end) if held else (begin, self._end(begin, stop))
             done = False
             try:
@@ -166,15 +175,16 @@ class DistillationStep:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
+            was_held, held = held is not None, None
             if not done:
                 self._back_off(torn=parts > 0)
                 continue
             parts += 1
-            if held:
+            torch.maximum(updated, 1 - bad, out=updated)
+            if was_held:
                 stop = first
             else:
                 begin = last
-        return parts
 
     def _end(self, begin: int, stop: int) -> int:
         """Where the micro-batch from ``begin`` on ends."""
@@ -211,7 +221,8 @@ class DistillationStep:
             (found,) = torch.autograd.grad(graph.features, shown, part)
         levels, chosen = self.images.split(block[0]), _select(views, first, last)
         flat = render_augment_backward(found, levels, self.images.size, chosen)
-        torch.maximum(bad, (~flat.sum().isfinite()).float(), out=bad)
+        # Adam squares it; nan fails the comparison too.
+        torch.maximum(bad, (~(torch.linalg.vector_norm(flat, torch.inf) < LARGEST)).float(), out=bad)
         self.optimiser.update(block, flat, bad)
         self.staging.store(state, first, last, block)
 

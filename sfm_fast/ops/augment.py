@@ -13,7 +13,7 @@ from ..checks import check_images, check_view_dtype, check_views
 from ..reference import augment as reference
 from ..reference.augment import Views
 from .library import operation, registered
-from .render import choose
+from .render import choose, no_autocast
 
 
 def augment(images: Tensor, views: Views, *, dtype: torch.dtype | None = None, backend: str = "auto") -> Tensor:
@@ -35,7 +35,7 @@ def augment(images: Tensor, views: Views, *, dtype: torch.dtype | None = None, b
     chosen = choose(images, dtype, views.size, backend)
     dtype = images.dtype if dtype is None else dtype
     if chosen == "torch":
-        with torch.autocast(images.device.type, enabled=False):  # which would compute in low precision
+        with no_autocast(images.device):
             return reference.augment(images, views).to(dtype)
     if torch.compiler.is_compiling():
         result: Tensor = operation(chosen, "augment")(images, *view_arguments(views), dtype)

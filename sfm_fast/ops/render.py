@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -38,14 +39,14 @@ def render(
     2511.16674.
     """
     check_side("size", size)
-    check_levels(levels, size)
+    levels = check_levels(levels, size)
     check_view_dtype(dtype)
     if rows is not None:
         check_indices("rows", rows, len(levels[0]), levels[0].device)
     chosen = choose(levels[0], dtype, size, backend)
     dtype = levels[0].dtype if dtype is None else dtype
     if chosen == "torch":
-        with torch.autocast(levels[0].device.type, enabled=False):  # which would compute in low precision
+        with no_autocast(levels[0].device):
             return reference.render(levels if rows is None else [level[rows] for level in levels], size).to(dtype)
     if torch.compiler.is_compiling():
         images: Tensor = operation(chosen, "render")(list(levels), rows, size, dtype)
@@ -60,28 +61,37 @@ def choose(images: Tensor, dtype: torch.dtype | None, side: int, backend: str) -
     return "torch" if torch._C._are_functorch_transforms_active() else chosen
 
 
+def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Autocast off where the device has it: it would compute in low precision."""
+    if not torch.amp.is_autocast_available(device.type):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 def split_levels(flat: Tensor, channels: int, sides: Sequence[int]) -> list[Tensor]:
     """Views (M, channels, r_k, r_k) of (M, channels * sum r_k^2): an image's levels one behind the other."""
     parts = flat.split([channels * side * side for side in sides], dim=1)
     return [part.unflatten(1, (channels, side, side)) for part, side in zip(parts, sides, strict=True)]
 
 
-def level_gradients(flat: Tensor, levels: Sequence[Tensor], rows: Tensor | None) -> list[Tensor]:
+def level_gradients(flat: Tensor, levels: Sequence[Tensor], rows: Tensor | None) -> list[Tensor | None]:
     """What autograd wants from the flat gradient of the chosen images: a tensor like each level."""
     parts = split_levels(flat, levels[0].shape[1], [level.shape[-1] for level in levels])
     if rows is None:
-        return parts
+        return [*parts]
     return [torch.zeros_like(level).index_add_(0, rows, part) for level, part in zip(levels, parts, strict=True)]
 
 
 def reference_gradients(
     images: Callable[[list[Tensor]], Tensor], levels: Sequence[Tensor], grad: Tensor
-) -> list[Tensor]:
+) -> list[Tensor | None]:
     """Gradients that can be differentiated again (create_graph=True): through plain torch."""
-    return list(torch.autograd.grad(images(list(levels)), list(levels), grad, create_graph=True))
+    wanted = [level for level in levels if level.requires_grad]
+    found = iter(torch.autograd.grad(images(list(levels)), wanted, grad, create_graph=True))
+    return [next(found) if level.requires_grad else None for level in levels]
 
 
-def _backward(backend: str, saved: tuple[Tensor, ...], size: int, grad: Tensor) -> list[Tensor]:
+def _backward(backend: str, saved: tuple[Tensor, ...], size: int, grad: Tensor) -> list[Tensor | None]:
     images, rows, *levels = saved
     if torch.is_grad_enabled():
         return reference_gradients(

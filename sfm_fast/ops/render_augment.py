@@ -16,7 +16,7 @@ from ..reference.augment import Views
 from .augment import view_arguments
 from .backends import explain_images
 from .library import operation, registered
-from .render import choose, level_gradients, reference_gradients
+from .render import choose, level_gradients, no_autocast, reference_gradients
 
 
 def render_augment(
@@ -34,7 +34,7 @@ def render_augment(
     renders again instead of storing the images. Returns (V, backbone channels, size, size).
     """
     check_side("canvas", canvas)
-    check_levels(levels, canvas)
+    levels = check_levels(levels, canvas)
     check_view_dtype(dtype)
     if rows is not None:
         check_indices("rows", rows, len(levels[0]), levels[0].device)
@@ -74,11 +74,11 @@ def render_augment_backward(
 def _plain(levels: list[Tensor], rows: Tensor | None, canvas: int, views: Views) -> Tensor:
     if rows is not None:
         levels = [level[rows] for level in levels]
-    with torch.autocast(levels[0].device.type, enabled=False):  # which would compute in low precision
+    with no_autocast(levels[0].device):
         return reference_augment.augment(reference_render.render(levels, canvas), views)
 
 
-def _backward(backend: str, saved: tuple[Tensor, ...], canvas: int, views: Views, grad: Tensor) -> list[Tensor]:
+def _backward(backend: str, saved: tuple[Tensor, ...], canvas: int, views: Views, grad: Tensor) -> list[Tensor | None]:
     boxes, std, rows, *levels = saved
     views = replace(views, boxes=boxes, std=std)
     if torch.is_grad_enabled():

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
 from . import philox
 from .philox import Stream
 
@@ -37,7 +38,8 @@ class Views:
     """Which views of M images: V = A * M of them, view v of image v % M.
 
     boxes: (V, 4) float32, (x0, dx, y0, dy): column j of a view shows the image at column x0 + j * dx, row i at row
-        y0 + i * dy, in pixels, 0 the centre of the first. dx < 0 mirrors; outside the image are zeros.
+        y0 + i * dy, in pixels, 0 the centre of the first. dx < 0 mirrors; outside the image are zeros. A box that isn't
+        finite shows zeros (in plain torch: nan).
     noise_items: (V,) int64, the counter of a view's noise (below 2**32), or negative for none.
     size: side of the views in pixels.
     mean, std: (channels,) float32 of the backbone; grey images are repeated to as many channels.
@@ -75,8 +77,18 @@ def draw_views(
 ) -> Views:
     """The random views at ``step`` of images of (height, width) ``image_size``.
 
-    items: (V,) int64 ids, the counters of the views' random numbers; two views of one image in one step need two ids.
+    items: (V,) int64 ids below 2**32, the counters of the views' random numbers; two views of one image in one step need two ids.
+        View v belongs to image v % M: for A views of M images, ``torch.arange(A * M)``.
+    size: side of the views in pixels. mean, std: (channels,) of the backbone. seed in [0, 2**64), step in [0, 2**32).
+
+    Raises ``InputError`` where one of them is of another form.
     """
+    if not isinstance(items, Tensor) or items.dtype != torch.int64 or items.ndim != 1:
+        raise InputError(f"items must be a 1-D int64 tensor, got {getattr(items, 'dtype', type(items).__name__)}")
+    if size < 1 or min(image_size) < 1:
+        raise InputError(f"size and image_size must be at least 1 pixel, got {size} and {image_size}")
+    if not 0 <= step < 2**32 or not 0 <= seed < 2**64:
+        raise InputError(f"step must be in [0, 2**32) and seed in [0, 2**64), got {step} and {seed}")
     u = philox.uniform(items, 8, seed=seed, stream=parameter_stream, step=step)
     area = augmentation.min_area + (augmentation.max_area - augmentation.min_area) * u[:, 0]
     aspect = torch.exp(LOG_ASPECT[0] + (LOG_ASPECT[1] - LOG_ASPECT[0]) * u[:, 1])
