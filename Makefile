@@ -28,7 +28,6 @@ lint: $(READY)  ## ruff and mypy
 
 bench: $(READY)  ## time and memory of losses, image path and steps beside torch, on a CPU: about half an hour on 2 cores
 	$(BIN)/python benchmarks/bench_flow_alignment.py --device cpu --out benchmarks/results/cpu/flow_alignment.json
-
 	$(BIN)/python benchmarks/bench_render_augment.py --device cpu --out benchmarks/results/cpu/render_augment.json
 	$(BIN)/python benchmarks/bench_step.py --device cpu --out benchmarks/results/cpu/step.json
 

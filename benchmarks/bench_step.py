@@ -4,7 +4,7 @@
     python benchmarks/bench_step.py --preset imagenet-100 --device cuda --out step.json      # random weights and images suffice
 
 All levels of the pyramid are live. Contenders take turns; ``delta_bytes`` is the peak beyond what stands before the step (weights,
-pyramid, Adam), ``peak_bytes`` everything. What runs out of memory has a row that says so.
+pyramid, Adam), ``peak_bytes`` everything. What runs out of memory has a row that says so. Preset laptop: a minute on 2 cores.
 """
 
 from __future__ import annotations
@@ -116,7 +116,10 @@ def steps(preset: Preset, backbone: Backbone, only: str) -> dict[str, tuple[Call
     for variant in LGM_VARIANTS:
         options = {"method": "lgm", "lgm_variant": variant, "views": preset.lgm_views}
         found[f"LGM {variant}"] = lambda options=options: made(options, Execution(count))
-    return {name: make for name, make in found.items() if only in name}
+    chosen = {name: make for name, make in found.items() if only in name}
+    if not chosen:
+        raise SystemExit(f"--only {only!r}: wanted a part of one of {list(found)}")
+    return chosen
 
 
 def measure(preset: Preset, backbone: Backbone, rounds: int, only: str, together: bool) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sfm_fast.report.demo import cost_table
-from sfm_fast.report.tables import image_table, loss_table, plan_table, text_table
+from sfm_fast.report.tables import image_table, loss_table, plan_table, step_table, text_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
@@ -78,12 +78,18 @@ def images() -> str:
     )
 
 
+def step() -> str:
+    result = json.loads((RESULTS / "step.json").read_text())
+    machine = result["environment"]
+    return f"{step_table(result['rows'])}\n\n{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {result['precision']}."
+
+
 def plan(classes: int) -> str:
     result = json.loads((RESULTS.parent / "predicted" / f"plan_{classes}.json").read_text())
     return plan_table(result["rows"])
 
 
-TABLES = {"accuracy": accuracy, "cost": cost, "losses": losses, "images": images}
+TABLES = {"accuracy": accuracy, "cost": cost, "losses": losses, "images": images, "step": step}
 TABLES |= {f"plan-{classes}": functools.partial(plan, classes) for classes in (100, 1000)}
 
 

@@ -37,7 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     existing.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in --out bit for bit: give the same options again, --steps may grow",
+        help="continue the run in --out bit for bit: give the same options again; --steps may grow, and another --micro-batch or "
+        "--state gives the same up to rounding",
     )
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS", help="steps between checkpoints")
@@ -109,13 +110,14 @@ def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--memory-budget",
         metavar="AMOUNT",
-        help="for auto, such as 8GB, everything included (default: what is free on a GPU, half of what is available on a CPU)",
+        help="for auto, such as 8GB: weights, images, activations, but not Python, torch or the CUDA context themselves "
+        "(default: what is free on a GPU, half of what is available on a CPU)",
     )
     parser.add_argument(
         "--state",
         choices=STATES,
         default="device",
-        help="where the images and Adam's moments lie; host: in the computer's memory, copied to and fro",
+        help="where the images and Adam's moments lie; host: in the computer's memory, copied block by block",
     )
     parser.add_argument(
         "--compile", action="store_true", help="torch.compile of the backbone: slow to start, faster steps"

@@ -31,7 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--channels", type=int, choices=(1, 3), help="of the synthetic images (default: as the backbone takes)"
     )
-    parser.add_argument("--memory", metavar="AMOUNT", default="8GB", help="of the card to recommend a micro-batch for")
+    parser.add_argument(
+        "--memory",
+        metavar="AMOUNT",
+        default="7.2GB",
+        help="for tensors, to recommend a micro-batch for: a card's, less some 0.6 GB for the CUDA context and fragmentation",
+    )
     parser.add_argument(
         "--micro-batch", type=int, metavar="N", action="append", help="show this one too (may be repeated)"
     )
@@ -84,21 +89,37 @@ def run(args: argparse.Namespace) -> None:
     }
     common.say(
         args,
-        f"{backbone.name} at {backbone.input_size} px, {args.precision}; {args.num_classes} classes, "
-        f"{config.ipc} images a class of {config.size or backbone.image_size} px; one step, all levels live",
+        f"{backbone.name} at {backbone.input_size} px, {args.precision}; {args.num_classes} classes x {config.ipc} per class "
+        f"of {config.size or backbone.image_size} px; one step of {args.method} with all levels live",
         "",
         plan_table(rows),
         "",
-        *advice(rows, args.memory),
+        *advice(rows, args),
     )
     common.write_result(args, result)
 
 
-def advice(rows: list[dict[str, Any]], memory: str) -> list[str]:
-    """What to type, or what doesn't fit."""
-    for row in rows:
-        if row["recommended"]:
-            host = " --state host" if row["host_bytes"] else ""
-            size = row["micro_batch"] or "auto (all images at once)"
-            return [f"for {memory}: sfm-fast distill … --micro-batch {size}{host}"]
-    return [f"nothing fits {memory}: try --grad-checkpointing, a smaller --image-size or another backbone"]
+def advice(rows: list[dict[str, Any]], args: argparse.Namespace) -> list[str]:
+    """What to type, or why nothing fits."""
+    chosen = next((row for row in rows if row["recommended"]), None)
+    if chosen is None:
+        weights, memory = rows[0]["by_category"]["parameters"], parse_bytes(args.memory)
+        if weights >= memory:
+            return [f"nothing fits {args.memory}: the weights alone take {weights / 1e9:.2f} GB"]
+        further = "a smaller --image-size or another backbone"
+        return [
+            f"nothing fits {args.memory}: try {further if args.grad_checkpointing else '--grad-checkpointing, ' + further}"
+        ]
+    words = ["sfm-fast distill", f"--precision {args.precision}"]
+    default = DistillConfig()
+    for name in ("backbone", "image_size", "method", "ipc", "views", "size", "parametrization", "alignment", "metric"):
+        value = getattr(args, name)
+        if value not in (None, getattr(default, name, SHIPPED)):
+            words.append(f"--{name.replace('_', '-')} {value}")
+    if args.grad_checkpointing:
+        words.append("--grad-checkpointing")
+    if chosen["micro_batch"]:
+        words.append(f"--micro-batch {chosen['micro_batch']}")
+    if chosen["host_bytes"]:
+        words.append("--state host")
+    return [f"for {args.memory}: {' '.join(words)} --data …"]

@@ -60,6 +60,7 @@ class Tracker(TorchDispatchMode):
         super().__init__()
         self.known: weakref.WeakKeyDictionary[Any, _Entry] = weakref.WeakKeyDictionary()
         self.flops = self.total = self.peak = 0
+        self.fresh = "workspace"  # category of what is allocated now
         self.events: list[tuple[_Entry, int]] = []  # what came (1) and went (-1)
         self.peak_event = 0
 
@@ -118,7 +119,7 @@ class Tracker(TorchDispatchMode):
             self._happen(scratch, -1)
         for value in tree_iter(result):
             if isinstance(value, Tensor) and value.untyped_storage() not in self.known:
-                self._add(value, "workspace")
+                self._add(value, self.fresh)
         return result
 
 
@@ -209,7 +210,10 @@ class _Objective(Objective):
 
     def prepare(self, step: int) -> None:
         before = self.tracker.flops
+        # "stock" runs its real side with a graph.
+        self.tracker.fresh = "activations" if self.backbone_gradients else "workspace"
         self.wrapped.prepare(step)
+        self.tracker.fresh = "workspace"
         self.prepare_flops = self.tracker.flops - before
 
     def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
@@ -338,7 +342,7 @@ def plan_rows(
     lgm_views: int = 10,
 ) -> list[dict[str, Any]]:
     """One row a way of running a step: SFM in one shot, in micro-batches that fit ``memory`` bytes (with the state on the device and on
-    the host) and of the sizes asked for, then LGM's three forms. ``recommended`` marks the fastest that fits.
+    the host) and of the sizes asked for, then LGM's three forms, one of them in the same micro-batches. ``recommended`` marks the fastest that fits.
     """
     for size in micro_batches:
         if size < 1:
@@ -372,15 +376,19 @@ def plan_rows(
 
         largest = largest_micro_batch(peak, count, memory)
         if largest < count or host:
-            rows.append(row(config, "micro-batched, state on host" if host else "micro-batched", largest, host))
+            parts = "micro-batched" if largest < count else "one-shot"
+            rows.append(row(config, f"{parts}, state on host" if host else parts, largest, host))
     for size in micro_batches:
         rows.append(row(config, "micro-batched", min(size, count)))
     fitting = [candidate for candidate in rows if candidate["fits"]]
     if fitting:
         # A GPU is poorly used by a handful of images: then rather bring the state from the host.
-        roomy = [candidate for candidate in fitting if (candidate["micro_batch"] or count) >= min(8, count)]
-        (roomy or fitting)[0]["recommended"] = True
+        roomy = [candidate for candidate in fitting if (candidate["micro_batch"] or count) >= min(8, count)] or fitting
+        roomy[0]["recommended"] = True
     for variant in ("closed-form", "frozen", "stock"):
         lgm = replace(config, method="lgm", lgm_variant=variant, views=lgm_views)
         rows.append(row(lgm, variant, None))
+        if variant == "closed-form" and fitting and roomy and roomy[0]["micro_batch"]:
+            # Not what LGM's code does, but what this package's step does for it.
+            rows.append(row(lgm, f"{variant}, micro-batched", roomy[0]["micro_batch"]))
     return rows

@@ -47,9 +47,23 @@ class Signals:
 
 
 class Reporter:
-    """Progress bar, JSON lines and TensorBoard."""
+    """Progress bar, JSON lines and TensorBoard.
 
-    def __init__(self, place: Path, log: Path, first: int, steps: int, progress: bool, log_every: int) -> None:
+    title: what stands before the bar. memory: what ``peak`` in `step` measures.
+    """
+
+    def __init__(
+        self,
+        place: Path,
+        log: Path,
+        first: int,
+        steps: int,
+        progress: bool,
+        log_every: int,
+        title: str = "distil",
+        memory: str = "peak",
+    ) -> None:
+        self.title, self.memory = title, memory
         self.place, self.log, self.first, self.steps, self.progress, self.log_every = (
             place,
             log,
@@ -68,7 +82,7 @@ class Reporter:
         self.bar = tqdm(
             total=self.steps,
             initial=self.first,
-            desc="distil",
+            desc=self.title,
             unit="step",
             disable=not self.progress,
             mininterval=0.5 if sys.stderr.isatty() else 10,
@@ -84,7 +98,7 @@ class Reporter:
             return
         self.last_loss = loss.item()
         self.bar.set_postfix_str(
-            f"loss {self.last_loss:.4f}, {seconds * 1e3:.0f} ms/step, peak {peak / 1e6:.0f} MB", refresh=False
+            f"loss {self.last_loss:.4f}, {seconds * 1e3:.0f} ms/step, {self.memory} {peak / 1e6:.0f} MB", refresh=False
         )
         self.file.write(
             json.dumps({"step": step, "loss": self.last_loss, "step_seconds": round(seconds, 6), "peak_bytes": peak})

@@ -214,7 +214,16 @@ class Distiller:
             (place / "grids").mkdir(exist_ok=True)
             with (
                 Signals() as caught,
-                Reporter(place, place / LOG, first, self.config.steps, progress, log_every) as report,
+                Reporter(
+                    place,
+                    place / LOG,
+                    first,
+                    self.config.steps,
+                    progress,
+                    log_every,
+                    f"distil, {self.micro_batch} of {self.images.num_images} images at a time",
+                    "peak" if self.backbone.device.type == "cuda" else "process",
+                ) as report,
             ):
                 for loss, seconds in self._steps(place, begun):
                     report.step(self.steps_done, loss, seconds, peak_bytes(self.backbone.device))

@@ -31,7 +31,7 @@ def render_augment(
     """``augment(render(levels, canvas, rows=rows), views)``, fused: the images exist row by row (GPU: while the call runs).
 
     Arguments as of `render` and `augment`; ``canvas`` is the side of the images, ``views.size`` that of the views. The backward
-    renders again instead of storing the images. Returns (V, backbone channels, size, size).
+    renders again instead of storing the images. With ``rows`` the views count the chosen images. Returns (V, backbone channels, size, size).
     """
     check_side("canvas", canvas)
     levels = check_levels(levels, canvas)

@@ -32,6 +32,10 @@ class Augmentation:
     flip: bool = True
     noise: bool = True
 
+    def __post_init__(self) -> None:
+        if not 0 < self.min_area <= self.max_area <= 1:
+            raise InputError(f"wanted 0 < min_area <= max_area <= 1, got {self.min_area} and {self.max_area}")
+
 
 @dataclass(frozen=True)
 class Views:
@@ -64,7 +68,7 @@ class Views:
 
 def draw_views(
     items: Tensor,
-    image_size: tuple[int, int],
+    image_size: int | tuple[int, int],
     size: int,
     mean: Tensor,
     std: Tensor,
@@ -75,7 +79,7 @@ def draw_views(
     parameter_stream: int = Stream.AUGMENT_PARAMETERS,
     noise_stream: int = Stream.AUGMENT_NOISE,
 ) -> Views:
-    """The random views at ``step`` of images of (height, width) ``image_size``.
+    """The random views at ``step`` of images whose side, or (height, width), is ``image_size``.
 
     items: (V,) int64 ids below 2**32, the counters of the views' random numbers; two views of one image in one step need two ids.
         View v belongs to image v % M: for A views of M images, ``torch.arange(A * M)``.
@@ -85,8 +89,12 @@ def draw_views(
     """
     if not isinstance(items, Tensor) or items.dtype != torch.int64 or items.ndim != 1:
         raise InputError(f"items must be a 1-D int64 tensor, got {getattr(items, 'dtype', type(items).__name__)}")
-    if size < 1 or min(image_size) < 1:
-        raise InputError(f"size and image_size must be at least 1 pixel, got {size} and {image_size}")
+    if not isinstance(image_size, tuple):
+        image_size = (image_size, image_size)
+    if not all(isinstance(side, (int, torch.SymInt)) and side >= 1 for side in (size, *image_size)):
+        raise InputError(
+            f"size and image_size must be whole numbers of pixels, at least 1, got {size} and {image_size}"
+        )
     if not 0 <= step < 2**32 or not 0 <= seed < 2**64:
         raise InputError(f"step must be in [0, 2**32) and seed in [0, 2**64), got {step} and {seed}")
     u = philox.uniform(items, 8, seed=seed, stream=parameter_stream, step=step)

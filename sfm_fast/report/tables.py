@@ -89,12 +89,12 @@ def plan_table(rows: Iterable[dict[str, Any]]) -> str:
                 f"{parts['activations'] / 1e9:.2f}",
                 f"{parts['workspace'] / 1e9:.2f}",
                 f"{row['host_bytes'] / 1e9:.2f}",
-                f"{row['flops_per_step'] / 1e12:.3g}",
+                f"{row['flops_per_step'] / 1e12:,.{0 if row['flops_per_step'] >= 1e14 else 2}f}",
             ]
         )
     header = (
-        "one step", "micro-batch", "views", "peak GB", "x", "weights", "pyramid + Adam", "activations", "other", "on host",
-        "TFLOP",
+        "one step, GB", "micro-batch", "views", "peak", "x recommended", "parameters", "pyramid + Adam", "activations",
+        "workspace", "on host", "TFLOP",
     )  # fmt: skip
     return text_table(header, cells)
 
