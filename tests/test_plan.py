@@ -184,6 +184,27 @@ def test_bad_input_is_one_line(capsys, arguments, message):
     assert len(error.strip().splitlines()) == 1
 
 
+def test_models_that_keep_tensors_beside_their_parameters():
+    shape = shape_of_backbone("levit_128s", precision="fp32")
+    assert predict_step(CONFIG, shape, 3, 3, 2).peak_bytes > 0
+
+
+def test_the_advice_is_a_whole_command(capsys):
+    arguments = ["--backbone", "vit_tiny_patch16_224", "--image-size", "64", "--num-classes", "40", "--ipc", "2"]
+    assert main(["plan", *arguments, "--grad-checkpointing", "--memory", "25MB"]) == 0
+    line = capsys.readouterr().out.strip().splitlines()[-1]
+    for part in (
+        "--backbone vit_tiny_patch16_224",
+        "--image-size 64",
+        "--ipc 2",
+        "--grad-checkpointing",
+        "--precision bf16",
+    ):
+        assert part in line
+    assert main(["plan", *arguments, "--memory", "1MB"]) == 0
+    assert "the weights alone take" in capsys.readouterr().out
+
+
 def test_a_model_without_checkpointing():
     with pytest.raises(InputError, match="no activation checkpointing"):
         shape_of_backbone("vgg11", grad_checkpointing=True)

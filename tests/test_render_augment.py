@@ -8,7 +8,7 @@ import pytest
 import torch
 from image_definitions import KERNELS, assert_as_accurate_as_torch, incoming, kernel_calls, results
 
-from sfm_fast import InputError
+from sfm_fast import InputError, draw_views
 from sfm_fast.ops.augment import augment
 from sfm_fast.ops.render import render
 from sfm_fast.ops.render_augment import render_augment, render_augment_backward
@@ -152,3 +152,16 @@ def test_bad_input_names_the_argument(name):
 def test_boxes_come_in_turns():
     boxes = make_boxes(("whole", "constant/whole"), 3, 8, 4, 2)
     assert boxes.tolist() == [[0.5, 2, 1.5, 4], [boxes[1, 0].item(), 0, 1.5, 4], [0.5, 2, 1.5, 4]]
+
+
+def test_double_backward_with_some_levels_constant():
+    levels = [torch.randn(2, 3, 4, 4), torch.randn(2, 3, 8, 8, requires_grad=True)]
+    views = draw_views(torch.arange(2), 8, 6, torch.zeros(3), torch.ones(3), seed=0, step=0)
+
+    def second(backend):
+        shown = render_augment(levels, 8, views, backend=backend)
+        (gradient,) = torch.autograd.grad(shown.square().sum(), levels[1], create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), levels[1])[0]
+
+    expected = second("torch")
+    assert (second("cpu") - expected).norm() <= 1e-5 * expected.norm()

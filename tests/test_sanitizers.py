@@ -46,7 +46,7 @@ for bad in ((order[:-1], offsets), (order + 1, offsets), (order, offsets.flip(0)
 nan, inf = float("nan"), float("inf")
 boxes = [(0, 1, 0, 1), (0.3, 0.05, 0.2, 4), (9, -0.7, 3, 0), (-5, 1.6, -4, 1.5), (1e30, 1, 0, 1), (nan, inf, -inf, nan),
          (3e38, 3e38, -3e38, -3e38), (2**31, 1, -(2**31), -1), (-1, 0, 0, 1), (-0.5, 1e-30, 1e9, -1e8)]
-for canvas, sides, size in ((1, (1,), 1), (2, (1, 2), 5), (15, (1, 4, 15, 15), 17), (16, (16,), 16), (17, (3, 17), 33),
+for canvas, sides, size in ((1, (1,), 1), (2, (1, 2), 5), (15, (1, 4, 15, 15), 17), (16, (16,), 48), (17, (3, 17), 33),
                             (33, (1, 2, 4, 8, 16, 32, 33), 15), (20, (3,), 65)):
     for channels, backbone in ((1, 1), (1, 3), (3, 3)):
         flat = torch.randn(5, channels * sum(side * side for side in sides))

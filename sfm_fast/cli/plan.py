@@ -6,6 +6,9 @@ import argparse
 from dataclasses import fields
 from typing import Any
 
+import torch
+
+from .. import __version__
 from ..data.backbones import SHIPPED, shape_of_backbone
 from ..distill.config import DistillConfig
 from ..distill.memory import parse_bytes
@@ -80,6 +83,8 @@ def run(args: argparse.Namespace) -> None:
     )
     result: dict[str, Any] = {
         "rows": rows,
+        "sfm_fast": __version__,
+        "torch": torch.__version__,
         "backbone": backbone.name,
         "input_size": backbone.input_size,
         "precision": args.precision,
