@@ -24,7 +24,7 @@ from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.sources import from_iterable
 from sfm_fast.distill.config import DistillConfig, Execution
 from sfm_fast.distill.methods import LGM_VARIANTS
-from sfm_fast.distill.plan import predict_step
+from sfm_fast.distill.predict import predict_step
 from sfm_fast.distill.prepare import make_distiller
 from sfm_fast.files import check_output_file, write_json
 from sfm_fast.report.tables import step_table

@@ -19,7 +19,7 @@ from sfm_fast.distill.images import SyntheticImages
 from sfm_fast.distill.memory import is_out_of_memory, parse_bytes
 from sfm_fast.distill.optimiser import PyramidAdam
 from sfm_fast.distill.prepare import make_distiller
-from sfm_fast.distill.step import StepFailed, _Graph
+from sfm_fast.distill.step import MicroBatch, StepFailed
 from sfm_fast.reference import augment, render
 
 CLASSES = 4
@@ -204,7 +204,7 @@ def test_out_of_memory_of_the_loss_frees_the_graph_first(backbone, statistics):
 
     def short_of_memory(*arguments):
         gc.collect()
-        alive.append(sum(type(thing) is _Graph for thing in gc.get_objects()))
+        alive.append(sum(type(thing) is MicroBatch for thing in gc.get_objects()))
         if next(failures, False):
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
         return loss(*arguments)
@@ -212,7 +212,7 @@ def test_out_of_memory_of_the_loss_frees_the_graph_first(backbone, statistics):
     made.objective.loss = short_of_memory
     _, gradient = gradient_of_step(made)
     assert torch.equal(gradient, expected)
-    assert alive == [1, 0]  # the graph of the last micro-batch, given up for the second try
+    assert alive == [1, 0]  # the last micro-batch, given up for the second try
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])

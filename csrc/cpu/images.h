@@ -1,7 +1,7 @@
 // What the image operations share: checks of the arguments, the pyramid as the kernels see it, choice of the element type.
 #pragma once
 
-#include "canvas.h"
+#include "canvas_gradient.h"
 
 namespace sfm_fast {
 

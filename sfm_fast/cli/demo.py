@@ -16,9 +16,9 @@ from ..data.datasets import EMBEDDED, open_dataset
 from ..distill.compare import compare_methods, sfm_and_lgm
 from ..distill.config import DistillConfig
 from ..distill.export import SyntheticSet
+from ..distill.folder import LOG, RESULT
 from ..distill.prepare import make_distiller
 from ..distill.progress import iterate_log
-from ..distill.run import LOG, RESULT
 from ..errors import InputError
 from ..files import locked_folder, write_json
 from ..probe.evaluate import Evaluator, ProbeConfig

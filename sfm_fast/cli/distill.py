@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..distill.config import STATES, DistillConfig, Execution
+from ..distill.folder import check_intervals, check_run_folder
 from ..distill.images import PARAMETRIZATIONS
 from ..distill.memory import parse_bytes
 from ..distill.methods import LGM_VARIANTS, METHODS
 from ..distill.prepare import make_distiller
-from ..distill.run import check_intervals, check_run_folder
 from ..errors import InputError
 from ..ops.backends import ALIGNMENTS, METRICS
 from . import common
@@ -111,7 +111,7 @@ def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
         "--memory-budget",
         metavar="AMOUNT",
         help="for auto, such as 8GB: weights, images, activations, but not Python, torch or the CUDA context themselves "
-        "(default: what is free on a GPU, half of what is available on a CPU)",
+        "(default: nine tenths of what is free on a GPU, half of what is available on a CPU)",
     )
     parser.add_argument(
         "--state",

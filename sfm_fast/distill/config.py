@@ -18,8 +18,8 @@ STATES = ("device", "host")
 class Execution:
     """How a run uses the machine; what it computes is the same up to rounding.
 
-    micro_batch: images whose activations exist at once, or "auto": the most that fit ``memory_budget`` (bytes; None: what is free on
-    a GPU, half of what is available on a CPU). state: where the pyramid and Adam's moments lie; "host" copies blocks to and fro.
+    micro_batch: images whose activations exist at once, or "auto": the most that fit ``memory_budget`` (bytes; None: nine tenths of
+    what is free on a GPU, half of what is available on a CPU). state: where the pyramid and Adam's moments lie; "host" copies blocks to and fro.
     """
 
     micro_batch: int | str = "auto"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
 import signal
 import time
 import warnings
@@ -17,26 +14,20 @@ from torch import Tensor
 
 from ..data.backbones import Backbone
 from ..errors import InputError
-from ..files import LOCK_NAME, check_free_space, locked_folder, write_json, write_text
+from ..files import check_free_space, locked_folder, write_json
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import DistillConfig, Execution
 from .export import SyntheticSet, save_grid, save_image_folder
+from .folder import CHECKPOINT, LOG, MARKER, RESULT, SUMMARY, check_intervals, check_run_folder, clear_run, cut_log
 from .images import SyntheticImages, floats_per_image
 from .memory import free_memory
 from .methods import Objective
 from .optimiser import PyramidAdam
-from .plan import largest_micro_batch, predict_step
+from .plan import largest_micro_batch
+from .predict import predict_step
 from .progress import Reporter, Signals, peak_bytes
 from .staging import FromHost, InPlace
 from .step import DistillationStep, StepFailed
-
-CHECKPOINT, LOG, RESULT, SUMMARY, MARKER = (
-    "checkpoint.safetensors",
-    "log.jsonl",
-    "synthetic.safetensors",
-    "summary.json",
-    "run.json",
-)
 
 
 class Interrupted(Exception):  # noqa: N818 (no error: the run was asked to stop, and its state is saved)
@@ -209,7 +200,7 @@ class Distiller:
             else:
                 # An earlier run is replaced only once this one has shown that it can make a step.
                 begun = self._timed_step()
-                _clear(place)
+                clear_run(place)
             write_json(place / MARKER, {"config": self.config.to_dict(), "provenance": self.provenance})
             (place / "grids").mkdir(exist_ok=True)
             with (
@@ -282,7 +273,7 @@ class Distiller:
             yield step
 
     def _continue(self, place: Path) -> None:
-        checkpoint, log = place / CHECKPOINT, place / LOG
+        checkpoint = place / CHECKPOINT
         self.steps_done, micro_batch, asked = load_checkpoint(
             checkpoint, self.images, self.optimiser, self.config, self.provenance
         )
@@ -291,10 +282,7 @@ class Distiller:
             self._stepper = self._make_step(micro_batch)
         if self.steps_done > self.config.steps:
             raise InputError(f"{place}: has run {self.steps_done} steps already, more than steps={self.config.steps}")
-        # Lines written after the checkpoint belong to steps that will be run again.
-        if log.is_file():
-            lines = log.read_text(encoding="utf-8", errors="replace").splitlines(True)
-            write_text(log, "".join(line for line in lines if _step_of(line) <= self.steps_done))
+        cut_log(place / LOG, self.steps_done)
 
     def _checkpoint(self, place: Path) -> None:
         save_checkpoint(
@@ -307,42 +295,3 @@ class Distiller:
             self.micro_batch,
             self.execution.micro_batch,
         )
-
-
-def check_intervals(**intervals: int) -> None:
-    """Raise ``InputError`` unless all numbers of steps are at least 1."""
-    for name, value in intervals.items():
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
-
-
-def check_run_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> None:
-    """Raise ``InputError`` unless a run may start (or continue, with ``resume``) in ``folder``; touches nothing."""
-    if not str(folder):
-        raise InputError("the run's folder must have a name, got ''")
-    place = Path(folder)
-    if resume:
-        if not (place / CHECKPOINT).is_file():
-            raise InputError(f"{place}: nothing to resume here, {CHECKPOINT} is missing")
-    elif place.is_dir() and any(entry.name != LOCK_NAME for entry in place.iterdir()):
-        if not (place / MARKER).is_file():
-            raise InputError(f"{place}: holds other files, and no run; choose an empty or a new folder")
-        if not overwrite:
-            raise InputError(
-                f"{place}: holds a run already; --resume continues it, --overwrite replaces it, or choose another folder"
-            )
-
-
-def _clear(place: Path) -> None:
-    """Remove an earlier run's own files, and nothing else."""
-    for name in (CHECKPOINT, LOG, RESULT, SUMMARY, "grid.png"):
-        (place / name).unlink(missing_ok=True)
-    for name in ("grids", "images", "tensorboard"):
-        shutil.rmtree(place / name, ignore_errors=True)
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # a line cut short by a crash

@@ -35,7 +35,7 @@ class StepFailed(InputError):  # noqa: N818 (says what happened)
 
 
 @dataclass
-class _Graph:
+class MicroBatch:
     """A micro-batch on its way: images [begin, end), their views and the features that remember how they came about."""
 
     begin: int
@@ -70,7 +70,7 @@ class DistillationStep:
         self.augmentation, self.seed = augmentation, seed
         self.micro_batch = min(micro_batch, images.num_images)
         self.staging = staging or InPlace()
-        self.graph: _Graph | None = None  # of the last micro-batch, between its forward and its backward
+        self.graph: MicroBatch | None = None  # the last one, between its forward and its backward
 
     def __call__(self, step: int) -> Tensor:
         """Step ``step`` (0-based); the detached loss, on the device. Raises ``StepFailed`` where it isn't finite."""
@@ -190,7 +190,7 @@ class DistillationStep:
         """Where the micro-batch from ``begin`` on ends."""
         return min(begin + self.micro_batch, stop)
 
-    def _forward(self, views: Views, begin: int, end: int, keep: bool) -> _Graph:
+    def _forward(self, views: Views, begin: int, end: int, keep: bool) -> MicroBatch:
         """Views and features of images [begin, end)."""
         count, state = self.images.num_images, self.optimiser.state[:1]
         (pyramid,) = self.staging.fetch(state, begin, end)
@@ -198,13 +198,15 @@ class DistillationStep:
             self.staging.prefetch(state, end, self._end(end, count))
         return self._run(pyramid, views, begin, end, keep)
 
-    def _run(self, pyramid: Tensor, views: Views, begin: int, end: int, keep: bool) -> _Graph:
+    def _run(self, pyramid: Tensor, views: Views, begin: int, end: int, keep: bool) -> MicroBatch:
         levels, chosen = self.images.split(pyramid), _select(views, begin, end)
         shown = render_augment(levels, self.images.size, chosen, dtype=self.backbone.dtype)
         with torch.set_grad_enabled(keep):
-            return _Graph(begin, end, shown, self.backbone(shown.requires_grad_(keep)))
+            return MicroBatch(begin, end, shown, self.backbone(shown.requires_grad_(keep)))
 
-    def _update(self, views: Views, gradient: Tensor, held: _Graph | None, first: int, last: int, bad: Tensor) -> None:
+    def _update(
+        self, views: Views, gradient: Tensor, held: MicroBatch | None, first: int, last: int, bad: Tensor
+    ) -> None:
         """Backward and Adam of images [first, last)."""
         state = self.optimiser.state
         block = self.staging.fetch(state, first, last)

@@ -1,0 +1,218 @@
+"""Predicts a step's peak memory and floating-point operations with fake tensors: no device, no weights, no images needed.
+
+The very code of the step runs on tensors without data; every allocation and release is counted. Micro-batches between the first and
+the last one repeat what these do, and are skipped.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_iter
+
+from ..data.backbones import Backbone
+from .config import DistillConfig
+from .images import SyntheticImages
+from .methods import DecoupledFlowMatching, FlowMatching, GradientMatching, Objective
+from .optimiser import PyramidAdam
+from .staging import FromHost, InPlace
+from .step import DistillationStep, MicroBatch
+from .tracker import Tracker
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Peak bytes of a step, what they are made of at that moment, and the step's floating-point operations.
+
+    ``by_category``: bytes of the backbone's parameters, the pyramid, Adam's moments, activations kept for a backward, and everything
+    else (views, gradients, features, temporaries). ``host_bytes``: pyramid and moments in host memory, not part of the peak.
+    """
+
+    peak_bytes: int
+    by_category: dict[str, int]
+    flops: int
+    host_bytes: int = 0
+
+
+class _SampledStep(DistillationStep):
+    """A step whose micro-batches between the first and the last do nothing; ``tracker`` counts operations of the others."""
+
+    tracker: Tracker
+    forward_flops = backward_flops = 0.0  # an image
+
+    def _end(self, begin: int, stop: int) -> int:
+        last = (math.ceil(self.images.num_images / self.micro_batch) - 1) * self.micro_batch
+        if 0 < begin < last:
+            return min(last, stop)
+        return super()._end(begin, stop)
+
+    def _skipped(self, begin: int, end: int) -> bool:
+        return begin > 0 and end < self.images.num_images
+
+    def _forward(self, views: Any, begin: int, end: int, keep: bool) -> MicroBatch:
+        if self._skipped(begin, end):
+            features = self.backbone.mean.new_empty((end - begin) * len(views.boxes), self.backbone.num_features)
+            return MicroBatch(begin, end, features, features)
+        before = self.tracker.flops
+        graph = super()._forward(views, begin, end, keep)
+        self.forward_flops = (self.tracker.flops - before) / (end - begin)
+        return graph
+
+    def _update(
+        self, views: Any, gradient: Tensor, held: MicroBatch | None, first: int, last: int, bad: Tensor
+    ) -> None:
+        if self._skipped(first, last):
+            return
+        before = self.tracker.flops
+        super()._update(views, gradient, held, first, last, bad)
+        if held:
+            self.backward_flops = (self.tracker.flops - before) / (last - first)
+
+    def _run(self, pyramid: Tensor, views: Any, begin: int, end: int, keep: bool) -> MicroBatch:
+        before = self.tracker.living()
+        graph = super()._run(pyramid, views, begin, end, keep)
+        if keep:
+            self.tracker.keep(before, "activations")
+        return graph
+
+
+class _SampledFromHost(FromHost):
+    def __init__(self, device: torch.device, micro_batch: int) -> None:
+        self.device, self.stream, self.coming, self.micro_batch = device, None, None, micro_batch
+
+    def prefetch(self, state: Sequence[Tensor], begin: int, end: int) -> None:
+        super().prefetch(state, begin, min(end, begin + self.micro_batch))
+
+
+class _FakeGradientMatching(GradientMatching):
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        size = self.transform.crop
+        return torch.empty(self.batch, self.transform.channels, size, size), torch.zeros(self.batch, dtype=torch.int64)
+
+
+class _NoImages:
+    """Stands for a data set whose images are never read."""
+
+    name, random_access = "no images", True
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+    def __len__(self) -> int:
+        return self.count
+
+
+class _Objective(Objective):
+    """``wrapped``, with the operations of its preparation counted."""
+
+    prepare_flops = 0
+
+    def __init__(self, wrapped: Objective, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self.wrapped, self.views, self.backbone_gradients = wrapped, wrapped.views, wrapped.backbone_gradients
+
+    def prepare(self, step: int) -> None:
+        before = self.tracker.flops
+        # "stock" runs its real side with a graph.
+        self.tracker.fresh = "activations" if self.backbone_gradients else "workspace"
+        self.wrapped.prepare(step)
+        self.tracker.fresh = "workspace"
+        self.prepare_flops = self.tracker.flops - before
+
+    def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
+        return self.wrapped.loss(features, labels, step)
+
+
+def _objective(config: DistillConfig, backbone: Backbone, classes: int, channels: int, size: int) -> Objective:
+    views = config.views_per_step
+    if config.method == "lgm":
+        source: Any = _NoImages(config.ipc * views * classes)
+        return _FakeGradientMatching(
+            backbone, source, classes, config.ipc, size, channels,
+            views=views, variant=config.lgm_variant, augmentation=config.augmentation,
+        )  # fmt: skip
+    centers = torch.empty(classes, backbone.num_features, device=backbone.device)
+    if config.method == "sfm":
+        return FlowMatching(centers, views=views, alignment=config.alignment, metric=config.metric)
+    return DecoupledFlowMatching(centers, views=views, alpha=config.alpha)
+
+
+def predict_step(
+    config: DistillConfig,
+    backbone: Backbone,
+    classes: int,
+    channels: int,
+    micro_batch: int | None = None,
+    *,
+    host_state: bool = False,
+    count_parameters: bool = True,
+) -> Prediction:
+    """What a step of ``config`` with all levels live will take; see `Prediction`.
+
+    backbone: a loaded one, or one of `shape_of_backbone` without weights. micro_batch: images at once (None: all).
+    count_parameters: whether the backbone's weights are part of the peak.
+    """
+    tracker, device = Tracker(), backbone.device
+    count, size = classes * config.ipc, config.size or backbone.image_size
+    stock = config.method == "lgm" and config.lgm_variant == "stock"
+    with FakeTensorMode(), tracker:
+        model = _without_values(backbone.model, device).requires_grad_(stock)
+        tracker.assign("parameters" if count_parameters else "", model.state_dict(keep_vars=True).values())
+        stand_in = replace(
+            backbone,
+            model=model,
+            mean=torch.empty(len(backbone.mean), device=device),
+            std=torch.empty(len(backbone.std), device=device),
+            run=None,
+        )
+        images = SyntheticImages(1, channels, size, parametrization=config.parametrization)
+        images.num_images = count
+        images.pyramid = nn.Parameter(torch.empty(count, 0, device="cpu" if host_state else device), False)
+        images.allocate(len(images.sizes))
+        optimiser = PyramidAdam(images, config.lr)
+        pyramid, *moments = optimiser.state
+        tracker.assign("" if host_state else "pyramid", [pyramid])
+        tracker.assign("" if host_state else "adam", moments)
+        objective = _Objective(_objective(config, stand_in, classes, channels, size), tracker)
+        step = _SampledStep(
+            images,
+            torch.empty(count, dtype=torch.int64, device=device),
+            objective,
+            stand_in,
+            optimiser,
+            augmentation=config.augmentation,
+            seed=config.seed,
+            micro_batch=micro_batch or count,
+            staging=_SampledFromHost(device, micro_batch or count) if host_state else InPlace(),
+        )
+        step.tracker = tracker
+        tracker.restart()  # what it took to make all this is over
+        step.compute(0)
+    flops = objective.prepare_flops + count * (step.forward_flops + step.backward_flops)
+    if count > step.micro_batch:  # all but the last micro-batch run forward twice
+        flops += ((count - 1) // step.micro_batch) * step.micro_batch * step.forward_flops
+    host = pyramid.nbytes + sum(tensor.nbytes for tensor in moments) if host_state else 0
+    return Prediction(tracker.peak, tracker.at_peak(), round(flops), host)
+
+
+def _without_values(model: nn.Module, device: torch.device) -> nn.Module:
+    """A copy of ``model`` whose parameters and buffers are made anew: inside a fake mode, without memory."""
+
+    def like(tensor: Tensor) -> Tensor:
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+
+    copies: dict[int, Any] = {id(value): nn.Parameter(like(value), False) for value in model.parameters()}
+    copies |= {id(value): like(value) for value in model.buffers()}
+    for module in model.modules():  # and what models keep beside them, such as cached attention biases
+        beside = {
+            name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")
+        }
+        copies |= {id(value): like(value) for value in tree_iter(beside) if isinstance(value, Tensor)}
+    return copy.deepcopy(model, copies)
