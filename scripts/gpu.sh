@@ -21,7 +21,7 @@ arch=$("$PYTHON" -c 'import torch; print("{}.{}".format(*torch.cuda.get_device_c
 export CUDA_HOME=${CUDA_HOME:-/usr/local/cuda} TORCH_CUDA_ARCH_LIST=${TORCH_CUDA_ARCH_LIST:-$arch} KINETO_LOG_LEVEL=6
 part build timeout 150 "$PYTHON" -m pip install --no-index --no-build-isolation --no-deps --editable .
 part explain "$PYTHON" -c 'import torch, sfm_fast; print(sfm_fast.explain(torch.zeros(2, 1, device="cuda")))'
-part test timeout 200 "$PYTHON" -m pytest -q --maxfail=20 tests/test_gpu.py
+part test timeout 240 "$PYTHON" -m pytest -q --maxfail=20 tests/test_gpu.py tests/test_gpu_step.py
 for tool in memcheck racecheck; do
   part "$tool" timeout 100 compute-sanitizer --tool "$tool" --error-exitcode 1 --launch-timeout 0 \
     "$PYTHON" -m pytest -q -x tests/test_gpu.py \

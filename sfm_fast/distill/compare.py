@@ -11,7 +11,7 @@ from ..data.backbones import Backbone
 from ..data.sources import ImageSource
 from ..statistics import ClassStatistics
 from ..testing.perf import interleaved, peak_memory
-from .config import DistillConfig
+from .config import DistillConfig, Execution
 from .methods import LGM_VARIANTS
 from .prepare import make_distiller
 from .run import Distiller
@@ -40,7 +40,8 @@ def compare_methods(
     """
     steps = {}
     for name, config in configs.items():
-        distiller = make_distiller(config, backbone, source, statistics)
+        one_shot = Execution(statistics.num_classes * config.ipc)  # as the papers run their steps
+        distiller = make_distiller(config, backbone, source, statistics, execution=one_shot)
         distiller.grow_fully()
         # "stock" leaves the backbone requiring grad; every other method runs with it frozen.
         stock = config.method == "lgm" and config.lgm_variant == "stock"
