@@ -18,8 +18,8 @@ $(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
 demo: $(READY)  ## the whole road on embedded data, in two minutes
 	$(BIN)/sfm-fast demo --out demo
 
-test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## all tests, a process a core
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .
