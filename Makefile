@@ -35,6 +35,7 @@ PLAN = $(BIN)/sfm-fast plan --backbone vit_base_patch14_dinov2 --image-size 224
 predict: $(READY)  ## predicted memory at ImageNet's sizes, in seconds
 	$(PLAN) --num-classes 100 --lgm-views 10 --memory 1GB --json benchmarks/results/predicted/plan_100.json
 	$(PLAN) --num-classes 1000 --lgm-views 3 --memory 4.2GB --json benchmarks/results/predicted/plan_1000.json
+	$(PLAN) --num-classes 21841 --lgm-views 3 --memory 2GB --json benchmarks/results/predicted/plan_21841.json
 
 gpu:  ## on a machine with an NVIDIA GPU, torch and nvcc: build, test, sanitize, measure (PYTHON=… chooses the interpreter)
 	PYTHON=$(PYTHON) scripts/gpu.sh

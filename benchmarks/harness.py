@@ -14,7 +14,7 @@ import torch
 
 import sfm_fast
 from sfm_fast.distill.memory import is_out_of_memory as is_out_of_memory
-from sfm_fast.testing.perf import interleaved
+from sfm_fast.testing.perf import captured, interleaved
 
 
 def environment() -> dict[str, Any]:
@@ -86,15 +86,7 @@ def memory_limit(device: torch.device, reserve: float = 0.15) -> Iterator[None]:
 
 def graph_microseconds(function: Callable[[], object], replays: int = 200) -> float:
     """Device time of one call under a CUDA graph, in microseconds: the median over events around single replays."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
+    graph, _ = captured(function)
     flush = torch.empty(64 << 20, dtype=torch.int32, device="cuda")  # larger than any L2 cache
     times = []
     for _ in range(replays):

@@ -20,7 +20,7 @@ from sfm_fast.reference import philox
 from sfm_fast.reference.augment import Views
 from sfm_fast.testing.cases import LOSS_CASES
 from sfm_fast.testing.image_cases import IMAGE_CASES, VIEW_CASES, make_views
-from sfm_fast.testing.perf import peak_memory
+from sfm_fast.testing.perf import captured, peak_memory
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 BACKENDS = ["cuda", "triton"] if torch.version.hip is None else ["triton"]
@@ -123,22 +123,14 @@ def test_cuda_graph(backend, alignment, labelled):
         loss = module(static, labels)
         return loss.detach(), torch.autograd.grad(loss, static)[0]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, replayed = captured(step)
     fresh = torch.randn_like(features)
     with torch.no_grad():
         static.copy_(fresh)
     graph.replay()
     loss, gradient = value_and_gradient(lambda z: module(z, labels), fresh)
-    assert torch.equal(captured[0], loss)
-    assert torch.equal(captured[1], gradient)
+    assert torch.equal(replayed[0], loss)
+    assert torch.equal(replayed[1], gradient)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -303,15 +295,7 @@ def test_images_in_a_cuda_graph(backend, kind):
         result = call(kind, inputs, static, backend)
         return [result.detach(), *torch.autograd.grad(result, static, grad)]
 
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
+    graph, replayed = captured(step)
     fresh = [torch.rand_like(leaf) for leaf in static]
     with torch.no_grad():
         for leaf, values in zip(static, fresh, strict=True):
@@ -319,7 +303,7 @@ def test_images_in_a_cuda_graph(backend, kind):
         inputs.views.boxes.mul_(0.9)
         inputs.views.noise_items.add_(1)
     graph.replay()
-    for one, two in zip(captured, results(lambda parts: call(kind, inputs, parts, backend), fresh, grad), strict=True):
+    for one, two in zip(replayed, results(lambda parts: call(kind, inputs, parts, backend), fresh, grad), strict=True):
         assert torch.equal(one, two)
 
 

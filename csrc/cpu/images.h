@@ -5,12 +5,6 @@
 
 namespace sfm_fast {
 
-inline int64_t numel(const Tensor& tensor) {
-  int64_t total = 1;
-  for (int64_t d = 0; d < tensor.dim(); ++d) total *= tensor.size(d);
-  return total;
-}
-
 struct ReadRow {
   template <int W, class T>
   SFM_INLINE static void run(const void* from, int64_t offset, float* to, int count) {

@@ -144,10 +144,10 @@ struct CheckedViews {
     view.size = static_cast<int>(size), view.channels = static_cast<int>(channels);
     view.source_channels = static_cast<int>(source_channels);
     view.height = static_cast<int>(height), view.width = static_cast<int>(width);
-    const Tensor scale = torch::stable::contiguous(float_vector(std, channels, "std"));
+    const Tensor scale = float_vector(std, channels, "std");
     for (int64_t c = 0; c < channels; ++c) view.inverse_std.push_back(1.0f / scale.const_data_ptr<float>()[c]);
     if (mean) {
-      const Tensor centre = torch::stable::contiguous(float_vector(*mean, channels, "mean"));
+      const Tensor centre = float_vector(*mean, channels, "mean");
       view.mean.assign(centre.const_data_ptr<float>(), centre.const_data_ptr<float>() + channels);
     }
     view.noise_mean = view.noise_std = 0.0f, view.key = {0, 0, 0};

@@ -136,18 +136,10 @@ def load_backbone(
         model, config = _from_timm(name, checkpoint, image_size)
     model = model.to(device).eval().requires_grad_(False)
     channels, size = config["input_size"][0], config["input_size"][-1]
-    with torch.no_grad():
-        output = model(torch.zeros(1, channels, size, size, device=device))
-    if output.ndim != 2:
-        raise InputError(f"backbone {name!r} gives {tuple(output.shape)} for one image, wanted (1, features)")
+    num_features = _count_features(name, model, channels, size)
     mean, std = (torch.tensor(config[key], dtype=torch.float32, device=device) for key in ("mean", "std"))
     weights = fingerprint(model)
-    if precision == "bf16":
-        model = model.bfloat16()
-    if _is_convolutional(model):
-        model = model.to(memory_format=torch.channels_last)
-    if grad_checkpointing:
-        set_grad_checkpointing(name, model)
+    model = _arrange(name, model, precision, grad_checkpointing)
     return Backbone(
         name=name,
         model=model,
@@ -157,10 +149,30 @@ def load_backbone(
         input_size=size,
         resize=round(size / config.get("crop_pct", 1.0)),
         in_channels=channels,
-        num_features=output.shape[1],
+        num_features=num_features,
         fingerprint=weights,
         precision=precision,
     )
+
+
+@torch.no_grad()
+def _count_features(name: str, model: nn.Module, channels: int, size: int) -> int:
+    weight = next(model.parameters())
+    output = model(torch.zeros(1, channels, size, size, device=weight.device, dtype=weight.dtype))
+    if output.ndim != 2:
+        raise InputError(f"backbone {name!r} gives {tuple(output.shape)} for one image, wanted (1, features)")
+    return int(output.shape[1])
+
+
+def _arrange(name: str, model: nn.Module, precision: str, grad_checkpointing: bool) -> nn.Module:
+    """Dtype, memory format and checkpointing, as a run and its prediction both have them."""
+    if precision == "bf16":
+        model = model.bfloat16()
+    if _is_convolutional(model):
+        model = model.to(memory_format=torch.channels_last)
+    if grad_checkpointing:
+        set_grad_checkpointing(name, model)
+    return model
 
 
 def _is_convolutional(model: nn.Module) -> bool:
@@ -200,15 +212,7 @@ def shape_of_backbone(
         with torch.device("meta"):
             model, config = _create(name, image_size, pretrained=False)
     channels, size = config["input_size"][0], config["input_size"][-1]
-    model = model.eval().requires_grad_(False).to(torch.bfloat16 if precision == "bf16" else torch.float32)
-    if _is_convolutional(model):
-        model = model.to(memory_format=torch.channels_last)
-    if grad_checkpointing:
-        set_grad_checkpointing(name, model)
-    with torch.no_grad():
-        output = model(torch.zeros(1, channels, size, size, device="meta", dtype=next(model.parameters()).dtype))
-    if output.ndim != 2:
-        raise InputError(f"backbone {name!r} gives {tuple(output.shape)} for one image, wanted (1, features)")
+    model = _arrange(name, model.eval().requires_grad_(False), precision, grad_checkpointing)
     mean, std = (torch.as_tensor(config[key], dtype=torch.float32) for key in ("mean", "std"))
     return Backbone(
         name=name,
@@ -218,7 +222,7 @@ def shape_of_backbone(
         input_size=size,
         resize=size,
         in_channels=channels,
-        num_features=output.shape[1],
+        num_features=_count_features(name, model, channels, size),
         fingerprint="no weights",
         precision=precision,
     )

@@ -105,12 +105,8 @@ class SyntheticImages(nn.Module):
         self.pyramid.data = torch.empty(self.num_images, floats, device=self.pyramid.device, pin_memory=self.pinned)
         self.live = live
 
-    def forward(self) -> Tensor:
-        """All images, (num_images, channels, size, size) in 0..1."""
-        return render(self.levels, self.size)
-
     @torch.no_grad()
     def pictures(self, at_once: int = 64) -> Tensor:
-        """All images in host memory, rendered a few at a time: what `forward` gives, without its memory on the device."""
+        """All images, (num_images, channels, size, size) in 0..1 in host memory, rendered a few at a time."""
         parts = [render(self.split(block), self.size).cpu() for block in self.pyramid.data.split(at_once)]
         return torch.cat(parts)

@@ -39,6 +39,20 @@ def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu")
     return peak
 
 
+def captured(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of ``function()``, after three calls to warm up, and the result that its replays write."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+    return graph, result
+
+
 @dataclass(frozen=True)
 class Timing:
     """Seconds of one callable over the rounds of `interleaved`."""
