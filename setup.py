@@ -1,6 +1,7 @@
 """Where the packages lie, and the compiled libraries; everything else is in pyproject.toml.
 
-The folder ``kernels/`` is installed as ``sfm_fast.kernels``: a top-level package of that name would shadow another project's.
+The folder ``kernels/`` is installed as ``sfm_fast.kernels``, ``benchmarks/`` as ``sfm_fast.benchmarks``: top-level packages of these names
+would shadow another project's.
 
 ``sfm_fast/_C*.so`` (C++, CPU) and ``sfm_fast/_C_cuda*.so`` (CUDA) are built where torch and the compilers are found at
 installation (``pip install --no-build-isolation``); a library that can't be built is left out with a warning and the package
@@ -92,8 +93,14 @@ def build() -> dict:
 
 
 setup(
-    packages=[*find_packages(include=["sfm_fast", "sfm_fast.*"]), "sfm_fast.kernels"],
-    package_dir={"sfm_fast": "sfm_fast", "sfm_fast.kernels": "kernels"},
+    packages=[
+        *find_packages(include=["sfm_fast", "sfm_fast.*"]),
+        "sfm_fast.kernels",
+        "sfm_fast.benchmarks",
+        "sfm_fast.benchmarks.baselines",
+    ],
+    package_dir={"sfm_fast": "sfm_fast", "sfm_fast.kernels": "kernels", "sfm_fast.benchmarks": "benchmarks"},
+    py_modules=["pytest_sfm_fast"],
     package_data={"sfm_fast": ["py.typed", "data/assets/*"]},
     **build(),
 )

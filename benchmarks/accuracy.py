@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from harness import environment
 
+from sfm_fast.benchmarks.machine import environment
 from sfm_fast.data.backbones import Backbone, load_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.sources import ImageSource

@@ -1,100 +1,204 @@
-"""What every benchmark shares: facts about the machine, its measured ceilings, and a limit on memory."""
+"""The one way everything here is measured: verdict first, then times in turn, ratios with an interval, memory, share of a ceiling."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import platform
-import subprocess
-from collections.abc import Callable, Iterator
-from pathlib import Path
+import gc
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 
-import sfm_fast
-from sfm_fast.distill.memory import is_out_of_memory as is_out_of_memory
-from sfm_fast.testing.perf import captured, interleaved
+from sfm_fast.benchmarks.machine import memory_limit
+from sfm_fast.distill.memory import is_out_of_memory
+from sfm_fast.testing.perf import (
+    captured,
+    interleaved,
+    living_bytes,
+    peak_memory,
+    ratio,
+    samples,
+    summary,
+)
+
+SLOW = 15.0  # seconds a call: then the calls that warm up and check must do
+Row = dict[str, Any]
 
 
-def environment() -> dict[str, Any]:
-    """Hardware, versions, threads and commit, as they go into every result file."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "sfm_fast": sfm_fast.__version__,
-        "commit": _commit(),
-    }
+@dataclass
+class Contender:
+    """One way of doing a case's work.
+
+    ``verdict``: "" if its result is right, else the status that its row gets instead of a time. ``first_seconds``: its first
+    call in this process, with whatever that compiles, tunes or loads. ``facts`` go into its rows as they are. ``prepare`` is
+    called before each timed call, outside the clock, and its result handed to ``call``.
+    """
+
+    name: str
+    call: Callable[..., Any]
+    verdict: str = ""
+    first_seconds: float | None = None
+    compiles: bool = False  # its first call says nothing about the others
+    prepare: Callable[[], Any] | None = None
+    graph: bool = False  # also time it as a CUDA graph, on a GPU
+    facts: dict[str, Any] = field(default_factory=dict)
 
 
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+def status_of(error: BaseException) -> str:
+    """An error of a contender, as the status of its row; errors that say nothing about the contender are raised again."""
+    if is_out_of_memory(error):
+        return "out of memory"
+    if isinstance(error, ImportError):
+        return f"unsupported: {error}"
+    if isinstance(error, (RuntimeError, MemoryError, NotImplementedError)):
+        return f"failed: {(str(error).splitlines() or [type(error).__name__])[0][:120]}"
+    raise error
 
 
-def _commit() -> str | None:
+def attempt(function: Callable[[], Any], device: torch.device) -> tuple[Any, float, str]:
+    """(result, seconds, "") of one call under the memory limit; (None, 0, status) where it fails."""
+    started = time.perf_counter()
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
-        )
-    except OSError:
-        return None
-    return done.stdout.strip() or None
+        with memory_limit(device):
+            result = function()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+    except Exception as error:
+        status = status_of(error)
+    else:
+        return result, time.perf_counter() - started, ""
+    # Out here the error and with it the frames that held its tensors are gone.
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return None, 0.0, status
 
 
-def copy_bandwidth(device: torch.device, elements: int = 1 << 26) -> float:
-    """Bytes a second that a large float32 copy moves, read and written: the ceiling of memory-bound work."""
-    source = torch.randn(elements, device=device)
-    target = torch.empty_like(source).zero_()  # touched once, so that fresh pages aren't part of the measurement
-    seconds = interleaved({"copy": lambda: target.copy_(source)}, rounds=11, warmup=2, device=device)["copy"].median
-    return 2 * 4 * elements / seconds
+def measure(
+    contenders: Sequence[Contender],
+    *,
+    suite: str,
+    case: Mapping[str, Any],
+    mode: str,
+    device: torch.device,
+    seconds: float,
+    min_rounds: int = 5,
+    max_rounds: int = 300,
+    memory: bool = True,
+    cold: bool = False,
+) -> list[Row]:
+    """One row a contender, in their order; times are of calls in turn, ``seconds`` long for the slowest contender.
+
+    ``case`` holds "case", its name, and its numbers; they go into every row. ``ratio`` is a contender's time over that of the first
+    contender, so that above 1 is slower than ours. ``memory``: also ``peak_bytes`` beyond what stood before the call, and
+    ``absolute_bytes`` with it. ``cold``: GPU inputs come from memory, not from its second-level cache.
+    """
+    once: dict[str, float] = {}
+    for contender in contenders:
+        if contender.verdict:
+            continue
+        known = contender.first_seconds
+        if known is not None and known > SLOW and not contender.compiles:
+            once[contender.name] = known
+            continue
+        _, spent, contender.verdict = attempt(lambda contender=contender: _run(contender), device)
+        if known is None and not contender.verdict:
+            contender.first_seconds = spent
+            if spent <= SLOW or contender.compiles:
+                _, spent, contender.verdict = attempt(lambda contender=contender: _run(contender), device)
+        if not contender.verdict:
+            once[contender.name] = spent
+    timed = [contender for contender in contenders if not contender.verdict]
+    slow = {contender.name for contender in timed if once[contender.name] > SLOW}
+    taken = {name: [once[name]] for name in slow}
+    quick = [contender for contender in timed if contender.name not in slow]
+    if quick:
+        each = max(once[contender.name] for contender in quick)
+        rounds = int(min(max_rounds, max(min_rounds, seconds / max(each, 1e-9))))
+        taken |= _samples(quick, rounds, device, cold, prime=int(each < 0.2))
+    rows = []
+    for contender in contenders:
+        row: Row = {"suite": suite, **case, "contender": contender.name, "mode": mode, **contender.facts}
+        row["status"] = contender.verdict or "ok"
+        rows.append(row)
+        if contender.verdict:
+            continue
+        row |= asdict(summary(taken[contender.name]))
+        base = taken.get(contenders[0].name)
+        if base is not None:
+            pairs = min(len(base), len(taken[contender.name]))  # one of a slow contender, many of a quick one
+            row["ratio"] = asdict(ratio(taken[contender.name][:pairs], base[:pairs]))
+        row["first_seconds"] = contender.first_seconds
+        if memory and contender.prepare is None:
+            standing = living_bytes(device)
+            row["peak_bytes"] = peak_memory(lambda contender=contender: _run(contender), device)
+            row["absolute_bytes"] = standing + row["peak_bytes"]
+        if contender.graph and device.type == "cuda" and contender.prepare is None:
+            row["graph_microseconds"] = graph_microseconds(contender.call)
+    return rows
 
 
-def matmul_rate(device: torch.device, size: int = 2048) -> float:
-    """Floating-point operations a second of a large float32 matrix product: the ceiling of compute-bound work."""
-    a, b = torch.randn(size, size, device=device), torch.randn(size, size, device=device)
-    out = torch.empty_like(a)
-    seconds = interleaved({"mm": lambda: torch.mm(a, b, out=out)}, rounds=11, warmup=2, device=device)["mm"].median
-    return 2 * size**3 / seconds
+def _run(contender: Contender) -> Any:
+    return contender.call() if contender.prepare is None else contender.call(contender.prepare())
 
 
-@contextlib.contextmanager
-def memory_limit(device: torch.device, reserve: float = 0.15) -> Iterator[None]:
-    """Let allocations fail, instead of the whole machine, once a CPU run would take all but ``reserve`` of what is free."""
-    if device.type != "cpu" or not Path("/proc/meminfo").exists():
-        yield
-        return
-    import resource
-
-    facts = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(facts["MemAvailable"].split()[0]) * 1024
-    virtual = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (int(virtual + (1 - reserve) * available), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+def _samples(
+    contenders: Iterable[Contender], rounds: int, device: torch.device, cold: bool, prime: int
+) -> dict[str, list[float]]:
+    plain = [contender for contender in contenders if contender.prepare is None]
+    prepared = [contender for contender in contenders if contender.prepare is not None]
+    found: dict[str, list[float]] = {}
+    if plain:
+        calls = {contender.name: contender.call for contender in plain}
+        found |= samples(calls, rounds=rounds, warmup=0, prime=prime, device=device, cold=cold)
+    for _ in range(rounds):
+        for contender in prepared:
+            assert contender.prepare is not None
+            ready = contender.prepare()
+            once = {contender.name: lambda contender=contender, ready=ready: contender.call(ready)}
+            taken = samples(once, rounds=1, warmup=0, device=device, cold=False)
+            found.setdefault(contender.name, []).extend(taken[contender.name])
+            del ready, once
+    return found
 
 
 def graph_microseconds(function: Callable[[], object], replays: int = 200) -> float:
-    """Device time of one call under a CUDA graph, in microseconds: the median over events around single replays."""
+    """Device time of one call under a CUDA graph with a cold second-level cache, in microseconds: the median of single replays."""
     graph, _ = captured(function)
-    flush = torch.empty(64 << 20, dtype=torch.int32, device="cuda")  # larger than any L2 cache
-    times = []
-    for _ in range(replays):
-        flush.zero_()
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3)
-    return sorted(times)[len(times) // 2]
+    found = samples({"graph": graph.replay}, rounds=replays, device="cuda", cold=True)["graph"]
+    return summary(found).median * 1e6
+
+
+def share_of(row: Row, ceilings: Mapping[str, float], *, least_bytes: float = 0, flops: float = 0) -> Row:
+    """Share of the measured ceilings that ``row`` reaches: bytes it must move over copy bandwidth, operations over the products' rate."""
+    if row["status"] != "ok":
+        return {}
+    found: Row = dict(ceilings)
+    if least_bytes:
+        found["copy_fraction"] = least_bytes / row["median"] / ceilings["copy_bandwidth"]
+    if flops:
+        found |= {"flops": flops, "matmul_fraction": flops / row["median"] / ceilings["matmul_rate"]}
+    return found
+
+
+def benchmark_rows(
+    benchmark: Any, rows: Sequence[Row], call: Callable[[], Any], others: Mapping[str, Callable[[], Any]]
+) -> None:
+    """Hand a case to pytest-benchmark: ``call`` is its own measurement, ``others`` run in turn with it, rows ride along.
+
+    Raises ``AssertionError`` where a row has a wrong result.
+    """
+    assert not [row for row in rows if row["status"].startswith("wrong")]
+    between: dict[str, list[float]] = {name: [] for name in others}
+
+    def setup() -> None:
+        for name, other in others.items():
+            between[name].append(interleaved({name: other}, rounds=1, warmup=0)[name].median)
+
+    benchmark.pedantic(call, setup=setup, rounds=15, warmup_rounds=1)
+    benchmark.extra_info["rows"] = list(rows)
+    if benchmark.stats is not None:  # none where pytest-benchmark is disabled
+        own = benchmark.stats.stats.data
+        ratios = {name: asdict(ratio(taken[-len(own) :], own)) for name, taken in between.items()}
+        benchmark.extra_info["ratio_to_this"] = ratios

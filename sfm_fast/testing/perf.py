@@ -1,15 +1,19 @@
-"""Measuring: peak memory as a delta in bytes, and times of several callables interleaved in one run."""
+"""Measuring: peak memory in bytes, times of several callables interleaved in one run, and the ratio of two with its interval."""
 
 from __future__ import annotations
 
+import gc
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+
+L2_BYTES = 256 << 20  # more than any GPU's second-level cache holds
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu") -> int:
@@ -39,6 +43,21 @@ def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu")
     return peak
 
 
+def living_bytes(device: torch.device | str = "cpu") -> int:
+    """Bytes of tensors that are there now: the caching allocator's count on a GPU, the storages that Python can reach on a CPU."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    gc.collect()
+    storages: dict[int, int] = {}
+    for value in gc.get_objects():
+        # type() and not isinstance(): objects that only pretend (weak proxies, lazy modules) must not be touched
+        if issubclass(type(value), torch.Tensor) and value.device.type == "cpu" and value.layout == torch.strided:
+            storage = value.untyped_storage()
+            storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
 def captured(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
     """A CUDA graph of ``function()``, after three calls to warm up, and the result that its replays write."""
     stream = torch.cuda.Stream()
@@ -63,6 +82,64 @@ class Timing:
     rounds: int
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """Time of one callable over another's: the median of the rounds' ratios, and the bootstrap interval of that median."""
+
+    median: float
+    low: float
+    high: float
+
+
+def samples(
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    prime: int = 0,
+    device: torch.device | str = "cpu",
+    cold: bool = False,
+) -> dict[str, list[float]]:
+    """Seconds of every callable, once a round each, so that a machine's slow moments hit all of them alike.
+
+    Every other round goes backwards, so that none is always measured behind the same one. ``prime`` untimed calls come before
+    each timed one: then none is measured behind the caches another one left. ``cold`` (GPUs): what second-level cache there is
+    is overwritten before each call, and device time between two events is taken instead of the host's.
+    """
+    device = torch.device(device)
+    cuda = device.type == "cuda"
+    flush = torch.empty(L2_BYTES, dtype=torch.uint8, device=device) if cuda and cold else None
+
+    def timed(function: Callable[[], Any]) -> float:
+        if flush is not None:
+            flush.zero_()
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            function()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3
+        if cuda:
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        function()
+        if cuda:
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    for _ in range(warmup):
+        for function in functions.values():
+            function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    order = list(functions.items())
+    for turn in range(rounds):
+        for name, function in order if turn % 2 == 0 else reversed(order):
+            for _ in range(prime):
+                function()
+            seconds[name].append(timed(function))
+    return seconds
+
+
 def interleaved(
     functions: Mapping[str, Callable[[], Any]],
     *,
@@ -71,35 +148,31 @@ def interleaved(
     prime: int = 0,
     device: torch.device | str = "cpu",
 ) -> dict[str, Timing]:
-    """Time every callable once a round, in turn, so that a machine's slow moments hit all of them alike.
-
-    ``prime`` untimed calls come before each timed one: then none is measured behind the caches another one left.
-    """
-    device = torch.device(device)
-
-    def timed(function: Callable[[], Any]) -> float:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        function()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return time.perf_counter() - started
-
-    for _ in range(warmup):
-        for function in functions.values():
-            function()
-    seconds: dict[str, list[float]] = {name: [] for name in functions}
-    for _ in range(rounds):
-        for name, function in functions.items():
-            for _ in range(prime):
-                function()
-            seconds[name].append(timed(function))
-    return {name: summary(values) for name, values in seconds.items()}
+    """Median and spread of `samples`."""
+    found = samples(functions, rounds=rounds, warmup=warmup, prime=prime, device=device)
+    return {name: summary(values) for name, values in found.items()}
 
 
-def summary(values: list[float]) -> Timing:
+def summary(values: Sequence[float]) -> Timing:
     """Median and the 20th and 80th percentile of some seconds."""
     ordered = sorted(values)
     last = len(ordered) - 1
     return Timing(statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)], len(ordered))
+
+
+def ratio(seconds: Sequence[float], base: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000) -> Ratio:
+    """``seconds`` over ``base``, round by round: both from one call of `samples`, so that equal places are neighbours in time.
+
+    The interval is the bootstrap's percentile interval of the median (Efron and Tibshirani, An Introduction to the Bootstrap,
+    ch. 13), with a fixed seed: the same samples give the same interval. Fewer than 3 rounds have no interval but their extremes.
+    """
+    if len(seconds) != len(base) or not len(base):
+        raise ValueError(f"ratio: wanted as many seconds as base, and some, got {len(seconds)} and {len(base)}")
+    each = np.asarray(seconds, dtype=np.float64) / np.maximum(np.asarray(base, dtype=np.float64), 1e-12)
+    if len(each) < 3:
+        return Ratio(float(np.median(each)), float(each.min()), float(each.max()))
+    drawn = np.random.default_rng(0).integers(0, len(each), (resamples, len(each)))
+    medians = np.median(each[drawn], axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(medians, [tail, 1 - tail])
+    return Ratio(float(np.median(each)), float(low), float(high))

@@ -1,0 +1,1 @@
+"""Fixtures of a performance gate for pytest."""
