@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.sfm_fast_ready
 
-.PHONY: demo test lint bench predict gpu static accuracy readme clean
+.PHONY: demo test lint bench claims predict gpu static accuracy readme clean
 
 SOURCES = $(wildcard csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
@@ -26,10 +26,11 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## time and memory of losses, image path and steps beside torch, on a CPU: about half an hour on 2 cores
-	$(BIN)/python benchmarks/bench_flow_alignment.py --device cpu --out benchmarks/results/cpu/flow_alignment.json
-	$(BIN)/python benchmarks/bench_render_augment.py --device cpu --out benchmarks/results/cpu/render_augment.json
-	$(BIN)/python benchmarks/bench_step.py --device cpu --out benchmarks/results/cpu/step.json
+bench: $(READY)  ## time and memory of losses, image path and steps beside torch and LGM, on a CPU: 10 minutes on 2 cores
+	$(BIN)/sfm-fast bench --preset laptop --device cpu --out benchmarks/results/cpu
+
+claims: $(READY)  ## what the project claims against LGM, as tests; accuracy too: 15 minutes on 2 cores
+	$(BIN)/python -m pytest -q -s -m claims benchmarks/claims.py
 
 PLAN = $(BIN)/sfm-fast plan --backbone vit_base_patch14_dinov2 --image-size 224
 predict: $(READY)  ## predicted memory at ImageNet's sizes, in seconds

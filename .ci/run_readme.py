@@ -19,11 +19,12 @@ SMALLER = {
     "eval": ["--seeds", "1", "--epochs", "20", "--views", "3"],
     "stats": [],
     "plan": [],
+    "bench": [],
     "info": [],
 }
 LEFT_TO_CI = ("make test", "make demo", "source ")  # .ci/run calls them itself, in an environment of its own
-# The reader's own model and weights: here a tiny one of the same kind.
-STAND_INS = {"vit_small_patch14_dinov2": "test_vit"}
+# The reader's own model and weights, and a preset of ten minutes: here small ones of the same kind.
+STAND_INS = {"vit_small_patch14_dinov2": "test_vit", "laptop": "small", "bench/laptop.json": "bench/small.json"}
 PREPARE = """
 import sys; sys.path.insert(0, sys.argv[1])
 import pathlib, timm, torch

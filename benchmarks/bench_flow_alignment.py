@@ -58,7 +58,7 @@ def losses(shape: LossShape, centers: Tensor) -> dict[str, Loss]:
     if shape.compiled:
         compiled = torch.compile(function)
         found[f"torch.compile of {name}"] = lambda features, labels: compiled(features, centers, labels)
-    if shape.alignment == "pair":
+    if shape.alignment == "pair" and shape.naive:
         found["C x C x D"] = lambda features, labels: baseline.naive_pair(features, centers, labels)
     if shape.keops:
         found["KeOps"] = lambda features, labels: baseline.keops_pair(features, centers, labels)
@@ -108,7 +108,13 @@ def shape_rows(shape: LossShape, device: torch.device, seconds: float = SECONDS)
     features.requires_grad_()
     every = losses(shape, centers)
     both = contenders(shape, every, features, centers, labels)
-    case = {"case": shape.name, "alignment": shape.alignment, "classes": shape.classes, "dim": shape.dim}
+    case = {
+        "case": shape.name,
+        "alignment": shape.alignment,
+        "classes": shape.classes,
+        "dim": shape.dim,
+        "dtype": "float32",
+    }
     rows = []
     for mode in MODES:
         chosen = [

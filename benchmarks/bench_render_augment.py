@@ -9,6 +9,7 @@ gets no time. ``extra_bytes`` is the peak beyond inputs and the results themselv
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -44,18 +45,22 @@ def paths(shape: ImageShape, device: torch.device) -> dict[str, ImagePath]:
             backends.explain_images(probe, backend=backend)
         except ValueError:
             continue
-        found[f"sfm_fast {backend}"] = lambda levels, views, backend=backend: render_augment(
-            levels, canvas, views, dtype=dtype, backend=backend
-        )
-        found[f"sfm_fast {backend}, render then augment"] = lambda levels, views, backend=backend: augment(
-            render(levels, canvas, backend=backend), views, dtype=dtype, backend=backend
-        )
-    found["sfm_fast torch"] = lambda levels, views: render_augment(levels, canvas, views, dtype=dtype, backend="torch")
+        found[f"sfm_fast {backend}"] = functools.partial(_fused, canvas, dtype, backend)
+        found[f"sfm_fast {backend}, render then augment"] = functools.partial(_in_turn, canvas, dtype, backend)
+    found["sfm_fast torch"] = functools.partial(_fused, canvas, dtype, "torch")
     found["operation by operation"] = lambda levels, views: baseline.render_augment(levels, canvas, views).to(dtype)
     if shape.compiled:
         compiled = torch.compile(baseline.render_augment)
         found["torch.compile of it"] = lambda levels, views: compiled(levels, canvas, views).to(dtype)
     return found
+
+
+def _fused(canvas: int, dtype: torch.dtype, backend: str, levels: list[Tensor], views: Views) -> Tensor:
+    return render_augment(levels, canvas, views, dtype=dtype, backend=backend)
+
+
+def _in_turn(canvas: int, dtype: torch.dtype, backend: str, levels: list[Tensor], views: Views) -> Tensor:
+    return augment(render(levels, canvas, backend=backend), views, dtype=dtype, backend=backend)
 
 
 def verdicts(

@@ -5,62 +5,88 @@ sfm-fast bench --suite startup
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 
 import torch
 
 from sfm_fast.benchmarks.harness import Row
-from sfm_fast.testing.perf import Timing, summary
+from sfm_fast.testing.perf import ratio, summary
 
 SUITE = "startup"
-ROUNDS = 3
-# Each prints the seconds of its own part: torch's import is everybody's, and stands apart.
-PARTS = {
-    "import torch": ("", "import torch"),
-    "import sfm_fast, after torch": ("import torch", "import sfm_fast"),
-    "first loss, forward + backward": (
-        "import torch, sfm_fast; c = torch.randn(100, 384, device=DEVICE); x = torch.randn(100, 384, device=DEVICE, requires_grad=True)",
-        "sfm_fast.flow_alignment_loss(x, c).backward(); torch.cuda.synchronize() if c.is_cuda else None",
-    ),
-    "second loss": (
-        "import torch, sfm_fast; c = torch.randn(100, 384, device=DEVICE); x = torch.randn(100, 384, device=DEVICE, requires_grad=True);"
-        "sfm_fast.flow_alignment_loss(x, c).backward(); torch.cuda.synchronize() if c.is_cuda else None",
-        "sfm_fast.flow_alignment_loss(x, c).backward(); torch.cuda.synchronize() if c.is_cuda else None",
-    ),
-    "first pair loss": (
-        "import torch, sfm_fast; c = torch.randn(100, 384, device=DEVICE); x = torch.randn(100, 384, device=DEVICE, requires_grad=True)",
-        "sfm_fast.flow_alignment_loss(x, c, alignment='pair').backward(); torch.cuda.synchronize() if c.is_cuda else None",
-    ),
-    "first eager loss, without this package": (
-        "import torch; c = torch.randn(100, 384, device=DEVICE); x = torch.randn(100, 384, device=DEVICE, requires_grad=True)",
-        "(1 - torch.nn.functional.cosine_similarity((c - c.mean(0)).flatten(), (x - x.mean(0)).flatten(), dim=0)).backward();"
-        "torch.cuda.synchronize() if c.is_cuda else None",
-    ),
+ROUNDS = 5
+_LOSS = (
+    "import torch, sfm_fast\n"
+    "from sfm_fast.benchmarks.baselines import flow_alignment as baseline\n"
+    "c = torch.randn(100, 384, device=DEVICE); x = torch.randn(100, 384, device=DEVICE, requires_grad=True)\n"
+    "def run(loss):\n    loss(x, c).backward()\n    torch.cuda.synchronize() if c.is_cuda else None\n"
+)
+_IMAGES = (
+    "import torch, sfm_fast\n"
+    "from sfm_fast.benchmarks.baselines import images as baseline\n"
+    "from sfm_fast.testing.shapes import ImageShape\n"
+    "levels, views = ImageShape(10, 64, 56).inputs(torch.device(DEVICE))\n"
+    "levels = [level.requires_grad_() for level in levels]\n"
+    "def run(path):\n    path(levels, 64, views).sum().backward()\n    torch.cuda.synchronize() if levels[0].is_cuda else None\n"
+)
+_PAIR = "run(lambda x, c: sfm_fast.flow_alignment_loss(x, c, alignment='pair'))"
+# Case -> contender -> (what comes before, what is timed); each in a process of its own.
+CASES: dict[str, dict[str, tuple[str, str]]] = {
+    "import": {"sfm_fast": ("", "import torch, sfm_fast"), "torch alone": ("", "import torch")},
+    "first global loss 100x384": {
+        "sfm_fast": (_LOSS, "run(sfm_fast.flow_alignment_loss)"),
+        "eager": (_LOSS, "run(baseline.paper_global)"),
+    },
+    "second global loss 100x384": {
+        "sfm_fast": (_LOSS + "run(sfm_fast.flow_alignment_loss)\n", "run(sfm_fast.flow_alignment_loss)"),
+        "eager": (_LOSS + "run(baseline.paper_global)\n", "run(baseline.paper_global)"),
+    },
+    "first pair loss 100x384": {"sfm_fast": (_LOSS, _PAIR), "Gram matrices": (_LOSS, "run(baseline.gram_pair)")},
+    "first images 10x3x64 to 56": {
+        "sfm_fast": (_IMAGES, "run(sfm_fast.render_augment)"),
+        "operation by operation": (_IMAGES, "run(baseline.render_augment)"),
+    },
 }
 
 
 def _seconds(before: str, timed: str, device: torch.device) -> float:
+    """Of ``timed``, in a new process; raises ``RuntimeError`` with its last word where it fails."""
     code = f"DEVICE = {str(device)!r}\n{before}\nimport time; began = time.perf_counter()\n{timed}\nprint(time.perf_counter() - began)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     if done.returncode:
-        raise RuntimeError((done.stderr.strip().splitlines() or ["failed without a word"])[-1])
-    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+        raise RuntimeError((done.stderr.strip().splitlines() or ["failed without a word"])[-1][:120])
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def case_rows(case: str, contenders: Mapping[str, tuple[str, str]], device: torch.device, rounds: int) -> list[Row]:
+    """One row for each contender; processes take turns."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    failed: dict[str, str] = {}
+    for _ in range(rounds):
+        for name, (before, timed) in contenders.items():
+            if name not in failed:
+                try:
+                    seconds[name].append(_seconds(before, timed, device))
+                except RuntimeError as error:
+                    failed[name] = f"failed: {error}"
+    base = seconds[next(iter(contenders))]
+    rows = []
+    for name in contenders:
+        row: Row = {"suite": SUITE, "case": case, "contender": name, "mode": "once", "status": failed.get(name, "ok")}
+        if name not in failed:
+            row |= asdict(summary(seconds[name]))
+            if len(base) == len(seconds[name]):
+                row["ratio"] = asdict(ratio(seconds[name], base))
+        rows.append(row)
+    return rows
 
 
 def rows(preset: str, device: torch.device, only: str = "") -> Iterator[list[Row]]:
-    """One row for each part; the same whatever the preset."""
-    for name, (before, timed) in PARTS.items():
-        if only not in name:
-            continue
-        row: Row = {"suite": SUITE, "case": name, "contender": "sfm_fast" if "sfm_fast" in timed else "torch"}
-        try:
-            timing: Timing = summary([_seconds(before, timed, device) for _ in range(ROUNDS)])
-        except RuntimeError as error:
-            yield [row | {"mode": "once", "status": f"failed: {error}"}]
-            continue
-        yield [row | {"mode": "once", "status": "ok", **timing.__dict__}]
+    """The rows of each case whose name contains ``only``; the same whatever the preset, only fewer rounds of "small"."""
+    for case, contenders in CASES.items():
+        if only in case:
+            yield case_rows(case, contenders, device, rounds=1 if preset == "small" else ROUNDS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -102,15 +103,15 @@ def measure(
         if known is not None and known > SLOW and not contender.compiles:
             once[contender.name] = known
             continue
-        _, spent, contender.verdict = attempt(lambda contender=contender: _run(contender), device)
+        _, spent, contender.verdict = attempt(functools.partial(_run, contender), device)
         if known is None and not contender.verdict:
             contender.first_seconds = spent
             if spent <= SLOW or contender.compiles:
-                _, spent, contender.verdict = attempt(lambda contender=contender: _run(contender), device)
+                _, spent, contender.verdict = attempt(functools.partial(_run, contender), device)
         if not contender.verdict:
             once[contender.name] = spent
     timed = [contender for contender in contenders if not contender.verdict]
-    slow = {contender.name for contender in timed if once[contender.name] > SLOW}
+    slow = {contender.name for contender in timed if once[contender.name] > SLOW and contender.prepare is None}
     taken = {name: [once[name]] for name in slow}
     quick = [contender for contender in timed if contender.name not in slow]
     if quick:
@@ -132,7 +133,7 @@ def measure(
         row["first_seconds"] = contender.first_seconds
         if memory and contender.prepare is None:
             standing = living_bytes(device)
-            row["peak_bytes"] = peak_memory(lambda contender=contender: _run(contender), device)
+            row["peak_bytes"] = peak_memory(functools.partial(_run, contender), device)
             row["absolute_bytes"] = standing + row["peak_bytes"]
         if contender.graph and device.type == "cuda" and contender.prepare is None:
             row["graph_microseconds"] = graph_microseconds(contender.call)
@@ -156,7 +157,7 @@ def _samples(
         for contender in prepared:
             assert contender.prepare is not None
             ready = contender.prepare()
-            once = {contender.name: lambda contender=contender, ready=ready: contender.call(ready)}
+            once = {contender.name: functools.partial(contender.call, ready)}
             taken = samples(once, rounds=1, warmup=0, device=device, cold=False)
             found.setdefault(contender.name, []).extend(taken[contender.name])
             del ready, once

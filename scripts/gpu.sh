@@ -27,13 +27,10 @@ for tool in memcheck racecheck; do
     "$PYTHON" -m pytest -q -x tests/test_gpu.py \
     -k "cuda and ((accurate and float32 and (odd or labelled)) or (size and 500) or decoupled or images)"
 done
-part bench timeout 150 "$PYTHON" benchmarks/bench_flow_alignment.py --device cuda --gpu-shapes --out "$out/flow_alignment.json"
-part images timeout 90 "$PYTHON" benchmarks/bench_render_augment.py --device cuda --gpu-shapes --out "$out/render_augment.json"
 for preset in imagenet-100 imagenet-1k; do
-  part "step-$preset" timeout 90 "$PYTHON" benchmarks/bench_step.py --preset "$preset" --device cuda --rounds 5 --out "$out/step_$preset.json"
+  part "$preset" timeout 130 "$PYTHON" -m sfm_fast.cli.main bench --preset "$preset" --device cuda --out "$out"
+  [ -f "$out/$preset.md" ] && cat "$out/$preset.md"
 done
-for table in flow_alignment render_augment; do
-  [ -f "$out/$table.md" ] && cat "$out/$table.md"
-done
+part claims timeout 60 "$PYTHON" -m pytest -q -s -m "claims and not slow" benchmarks/claims.py
 echo "failed parts: ${failed[*]:-none}"
 [ ${#failed[@]} -eq 0 ]

@@ -1,4 +1,4 @@
-"""Write the README's tables from the committed results; `--check` fails where they differ.
+"""Write the tables of README and docs from the committed results; `--check` fails where they differ.
 
 python scripts/readme_tables.py
 """
@@ -11,11 +11,14 @@ import json
 import re
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sfm_fast.report.bench.rows import read_result
+from sfm_fast.report.bench.tables import claims_table, image_table, loss_table, step_table, where_we_lose
 from sfm_fast.report.demo import cost_table
-from sfm_fast.report.tables import image_table, loss_table, plan_table, step_table, text_table
+from sfm_fast.report.tables import plan_table, text_table
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "cpu"
@@ -45,43 +48,49 @@ def cost() -> str:
     return f"{cost_table(result['costs'])}\n\n{facts['machine']}, torch {facts['torch']}; the whole demo took {result['seconds']:.0f} s."
 
 
+def laptop(suite: str) -> tuple[list[dict[str, Any]], str]:
+    """Rows of a suite of the committed result, and the machine in words."""
+    result = read_result(RESULTS / "laptop.json")
+    machine = result["environment"]
+    rows = [row for row in result["rows"] if row["suite"] == suite]
+    return rows, f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
+
+
 def losses() -> str:
     """The shapes at both ends and the ones users have; the whole table stands beside its JSON."""
-    result = json.loads((RESULTS / "flow_alignment.json").read_text())
-    shown = {
-        ("global", 1000, 768),
-        ("global", 21841, 1024),
-        ("class", 21841, 1024),
-        ("pair", 1000, 768),
-        ("pair", 21841, 1024),
-    }
-    rows = [
-        row for row in result["rows"] if (row["alignment"], row["classes"], row["dim"]) in shown and row["ipc"] == 1
-    ]
-    machine = result["environment"]
-    copy, product = (statistics.median(row[key] for row in rows) / 1e9 for key in ("copy_bandwidth", "matmul_rate"))
-    note = (
-        f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, fp32; median of the ceilings measured beside "
-        f"each shape: copy {copy:.0f} GB/s, matrix product {product:.0f} GFLOP/s."
+    rows, machine = laptop("losses")
+    rows += read_result(RESULTS / "full.json")["rows"]
+    shown = [f"{kind} {size}" for kind in ("global", "class", "pair") for size in ("1000x768", "21841x1024")]
+    rows = [row for row in rows if row["case"] in shown]
+    copy, product = (
+        statistics.median(row[key] for row in rows if key in row) / 1e9 for key in ("copy_bandwidth", "matmul_rate")
     )
+    note = f"{machine}, fp32; median of the ceilings measured beside each shape: copy {copy:.0f} GB/s, matrix product {product:.0f} GFLOP/s."
     return f"{loss_table(rows)}\n\n{note}"
 
 
 def images() -> str:
-    result = json.loads((RESULTS / "render_augment.json").read_text())
-    rows = [row for row in result["rows"] if row["images"] == 100]
-    machine = result["environment"]
-    copy = statistics.median(row["copy_bandwidth"] for row in rows) / 1e9
-    return (
-        f"{image_table(rows)}\n\n{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}; copy {copy:.0f} GB/s. "
-        "Every size: `benchmarks/results/cpu/render_augment.md`."
-    )
+    rows, machine = laptop("images")
+    copy = statistics.median(row["copy_bandwidth"] for row in rows if "copy_bandwidth" in row) / 1e9
+    shown = [row for row in rows if row["images"] == 100]
+    return f"{image_table(shown)}\n\n{machine}; copy {copy:.0f} GB/s. Every size: `benchmarks/results/cpu/laptop.md`."
 
 
 def step() -> str:
-    result = json.loads((RESULTS / "step.json").read_text())
+    rows, machine = laptop("step")
+    return f"{step_table(row for row in rows if row['mode'] == 'step')}\n\n{machine}, fp32."
+
+
+def claims() -> str:
+    result = json.loads((RESULTS / "claims.json").read_text())
     machine = result["environment"]
-    return f"{step_table(result['rows'])}\n\n{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, {result['precision']}."
+    return (
+        f"{claims_table(result['claims'])}\n\n{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}."
+    )
+
+
+def losing() -> str:
+    return where_we_lose(read_result(RESULTS / "laptop.json"))
 
 
 def plan(classes: int) -> str:
@@ -89,30 +98,41 @@ def plan(classes: int) -> str:
     return plan_table(result["rows"])
 
 
-TABLES = {"accuracy": accuracy, "cost": cost, "losses": losses, "images": images, "step": step}
-TABLES |= {f"plan-{classes}": functools.partial(plan, classes) for classes in (100, 1000)}
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "accuracy": accuracy,
+        "cost": cost,
+        "claims": claims,
+        "losses": losses,
+        "images": images,
+        "step": step,
+        **{f"plan-{classes}": functools.partial(plan, classes) for classes in (100, 1000)},
+    },
+    "docs/benchmarks.md": {"losing": losing},
+}
 
 
-def fill(text: str) -> str:
+def fill(text: str, tables: dict[str, Callable[[], str]], page: str) -> str:
     """``text`` with every table between its markers made anew."""
-    for name, make in TABLES.items():
+    for name, make in tables.items():
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         text, count = pattern.subn(lambda found, made=make(): f"{found[1]}{made}\n{found[2]}", text)
         if count != 1:
-            sys.exit(f"README.md: wanted one place for the table {name!r}, found {count}")
+            sys.exit(f"{page}: wanted one place for the table {name!r}, found {count}")
     return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where the README differs")
+    parser.add_argument("--check", action="store_true", help="change nothing; exit 1 where a page differs")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    old = readme.read_text(encoding="utf-8")
-    new = fill(old)
-    if args.check:
-        sys.exit(0 if new == old else "README.md: its tables are not those of the committed results; run make readme")
-    readme.write_text(new, encoding="utf-8")
+    for page, tables in PAGES.items():
+        old = (ROOT / page).read_text(encoding="utf-8")
+        new = fill(old, tables, page)
+        if not args.check:
+            (ROOT / page).write_text(new, encoding="utf-8")
+        elif new != old:
+            sys.exit(f"{page}: its tables are not those of the committed results; run make readme")
 
 
 if __name__ == "__main__":

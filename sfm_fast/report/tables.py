@@ -49,25 +49,6 @@ def megabytes(count: float) -> str:
     return f"{count / 1e6:.1f} MB"
 
 
-def loss_table(rows: Iterable[dict[str, Any]]) -> str:
-    """Forward + backward of every contender on every shape: time, times the first, share of the ceiling, extra memory."""
-    first: dict[tuple[Any, ...], dict[str, Any]] = {}
-    lines = []
-    for row in rows:
-        if row["mode"] != "both":
-            continue
-        ours = first.setdefault((row["alignment"], row["classes"], row["dim"], row["ipc"]), row)
-        name = f"{row['alignment']} {row['classes']} x {row['dim']}" + (f", ipc {row['ipc']}" if row["ipc"] > 1 else "")
-        if "median" not in row:
-            lines.append([name, row["contender"], row["status"], "", "", ""])
-            continue
-        times = f"{row['median'] / ours['median']:.1f}" if "median" in ours else ""
-        share = row.get("copy_fraction") or row.get("matmul_fraction") or 0.0
-        cells = [f"{row['median'] * 1e3:.3f}", times, f"{100 * share:.0f} %", megabytes(row["peak_bytes"])]
-        lines.append([name, row["contender"], *cells])
-    return text_table(("loss, C x D", "contender", "ms", "x ours", "of ceiling", "extra memory"), lines)
-
-
 def plan_table(rows: Iterable[dict[str, Any]]) -> str:
     """Predicted steps: peak and what it is made of in GB, operations, and memory beside the recommended way of SFM."""
     rows = list(rows)
@@ -97,61 +78,3 @@ def plan_table(rows: Iterable[dict[str, Any]]) -> str:
         "workspace", "on host", "TFLOP",
     )  # fmt: skip
     return text_table(header, cells)
-
-
-def image_table(rows: Iterable[dict[str, Any]]) -> str:
-    """Every contender of the image path: forward, forward + backward, times the first, share of copy speed, extra memory."""
-    cases: dict[tuple[Any, ...], dict[str, dict[str, dict[str, Any]]]] = {}
-    for row in rows:
-        key = tuple(row[name] for name in ("images", "channels", "canvas", "size", "dtype"))
-        cases.setdefault(key, {}).setdefault(row["contender"], {})[row["mode"]] = row
-    lines = []
-    for (images, channels, canvas, size, dtype), contenders in cases.items():
-        name = f"{images} x {channels} x {canvas}² to {size}², {dtype}"
-        ours = next((modes["both"] for modes in contenders.values() if "median" in modes["both"]), None)
-        for contender, modes in contenders.items():
-            both = modes["both"]
-            if "median" not in both or ours is None:
-                lines.append([name, contender, both["status"], "", "", "", "", ""])
-                continue
-            lines.append(
-                [
-                    name,
-                    contender,
-                    f"{modes['forward']['median'] * 1e3:.1f}",
-                    f"{both['median'] * 1e3:.1f}",
-                    f"{both['median'] / ours['median']:.1f}",
-                    f"{100 * both['copy_fraction']:.0f} %",
-                    megabytes(both["extra_bytes"]),
-                    megabytes(both["peak_bytes"]),
-                ]
-            )
-    header = ("images", "contender", "forward ms", "both ms", "x ours", "of copy", "extra memory", "with results")
-    return text_table(header, lines)
-
-
-def step_table(rows: Iterable[dict[str, Any]]) -> str:
-    """Whole steps: time, images a second, memory beyond weights and state measured and predicted."""
-    rows, lines = list(rows), []
-    first = next((row for row in rows if "median" in row), None)
-    for row in rows:
-        if "median" not in row or first is None:
-            lines.append([row["name"], row.get("status", ""), "", "", "", "", ""])
-            continue
-        predicted = ""
-        if "predicted_bytes" in row:
-            standing = sum(row["by_category"][name] for name in ("parameters", "pyramid", "adam"))
-            predicted = megabytes(row["predicted_bytes"] - standing)
-        lines.append(
-            [
-                row["name"],
-                f"{row['median'] * 1e3:.1f}",
-                f"{row['median'] / first['median']:.2f}",
-                f"{row['images'] / row['median']:.0f}",
-                megabytes(row["delta_bytes"]),
-                predicted,
-                f"{row['delta_bytes'] / first['delta_bytes']:.2f}",
-            ]
-        )
-    header = ("one step", "ms", "x first", "images/s", "memory of a step", "predicted", "x first")
-    return text_table(header, lines)

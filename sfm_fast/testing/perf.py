@@ -118,7 +118,7 @@ def samples(
             function()
             end.record()
             end.synchronize()
-            return start.elapsed_time(end) / 1e3
+            return float(start.elapsed_time(end)) / 1e3
         if cuda:
             torch.cuda.synchronize(device)
         started = time.perf_counter()

@@ -21,6 +21,7 @@ class LossShape:
     ipc: int = 1
     compiled: bool = False  # torch.compile takes half a minute a shape: only where asked
     keops: bool = False
+    naive: bool = True  # all flows as a C x C x D tensor beside it, where that is neither minutes long nor pointless
 
     @property
     def name(self) -> str:
@@ -71,7 +72,7 @@ class ImageShape:
 def _losses(alignment: str, classes: tuple[int, ...], dims: tuple[int, ...], ipc: int = 1) -> tuple[LossShape, ...]:
     """Along the classes at 768 features and along the features at 1000 classes, each shape once."""
     sizes = [(count, 768) for count in classes] + [(1000, dim) for dim in dims]
-    return tuple(LossShape(alignment, count, dim, ipc) for count, dim in dict.fromkeys(sizes))
+    return tuple(LossShape(alignment, count, dim, ipc, naive=count != 1000) for count, dim in dict.fromkeys(sizes))
 
 
 LOSS_SHAPES: dict[str, tuple[LossShape, ...]] = {

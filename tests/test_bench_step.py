@@ -1,0 +1,270 @@
+"""Benchmarks of whole steps: the gate on results, rows of steps, predictions, loading and scaling, all at small sizes."""
+
+from __future__ import annotations
+
+import functools
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sfm_fast import InputError
+from sfm_fast.benchmarks import bench_loading, bench_scaling, bench_step, machine, step_rows
+from sfm_fast.benchmarks.baselines import images as baseline
+from sfm_fast.benchmarks.baselines.step import PlainStep
+from sfm_fast.benchmarks.step_contenders import PRESETS, Made, Preset, Setting, Way, open_backbone, ways_of
+from sfm_fast.benchmarks.step_rows import STANDING, STEPS, verdicts
+from sfm_fast.distill.run import Distiller
+
+CPU = torch.device("cpu")
+SMALL = PRESETS["small"]
+# Large ones run on GPUs alone; this one's shape is theirs, in a CPU's size.
+TINY = Preset("tiny", "test_vit", 32, 3, 3, 2, (2, 1), precision="bf16", large=True)
+
+
+class WithoutFlip(PlainStep):
+    """Wrong: views that should be mirrored aren't."""
+
+    def show(self, levels, views):
+        x0, dx, y0, dy = views.boxes.unbind(1)
+        mirrored = dx < 0
+        x0 = torch.where(mirrored, self.size - 1 - x0, x0)
+        boxes = torch.stack([x0, dx.abs(), y0, dy], dim=1)
+        return baseline.render_augment(levels, self.size, replace(views, boxes=boxes))
+
+
+def without_flip(setting, way):
+    centers = setting.statistics.centers.float()
+    step = WithoutFlip(setting.backbone, centers, setting.images(), setting.labels, 1, setting.config({}).augmentation)
+    return Made(step, step.gradient)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_ceiling():
+    """A smaller product than the benchmark's, whose seconds would be most of these tests'."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bench_step, "matmul_rate", functools.partial(machine.matmul_rate, size=512))
+        yield
+
+
+@pytest.fixture(scope="module")
+def small_rows():
+    return [row for rows in bench_step.rows("small", CPU, seconds=0.01, min_rounds=3) for row in rows]
+
+
+def test_every_contender_is_right_and_a_wrong_one_is_caught():
+    wrong = Way("SFM without flip", without_flip, SMALL.images, replays_noise=False, predictable=False)
+    found = verdicts([*ways_of(SMALL), wrong], SMALL, open_backbone(SMALL, CPU))
+    assert found.pop(wrong.name).startswith("wrong result: gradient off by ")
+    assert set(found.values()) == {""}
+
+
+def test_a_micro_batched_step_with_another_gradient_is_caught():
+    def other_loss(setting, way):
+        return ways_of(SMALL)[0].make(setting, replace(way, options={"alignment": "class"}))
+
+    wrong = Way("SFM micro-batch 2", other_loss, 2)
+    ways = [ways_of(SMALL)[0], wrong]
+    (rows,) = bench_step.rows(SMALL, CPU, modes=("step",), seconds=0.01, min_rounds=2, ways=ways)
+    right, row = rows
+    assert right["status"] == "ok"
+    assert row["status"].startswith("wrong result")
+    assert not {"median", "ratio", "peak_bytes"} & row.keys()
+
+
+def test_wrong_lgm_is_caught():
+    lgm = [way for way in ways_of(SMALL) if way.is_lgm]
+    assert [way.name for way in lgm] == ["LGM closed-form", "LGM frozen", "LGM stock"]
+    brighter = replace(lgm[0], options={**lgm[0].options, "min_area": 0.9})
+    found = verdicts([brighter, *lgm[1:]], SMALL, open_backbone(SMALL, CPU))
+    assert found["LGM closed-form"].startswith("wrong result")
+    assert found["LGM stock"] == found["LGM frozen"] == ""
+
+
+def test_rows_of_steps(small_rows):
+    names = [way.name for way in ways_of(SMALL)]
+    assert [row["contender"] for row in small_rows] == 2 * names
+    assert names[0] == "SFM one-shot"
+    json.dumps(small_rows)
+    for row in small_rows:
+        assert row["status"] == "ok", row
+        assert (row["suite"], row["case"]) == ("step", "small: 4 classes, ipc 1")
+        assert 0 < row["p20"] <= row["median"] <= row["p80"]
+        assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
+        assert row["peak_bytes"] > 0
+        assert row["steps"] == (STEPS if row["mode"] == "steps" else 1)
+        assert ("first_seconds" in row) == (row["mode"] == "step")
+        assert row["views"] == (2 if row["contender"].startswith("LGM") else 1)
+        assert row["images"] == row["classes"] * row["ipc"] == 4
+    one, several = (next(row for row in small_rows if row["mode"] == mode) for mode in ("step", "steps"))
+    assert several["flops"] == STEPS * one["flops"]
+    assert several["median"] > one["median"]
+    assert one["matmul_fraction"] == pytest.approx(one["flops"] / one["median"] / one["matmul_rate"])
+
+
+def test_measured_memory_is_what_was_predicted(small_rows):
+    for row in small_rows:
+        if "predicted_bytes" in row:
+            predicted = row["predicted_bytes"] - sum(row["by_category"][name] for name in STANDING)
+            assert row["peak_bytes"] == pytest.approx(predicted, rel=0.03)
+
+
+def test_micro_batches_cost_a_forward(small_rows):
+    """Published as a loss: the ratio of a micro-batched step to the one-shot step is above 1, in operations and as a rule in time."""
+    by_name = {row["contender"]: row for row in small_rows if row["mode"] == "step"}
+    one_shot, parts = by_name["SFM one-shot"], by_name["SFM micro-batch 2"]
+    assert 1.1 < parts["flops"] / one_shot["flops"] < 1.5
+    assert parts["peak_bytes"] < 0.7 * one_shot["peak_bytes"]
+
+
+@pytest.mark.parametrize("preset", ["laptop", TINY], ids=["laptop", "tiny"])
+def test_predicted_rows(preset):
+    (rows,) = bench_step.rows(preset, CPU, predict=True)
+    names = [row["contender"] for row in rows]
+    assert {"SFM one-shot", "LGM closed-form", "LGM frozen", "LGM stock"} < set(names)
+    assert any("micro-batch" in name for name in names)
+    assert any("state on host" in name for name in names)
+    for row in rows:
+        assert (row["status"], row["mode"]) == ("predicted", "step")
+        assert "median" not in row
+        standing = sum(row["by_category"][name] for name in STANDING)
+        assert row["absolute_bytes"] == row["peak_bytes"] + standing == sum(row["by_category"].values())
+        assert row["flops"] > 0
+
+
+def test_presets_of_imagenet_have_the_papers_numbers():
+    hundred, thousand = PRESETS["imagenet-100"], PRESETS["imagenet-1k"]
+    assert (hundred.classes, hundred.lgm_views, thousand.classes, thousand.lgm_views) == (100, 10, 1000, 3)
+    assert {hundred.backbone, thousand.backbone} == {"vit_base_patch14_dinov2"}
+    assert {hundred.image_size, thousand.image_size} == {224}
+
+
+def test_a_large_preset_is_refused_on_a_cpu():
+    with pytest.raises(InputError, match=r"imagenet-100.*needs a CUDA GPU.*predict"):
+        next(bench_step.rows("imagenet-100", CPU))
+    with pytest.raises(InputError, match="preset must be one of"):
+        next(bench_step.rows("desktop", CPU))
+
+
+def test_a_tiny_preset_like_imagenets_runs():
+    (rows,) = bench_step.rows(replace(TINY, large=False), CPU, "one-shot", modes=("step",), seconds=0.01, min_rounds=2)
+    assert [(row["contender"], row["status"]) for row in rows] == [("SFM one-shot", "ok")]
+    assert rows[0]["precision"] == "bf16"
+
+
+def test_contenders_are_chosen_by_name():
+    (rows,) = bench_step.rows("small", CPU, ("one-shot", "frozen"), predict=True)
+    assert [row["contender"] for row in rows] == ["SFM one-shot", "LGM frozen"]
+    assert not list(bench_step.rows("small", CPU, "nobody"))
+
+
+def test_a_step_that_ran_in_smaller_micro_batches_is_out_of_memory(monkeypatch):
+    """A run would go on with what is left; a benchmark would measure another contender."""
+    one_shot = ways_of(SMALL)[0]
+    setting = Setting(SMALL, open_backbone(SMALL, CPU))
+    made = one_shot.make(setting, one_shot)
+    made.step()
+    monkeypatch.setattr(Distiller, "micro_batch", property(lambda self: 2))
+    with pytest.raises(MemoryError, match="out of memory"):
+        made.step()
+
+
+def test_one_by_one_as_on_a_gpu(monkeypatch):
+    """Turns are taken with the first contender alone; one that needs its memory too is tried again without it."""
+    released = []
+    monkeypatch.setattr(step_rows, "_release", released.append)
+    setting = Setting(SMALL, open_backbone(SMALL, CPU))
+    one_shot, parts = ways_of(SMALL)[:2]
+
+    def hungry(setting, way):
+        raise MemoryError("out of memory")
+
+    ways = [one_shot, Way("SFM hungry", hungry, 4), parts]
+    run = step_rows.StepRun(
+        setting, {"suite": "step", "case": "x"}, CPU, 0.01, dict.fromkeys((way.name for way in ways), ""),
+        dict.fromkeys(way.name for way in ways), 2,
+    )  # fmt: skip
+    (rows,) = run._one_by_one(ways, ["step"])
+    assert [row["contender"] for row in rows] == [way.name for way in ways]
+    assert [row["status"] for row in rows] == ["ok", "out of memory", "ok"]
+    assert rows[0]["ratio"] == {"median": 1, "low": 1, "high": 1}
+    assert rows[2]["ratio"]["median"] != 1
+    assert rows[2]["peak_bytes"] < rows[0]["peak_bytes"]
+    assert len(released) >= 6
+
+
+@pytest.fixture(scope="module")
+def loading_rows():
+    preset = replace(SMALL, data="embedded", classes=10)
+    return [row for rows in bench_loading.rows(preset, CPU, seconds=0.05, workers=1) for row in rows]
+
+
+def test_rows_of_loading(loading_rows):
+    load, step = ([row for row in loading_rows if row["mode"] == mode] for mode in ("load", "step"))
+    assert [row["contender"] for row in load] == [
+        "open_dataset, this process",
+        "open_dataset, 1 workers",
+        "loader kept open, 1 workers",
+    ]
+    assert "in memory" in step[0]["contender"]
+    assert len(step) == 3
+    for row in loading_rows:
+        assert row["status"] == "ok", row
+        assert row["file_type"] == "png"
+    for row in load:
+        assert row["images"] == 20
+        assert row["images_per_second"] == pytest.approx(20 / row["median"])
+    json.dumps(loading_rows)
+
+
+def test_files_that_read_as_something_else_are_caught(tmp_path):
+    preset = replace(SMALL, data="embedded", classes=10)
+    files = bench_loading.write_files(preset, tmp_path)
+    source = bench_loading.open_dataset(str(tmp_path), "train", channels=1, workers=0)
+    transform = bench_loading.ImageTransform(28, 28, 1)
+    assert bench_loading.verdict_of(source, files, transform) == ""
+    shutil.copy(tmp_path / "00001" / "00000.png", tmp_path / "00000" / "00000.png")
+    assert bench_loading.verdict_of(source, files, transform).startswith("wrong result")
+
+
+def test_photographs_are_as_large_as_imagenets(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_loading, "DISTINCT", 2)
+    files = bench_loading.write_files(replace(TINY, image_size=224), tmp_path)
+    paths = sorted(tmp_path.rglob("*.jpg"))
+    assert len(paths) >= 2 * TINY.lgm_batch
+    assert 60_000 < files.bytes_each < 160_000
+    source = bench_loading.open_dataset(str(tmp_path), "train", channels=3, workers=0)
+    assert bench_loading.verdict_of(source, files, bench_loading.ImageTransform(256, 256, 3)) == ""
+
+
+def test_rows_of_scaling():
+    found = [row for rows in bench_scaling.rows("small", CPU, seconds=0.01) for row in rows]
+    axes = {row["varied"]: sorted({r["value"] for r in found if r["varied"] == row["varied"]}) for row in found}
+    assert axes == {"classes": [2, 4], "ipc": [1, 2], "views": [1], "dim": [64]}
+    assert {row["contender"] for row in found} == {"SFM one-shot", "SFM micro-batch 2", "LGM frozen"}
+    for row in found:
+        assert row["status"] == "ok", row
+        assert row["case"] == f"{row['varied']} {row['value']}"
+        predicted = row["predicted_bytes"] - sum(row["by_category"][name] for name in STANDING)
+        assert row["peak_bytes"] == pytest.approx(predicted, rel=0.05)
+    by_classes = [r["peak_bytes"] for r in found if r["varied"] == "classes" and r["contender"] == "SFM one-shot"]
+    assert by_classes[1] == pytest.approx(2 * by_classes[0], rel=0.05)
+    json.dumps(found)
+
+
+def test_scaling_out_of_time_is_predicted():
+    (rows,) = bench_scaling.rows("small", CPU, "classes 4", budget=0.0)
+    assert {row["status"] for row in rows} == {"predicted"}
+    assert all(row["flops"] > 0 and row["peak_bytes"] > 0 for row in rows)
+
+
+def test_scaling_of_imagenet_is_predicted_without_a_gpu():
+    rows = next(bench_scaling.rows("imagenet-100", CPU, "classes 1000", predict=True))
+    assert [row["contender"] for row in rows] == ["SFM one-shot", "SFM micro-batch 32", "LGM frozen"]
+    assert rows[2]["absolute_bytes"] > 9 * rows[0]["absolute_bytes"]
+    with pytest.raises(InputError, match="needs a CUDA GPU"):
+        next(bench_scaling.rows("imagenet-100", CPU))
+    with pytest.raises(InputError, match="suite 'scaling'"):
+        next(bench_scaling.rows("imagenet-1k", CPU))
