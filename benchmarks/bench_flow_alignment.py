@@ -178,7 +178,7 @@ def rows(preset: str, device: torch.device, only: str = "") -> Iterator[list[Row
     """The rows of each shape of ``preset`` whose name contains ``only``, as they come."""
     for shape in LOSS_SHAPES.get(preset, ()):
         if only in shape.name:
-            yield shape_rows(shape, device)
+            yield shape_rows(shape, device, 0.1 if preset == "small" else SECONDS)
 
 
 @pytest.mark.parametrize("shape", LOSS_SHAPES["small"], ids=lambda shape: shape.name)

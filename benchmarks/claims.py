@@ -31,7 +31,7 @@ from sfm_fast.distill.config import DistillConfig
 from sfm_fast.files import check_output_file, write_json
 from sfm_fast.probe.evaluate import Evaluator, ProbeConfig
 from sfm_fast.probe.features import class_statistics
-from sfm_fast.report.tables import text_table
+from sfm_fast.report.bench.tables import claims_table
 
 Claim = dict[str, Any]
 MEMORY, TIME = 10.0, 4.0  # how many times less than LGM's: the paper's claims
@@ -39,7 +39,7 @@ OWN_MEMORY, OWN_TIME = 50.0, 10.0  # and our own goals, at ImageNet-100
 OWN_MEMORY_1K = 36.0
 ACCURACY = -0.5  # points of top-1 beside LGM's at equal steps
 RIVAL = "LGM frozen"
-WORK, STEPS, SEEDS = "runs/claims", 450, 3
+WORK, STEPS, SEEDS = "runs/claims", 1500, 3
 
 
 def claim(
@@ -84,23 +84,6 @@ def broken(claims: Sequence[Claim]) -> list[str]:
                     f"{row['kind']} {row['measured']:.3g} {row['unit']}"
                 )
     return found
-
-
-def claims_table(claims: Sequence[Claim]) -> str:
-    """Paper, goal and measured, a line each; what was missed says so."""
-
-    def against(row: Claim, name: str) -> str:
-        if row[name] is None:
-            return ""
-        return f"{row[name]:g} ({'met' if row['met_' + name] else 'missed'})"
-
-    lines = []
-    for row in claims:
-        error = f" ± {row['standard_error']:.1f}" if "standard_error" in row else ""
-        measured = f"{row['measured']:.1f}{error} {row['unit']}"
-        cells = [row["claim"], row["setting"], row["contender"]]
-        lines.append([*cells, against(row, "paper"), against(row, "goal"), measured, row["kind"]])
-    return text_table(("claim", "setting", "contender", "paper", "goal", "found", "how"), lines)
 
 
 def step_claims(rows: Sequence[Row], setting: str, goals: dict[str, dict[str, Any]], *, whole: bool) -> list[Claim]:

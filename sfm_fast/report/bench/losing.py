@@ -68,6 +68,7 @@ def _slower(found: list[list[Row]]) -> Losses:
 
 def _micro_batches(found: list[list[Row]]) -> Losses:
     rows: list[tuple[float, Cells]] = []
+    seen: set[tuple[float, float]] = set()  # one measurement stands on every axis of the scaling suite
     for group in found:
         whole = next((row for row in group if is_measured(row) and _is_whole(row["contender"])), None)
         for row in group:
@@ -78,7 +79,9 @@ def _micro_batches(found: list[list[Row]]) -> Losses:
             factor, surely = row["median"] / whole["median"], row["p20"] > whole["p80"]
             if spread:
                 factor, surely = spread["median"], spread["low"] > 1
-            if surely:
+            measurement = (row["median"], whole["median"])
+            if surely and measurement not in seen:
+                seen.add(measurement)
                 written = ratio(row) if spread else times(factor)
                 sides = [f"{side['contender']}: {duration(side['median'])}" for side in (row, whole)]
                 rows.append((factor, (_what(row), *sides, written)))
