@@ -74,6 +74,8 @@ def run(args: argparse.Namespace) -> None:
 def _compare(args: argparse.Namespace) -> int:
     from sfm_fast.benchmarks import compare
 
+    from ..report.bench.rows import read_result
+
     limits = compare.Limits(args.tolerance, args.time_tolerance, args.allow_missing)
     kinds = _kinds(args.only, compare.KINDS)
     if args.threads < 1:
@@ -85,7 +87,7 @@ def _compare(args: argparse.Namespace) -> int:
             raise InputError("give either two result files or --base, not both")
         if len(args.files) != 2:
             raise InputError(f"wanted two result files, base and head, got {len(args.files)}")
-        base, head = (compare.read_results(path) for path in args.files)
+        base, head = (read_result(path) for path in args.files)
         changes, notes = compare.compare_files(base, head, limits, kinds)
         facts: dict[str, Any] = {"base": args.files[0], "head": args.files[1]}
     elif args.base:

@@ -18,10 +18,11 @@ from unittest import mock
 import sass
 import torch
 import triton
-from sfm_fast.kernels import augment, class_means, flow_alignment, pair_alignment, render, segments
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
+
+from sfm_fast.kernels import augment, class_means, flow_alignment, pair_alignment, render, segments
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
