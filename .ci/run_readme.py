@@ -64,7 +64,7 @@ def smaller(line: str) -> list[str]:
     if words[0] != "sfm-fast" or words[1] not in SMALLER:
         sys.exit(f"README command without a rule here: {line}")
     words = [STAND_INS.get(word, word) for word in words]
-    return words + SMALLER[words[1]]
+    return words + (["--suite", "step"] if "--predict" in words else SMALLER[words[1]])
 
 
 if __name__ == "__main__":

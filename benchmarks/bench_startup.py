@@ -17,7 +17,7 @@ from sfm_fast.benchmarks.harness import Row
 from sfm_fast.testing.perf import ratio, summary
 
 SUITE = "startup"
-ROUNDS = 5
+ROUNDS = 3
 _LOSS = (
     "import torch, sfm_fast\n"
     "from sfm_fast.benchmarks.baselines import flow_alignment as baseline\n"

@@ -72,7 +72,7 @@ def losses() -> str:
 def images() -> str:
     rows, machine = laptop("images")
     copy = statistics.median(row["copy_bandwidth"] for row in rows if "copy_bandwidth" in row) / 1e9
-    shown = [row for row in rows if row["images"] == 100]
+    shown = [row for row in rows if row["canvas"] == 256]
     return f"{image_table(shown)}\n\n{machine}; copy {copy:.0f} GB/s. Every size: `benchmarks/results/cpu/laptop.md`."
 
 

@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--suite",
         action="append",
         metavar="NAME",
-        help="only this one of losses, images, step, loading, scaling, startup (may be repeated)",
+        help="only this one of losses, images, step, loading, scaling, startup (may be repeated); the result's other rows stay",
     )
     parser.add_argument(
         "--only", metavar="TEXT", default="", help="only cases whose name contains this; the result's other rows stay"
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{args.preset}{'-predicted' if args.predict else ''}.json"
     check_output_file(path, "--out")
-    before = rows.read_result(path) if args.only and path.exists() else None
+    before = rows.read_result(path) if (args.only or args.suite) and path.exists() else None
     result: dict[str, Any] | None = None
     for fresh, result in suites.run(
         args.preset,

@@ -51,8 +51,12 @@ def living_bytes(device: torch.device | str = "cpu") -> int:
     gc.collect()
     storages: dict[int, int] = {}
     for value in gc.get_objects():
-        # type() and not isinstance(): objects that only pretend (weak proxies, lazy modules) must not be touched
-        if issubclass(type(value), torch.Tensor) and value.device.type == "cpu" and value.layout == torch.strided:
+        # type() and not isinstance(): what only pretends to be a tensor (weak proxies, fake tensors) has no memory
+        if (
+            type(value) in (torch.Tensor, torch.nn.Parameter)
+            and value.device.type == "cpu"
+            and value.layout == torch.strided
+        ):
             storage = value.untyped_storage()
             storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())

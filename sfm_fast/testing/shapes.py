@@ -128,8 +128,8 @@ IMAGE_SHAPES: dict[str, tuple[ImageShape, ...]] = {
     "small": (ImageShape(10, 28, 28, 1), ImageShape(2, 64, 56)),
     "laptop": (
         ImageShape(10, 28, 28, 1),
-        ImageShape(10, 256, 224),
-        ImageShape(100, 256, 224, compiled=True),
+        ImageShape(10, 256, 224, compiled=True),
+        ImageShape(100, 256, 224),
         ImageShape(100, 256, 224, dtype="bfloat16"),
     ),
     "imagenet-100": (ImageShape(100, 256, 224, compiled=True), ImageShape(100, 256, 224, dtype="bfloat16")),

@@ -9,6 +9,7 @@ from typing import Any
 
 from .rows import Row, duration, groups, is_measured, is_ours, is_predicted, memory, ratio, rivals, times
 
+_SAME = 0.01  # memory that differs by less is the same
 HEADER = ("what", "ours", "theirs", "factor")
 
 
@@ -125,14 +126,14 @@ def _more_memory(found: list[list[Row]]) -> Losses:
             if not counted and not (is_measured(ours) and is_measured(row)):
                 continue
             own, other = ours.get("peak_bytes"), row.get("peak_bytes")
-            if own is None or other is None or other >= own:
+            if own is None or other is None or own < (1 + _SAME) * other or own == other:
                 continue
             factor = own / other if other else float("inf")
             sides = [f"{side['contender']}: {memory(side['peak_bytes'])}" for side in (ours, row)]
             more = f"{times(factor)}, " if other else ""
             what = _what(row) + (" (predicted)" if counted else "")
             rows.append((factor, (what, *sides, f"{more}{memory(own - other)} more")))
-    text = "Another contender needs less memory at its peak beyond what stood before the call, by however little."
+    text = "Another contender needs less memory at its peak beyond what stood before the call, by more than 1 %."
     return Losses("More memory", text, _ordered(rows))
 
 
