@@ -19,7 +19,8 @@ from sfm_fast.testing.shapes import ImageShape, LossShape
 pytestmark = [
     pytest.mark.performance,
     pytest.mark.skipif(
-        backends.explain(torch.empty(1, 1)).backend != "cpu", reason="needs the C++ kernels, with no GPU's in their place"
+        backends.explain(torch.empty(1, 1)).backend != "cpu",
+        reason="needs the C++ kernels, with no GPU's in their place",
     ),
 ]
 CPU = torch.device("cpu")
