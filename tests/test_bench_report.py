@@ -222,6 +222,11 @@ def test_markdown_holds_every_row_and_its_numbers() -> None:
     assert (step["predicted memory"], step["predicted absolute"]) == ("7.0 MB", "17.0 MB")
 
 
+def test_a_single_round_has_no_interval() -> None:
+    one = row("losses", "c", "eager", "both", 60.0, (7.84, 7.84, 7.84), rounds=1)
+    assert "| 7.8x |" in " ".join(tables.loss_table([one]).split())
+
+
 def test_predicted_rows_have_their_own_columns() -> None:
     text = tables.markdown(imagenet())
     assert "Predicted, not measured" in text

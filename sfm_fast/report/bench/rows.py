@@ -203,7 +203,10 @@ def ratio(row: Row) -> str:
     spread = row.get("ratio")
     if spread and spread["low"] == spread["high"] == spread["median"] == 1:
         return "1x"
-    return times(spread["median"], spread["low"], spread["high"]) if spread else ""
+    if not spread:
+        return ""
+    single = row.get("rounds") == 1  # of a call of minutes: one sample has no interval
+    return times(spread["median"]) if single else times(spread["median"], spread["low"], spread["high"])
 
 
 def ceiling(row: Row) -> str:
