@@ -97,5 +97,5 @@ def test_a_step_at_imagenet_100(performance_gate, micro_batch):
     ids=lambda value: getattr(value, "name", ""),
 )
 def test_faster_than_torch(performance_gate, calls, shape, at_most):
-    """Measured at 0.2, 0.35 and 0.1: half the lead may go before this fails."""
+    """Measured at 0.06 to 0.2, 0.35 and 0.12: half the lead may go before this fails."""
     performance_gate.ratio(*calls(shape), at_most=at_most, seconds=30)
