@@ -43,6 +43,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for option, path in (("--gate-json", config.getoption("gate_json")), ("--gate-baseline", _given(config))):
         if path and not config.rootpath.joinpath(path).parent.is_dir():
             raise pytest.UsageError(f"{option} {path}: no such folder")
+        if path and config.rootpath.joinpath(path).is_dir():
+            raise pytest.UsageError(f"{option} {path}: is a folder, wanted a file")
     config.pluginmanager.register(Collector(config), "sfm_fast_collector")
 
 
@@ -71,8 +73,11 @@ class Collector:
         self.config = config
         self.records: list[dict[str, Any]] = []
         self.notes: list[str] = []
+        self.failed: set[str] = set()
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self.failed.add(report.nodeid)
         if report.when == "teardown":  # the last report of a test holds what all its phases measured
             self.records += [value for name, value in report.user_properties if name == PROPERTY]  # type: ignore[misc]
 
@@ -84,12 +89,14 @@ class Collector:
             if self.config.getoption("gate_update"):
                 from sfm_fast.testing.gate_files import update_baseline
 
-                self.notes += update_baseline(_baseline(self.config), self.records)
+                # A failed test's values are not those of code that works.
+                good = [record for record in self.records if record["test"] not in self.failed]
+                self.notes += update_baseline(_baseline(self.config), good)
             if path := self.config.getoption("gate_json"):
                 from sfm_fast.testing.gate_files import write_records
 
                 write_records(self.config.rootpath / path, self.records)
-        except ValueError as error:  # InputError: what can't be read or written, in one line
+        except (ValueError, OSError) as error:  # InputError too: what can't be read or written, in one line
             self.notes.append(f"ERROR: {error}")
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

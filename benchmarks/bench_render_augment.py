@@ -63,10 +63,8 @@ def _in_turn(canvas: int, dtype: torch.dtype, backend: str, levels: list[Tensor]
     return augment(render(levels, canvas, backend=backend), views, dtype=dtype, backend=backend)
 
 
-def verdicts(
-    shape: ImageShape, every: dict[str, ImagePath], levels: list[Tensor], views: Views
-) -> dict[str, tuple[str, float]]:
-    """Name -> ("" or why it is wrong, seconds of its first call), on the first images."""
+def verdicts(shape: ImageShape, every: dict[str, ImagePath], levels: list[Tensor], views: Views) -> dict[str, str]:
+    """Name -> "" or why it is wrong, on the first images."""
     few = min(3, shape.images)
     part = [level[:few].detach() for level in levels]
     silent = replace(views.select(slice(few)), noise_items=torch.full_like(views.noise_items[:few], -1))
@@ -81,7 +79,7 @@ def verdicts(
     bound = 2e-2 if shape.dtype == "bfloat16" else 2e-3
     found = {}
     for name, path in every.items():
-        value, seconds, verdict = attempt(lambda path=path: _gradients(path, part, silent, grad), grad.device)
+        value, _, verdict = attempt(lambda path=path: _gradients(path, part, silent, grad), grad.device)
         if not verdict:
             shown, mine = value
             off = max(
@@ -89,7 +87,7 @@ def verdicts(
                 for ours, theirs in zip((shown.double(), *mine), (expected, *gradients), strict=True)
             )
             verdict = "" if off <= bound else f"wrong result: off by {off:.0e}"
-        found[name] = (verdict, seconds)
+        found[name] = verdict
     return found
 
 
@@ -114,14 +112,10 @@ def shape_rows(shape: ImageShape, device: torch.device, seconds: float = SECONDS
     for mode in MODES:
         chosen = []
         for name, path in every.items():
-            verdict, first = checked[name]
+            verdict = checked[name]
             call = _both(path, leaves, views, grad) if mode == "both" else _forward(path, leaves, views)
             ours = name.startswith("sfm_fast") and "torch" not in name
-            # The checked call compiled for three images; the first call of all of them compiles once more.
-            compiles = "compile" in name
-            chosen.append(
-                Contender(name, call, verdict, None if compiles else first or None, compiles=compiles, graph=ours)
-            )
+            chosen.append(Contender(name, call, verdict, compiles="compile" in name, graph=ours))
         # Read the levels, write the views; read their gradient and the levels again, write the levels' gradients.
         least = level_bytes + view_bytes + (0 if mode == "forward" else 2 * level_bytes + view_bytes)
         results = view_bytes + (0 if mode == "forward" else level_bytes)

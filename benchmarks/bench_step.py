@@ -37,7 +37,7 @@ SECONDS = 3.0  # that the slowest contender may take for each mode
 def rows(
     preset: str | Preset,
     device: torch.device,
-    only: str | Sequence[str] = "",
+    only: str = "",
     *,
     modes: Sequence[str] = MODES,
     seconds: float = SECONDS,
@@ -46,7 +46,7 @@ def rows(
     predict: bool = False,
     ways: Sequence[Way] | None = None,
 ) -> Iterator[list[Row]]:
-    """The rows of each of ``modes``: one for each contender whose name contains ``only`` (or one of them), all where the case's name does.
+    """The rows of each of ``modes``, where the case's name contains ``only``: one for each contender.
 
     predict: memory and operations from fake tensors instead, status "predicted"; no device is used. ways: contenders instead of
     the preset's own. Raises ``InputError`` for an unknown preset, or a large one on a CPU.
@@ -54,10 +54,9 @@ def rows(
     preset = find_preset(preset)
     if not predict:
         check_device(preset, device)
-    parts = (only,) if isinstance(only, str) else tuple(only)
     name = f"{preset.name}: {preset.classes} classes, ipc {preset.ipc}" + (", torch.compile" if compile else "")
     every = ways_of(preset) if ways is None else list(ways)
-    chosen = [way for way in every if any(part in way.name or part in name for part in parts)]
+    chosen = every if only in name else []
     if not chosen:
         return
     backbone = open_backbone(preset, device, compile=compile, weights=not predict)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from sfm_fast.errors import InputError
+from sfm_fast.report.bench.rows import is_ours
 from sfm_fast.report.tables import text_table
 
 REGRESSION, INCONCLUSIVE, UNCHANGED, IMPROVED = "regression", "inconclusive", "unchanged", "improved"
@@ -92,6 +93,8 @@ def compare_files(
     base: dict[str, Any], head: dict[str, Any], limits: Limits, kinds: Sequence[str] = KINDS
 ) -> tuple[list[Change], list[str]]:
     """Two result files, as `read_result` gives them: every quantity judged, and what is to be said about the comparison itself."""
+    if base["preset"] != head["preset"]:
+        raise InputError(f"two presets can't be compared: {base['preset']} and {head['preset']}")
     ours, theirs = base["environment"], head["environment"]
     differing = [key for key in ("cpu", "gpu", "torch", "threads") if ours.get(key) != theirs.get(key)]
     notes = []
@@ -115,7 +118,8 @@ def compare_files(
             found.append(_status_change(name, old, new))
         else:
             for kind, field in (("bytes", "peak_bytes"), ("flops", "flops")):
-                if alike and kind in kinds and field in old and field in new:
+                # What a baseline takes is no concern of ours; torch changes it.
+                if alike and kind in kinds and is_ours(key[2]) and field in old and field in new:
                     found.append(judge(kind, name, old[field], new[field], limits.tolerance))
             if not differing and "times" in kinds and not (old["first"] or new["first"]):
                 found += _ratio_change(name, old, new, limits.time_tolerance)
@@ -146,27 +150,27 @@ def _name(key: Key) -> str:
 
 def _status_change(name: str, old: dict[str, Any], new: dict[str, Any]) -> Change:
     note = f"{old['status']} -> {new['status']}"
-    if old["first"] and old["status"] in ("ok", "predicted") and new["status"] not in ("ok", "predicted"):
+    ours = is_ours(old["contender"])
+    if ours and old["status"] in ("ok", "predicted") and new["status"] not in ("ok", "predicted"):
         return Change("rows", name, None, None, REGRESSION, note=note)
-    better = old["first"] and new["status"] == "ok"
+    better = ours and new["status"] == "ok"
     return Change("rows", name, None, None, IMPROVED if better else NOT_COMPARED, note=note)
 
 
 def _ratio_change(name: str, old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[Change]:
-    """Theirs over ours: where it shrank, we got slower beside the same baseline."""
+    """Of theirs over our first: where it shrank, we got slower beside the same baseline. Of another of ours: where it grew."""
     before, after = old.get("ratio"), new.get("ratio")
     if not before or not after:
         return []
-    if after["high"] < before["low"] * (1 - tolerance):
-        verdict = REGRESSION
-    elif after["low"] > before["high"] * (1 + tolerance):
-        verdict = IMPROVED
-    else:
-        verdict = UNCHANGED
     change = after["median"] / before["median"] - 1
-    return [
-        Change("ratio", name, before["median"], after["median"], verdict, change, -tolerance, "times theirs over ours")
-    ]
+    shrank, grew = after["high"] < before["low"] * (1 - tolerance), after["low"] > before["high"] * (1 + tolerance)
+    if is_ours(old["contender"]):  # another way of ours beside our first: less is better
+        verdict = REGRESSION if grew else IMPROVED if shrank else UNCHANGED
+        limit, note = tolerance, "times ours over our first"
+    else:
+        verdict = REGRESSION if shrank else IMPROVED if grew else UNCHANGED
+        limit, note = -tolerance, "times theirs over ours"
+    return [Change("ratio", name, before["median"], after["median"], verdict, change, limit, note)]
 
 
 def count(changes: Iterable[Change], verdict: str) -> int:

@@ -153,8 +153,8 @@ def _samples(
     if plain:
         calls = {contender.name: contender.call for contender in plain}
         found |= samples(calls, rounds=rounds, warmup=0, prime=prime, device=device, cold=cold)
-    for _ in range(rounds):
-        for contender in prepared:
+    for turn in range(rounds):
+        for contender in prepared if turn % 2 == 0 else reversed(prepared):
             assert contender.prepare is not None
             ready = contender.prepare()
             once = {contender.name: functools.partial(contender.call, ready)}

@@ -16,8 +16,9 @@ import sfm_fast
 from sfm_fast.testing.perf import interleaved
 
 
-def environment() -> dict[str, Any]:
-    """Hardware, versions, threads and commit, as they go into every result file."""
+def environment(device: torch.device | str | None = None) -> dict[str, Any]:
+    """Hardware, versions, threads and commit, as they go into every result file. ``gpu`` is named where ``device`` is one."""
+    kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     try:
         import triton
 
@@ -30,8 +31,9 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+        "device": kind,
+        "gpu": torch.cuda.get_device_name(device) if kind == "cuda" else None,
+        "cuda": torch.version.cuda if kind == "cuda" else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "triton": triton_version,

@@ -150,9 +150,9 @@ class StepRun:
             seconds=self.seconds,
             min_rounds=self.min_rounds,
         )
-        if mode == "steps":
+        if mode == "steps" or self.setting.backbone.run is None:
             for row in found:
-                row.pop("first_seconds", None)  # the process had made a step before
+                row.pop("first_seconds", None)  # the verdict's step came before; only compiling is still to do
         return found
 
     def _together(self, ways: Sequence[Way], modes: Sequence[str]) -> Iterator[list[Row]]:

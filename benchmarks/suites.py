@@ -45,7 +45,7 @@ PRESETS = {
         ("losses", "images", "step", "loading"), "ViT-B/14 and 1000 classes, for a GPU or --predict", gpu=True
     ),
     "full": Preset(("losses",), "the losses at every number of classes and features: half an hour on 2 cores"),
-    "small": Preset(("losses", "images", "step", "scaling", "startup"), "small shapes: does everything run"),
+    "small": Preset(("losses", "images", "step", "startup"), "small shapes: does everything run"),
 }
 SUITES: dict[str, Callable[..., Iterator[list[Row]]]] = {
     "losses": bench_flow_alignment.rows,
@@ -79,7 +79,13 @@ def run(
             f"preset {preset}: wants a GPU, as a step would take minutes on a CPU; give --predict, or --device cuda"
         )
     kept = before["rows"] if before else []
-    result: Result = {"format": FORMAT, "preset": preset, "environment": environment(), "rows": kept}
+    for name in ("cpu", "gpu", "torch", "threads"):
+        mine, old = environment(device)[name], before["environment"].get(name) if before else None
+        if before and mine != old:
+            raise InputError(
+                f"the result's other rows were measured with {name} {old}, this run has {mine}: give another --out"
+            )
+    result: Result = {"format": FORMAT, "preset": preset, "environment": environment(device), "rows": kept}
     for suite in chosen:
         options: dict[str, Any] = {"only": only}
         if suite in PREDICTED:

@@ -209,7 +209,7 @@ def test_a_wrong_image_path_is_found_out():
     right = every["operation by operation"]
     every["planted"] = lambda levels, views: right(levels, views).flip(3)
     found = bench_render_augment.verdicts(shape, every, levels, views)
-    assert {name for name, (verdict, _) in found.items() if verdict} == {"planted"}
+    assert {name for name, verdict in found.items() if verdict} == {"planted"}
 
 
 def row(suite: str, case: str, contender: str = "ours", mode: str = "both", **more) -> dict:

@@ -97,13 +97,36 @@ def test_other_environments_compare_no_times():
     slower = result({**OURS, "peak_bytes": 2000}, row(low=1.0, high=1.1), threads=8)
     changes, notes = compare.compare_files(result(), slower, compare.Limits())
     assert "threads 2 and 8" in notes[0]
-    assert [c.verdict for c in changes if c.kind == "bytes"] == ["regression", "unchanged"]
+    assert [c.verdict for c in changes if c.kind == "bytes"] == ["regression"]
     assert not [c for c in changes if c.kind == "ratio"]
     changes, notes = compare.compare_files(
         result(), {**slower, "environment": {**ENVIRONMENT, "gpu": "H"}}, compare.Limits()
     )
     assert changes == []
     assert len(notes) == 2
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "kind", "verdict"),
+    [
+        ({"low": 1.4, "high": 1.5}, {"low": 2.1, "high": 2.3}, "ratio", "regression"),
+        ({"low": 1.4, "high": 1.5}, {"low": 0.8, "high": 0.9}, "ratio", "improved"),
+        ({}, {"peak_bytes": 1500}, "bytes", "regression"),
+        ({}, {"status": "out of memory"}, "rows", "regression"),
+    ],
+)
+def test_another_way_of_ours_is_judged_as_ours(before, after, kind, verdict):
+    base = result(OURS, row("sfm_fast torch", **before))
+    assert verdicts(base, result(OURS, row("sfm_fast torch", **(before | after))))[kind][-1] == verdict
+
+
+def test_what_a_baseline_takes_is_no_regression():
+    assert "regression" not in str(verdicts(result(), result(OURS, row(peak_bytes=9000, flops=9000))))
+
+
+def test_two_presets_are_refused():
+    with pytest.raises(InputError, match="laptop and small"):
+        verdicts(result(), result() | {"preset": "small"})
 
 
 def test_files_on_the_command_line(tmp_path, capsys):

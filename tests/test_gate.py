@@ -21,6 +21,11 @@ from sfm_fast.distill import memory, tracker  # noqa: F401 (the gate imports the
 from sfm_fast.testing import gate_files, paired
 from sfm_fast.testing.gate import Gate
 
+# Nested runs forget what they imported, which torch's libraries of operators don't survive: so all of it now.
+with tracker.Tracker():
+    torch.ones(2, 2) @ torch.ones(2, 2)
+Gate().allocated(lambda: torch.ones(2))
+
 pytest_plugins = ["pytester"]
 
 ROOT = Path(__file__).parents[1]
@@ -405,3 +410,59 @@ def test_the_workflow_is_yaml_and_its_options_exist(pytester):
     usage = pytester.runpytest_inprocess("--help").stdout.str()
     for option in set(re.findall(r"--gate-[a-z]+", (DOCS / "gate.md").read_text())):
         assert option in usage
+
+
+def test_waiting_for_own_threads_is_no_excuse(monkeypatch):
+    """A call that keeps its own threads in line for the core pays for it; only strangers' work is taken off."""
+    clocks = {"perf_counter": [0.0, 1.0], "thread_time": [0.0, 0.2], "process_time": [0.0, 0.9]}
+    for name, values in clocks.items():
+        monkeypatch.setattr(paired.time, name, iter(values).__next__)
+    waits = iter([0.0, 0.8])
+    monkeypatch.setattr(paired, "_waited", lambda: next(waits))
+    # 0.8 s in line, 0.7 of them while its own threads had the core: 0.1 is the strangers'.
+    assert paired._sample(lambda: None, 1, "cpu") == pytest.approx(0.9)
+
+
+def test_a_function_too_slow_for_a_second_look_can_fail(monkeypatch):
+    now = iter(range(0, 10_000, 100))
+    monkeypatch.setattr(paired.time, "perf_counter", lambda: float(next(now)))
+    slow = paired.compare(lambda count: [(8.0, 1.0, 1.0)] * count, 1.2)
+    assert (slow.verdict, slow.rounds) == (paired.FAILED, 30)
+    now = iter(range(0, 10_000, 100))
+    half = paired.compare(lambda count: [(8.0, 1.0, 1.0)] * 18 + [(1.0, 1.0, 1.0)] * 12, 1.2)
+    assert half.verdict == paired.INCONCLUSIVE
+
+
+def test_a_generator_has_done_nothing_yet():
+    def lazy():
+        yield torch.zeros(10**6)
+
+    for measure in (Gate().flops, lambda call: Gate().peak_memory(call, "1GB"), lambda call: Gate().ratio(call, call)):
+        with pytest.raises(InputError, match="generator"):
+            measure(lazy)
+
+
+def test_values_of_numpy_and_values_of_failed_tests(pytester):
+    pytester.makepyfile(
+        """
+        import numpy as np
+        def test_good(performance_gate):
+            performance_gate.unchanged("good", np.float64(3.5))
+            performance_gate.unchanged("count", np.int64(7))
+        def test_bad(performance_gate):
+            performance_gate.unchanged("bad", 77)
+            assert False
+        """
+    )
+    pytester.runpytest_inprocess("--gate-update").assert_outcomes(passed=1, failed=1)
+    values = json.loads((pytester.path / "performance-baseline.json").read_text())["values"]
+    assert {name: entry["value"] for name, entry in values.items()} == {"good": 3.5, "count": 7}
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "-1", "true"])
+def test_a_baseline_that_lets_everything_pass_is_refused(tmp_path, value):
+    path = tmp_path / "baseline.json"
+    entry = f'{{"value": {value}, "unit": "", "torch": "2"}}'
+    path.write_text(f'{{"format": "sfm_fast gate baseline 1", "values": {{"x": {entry}}}}}')
+    with pytest.raises(InputError, match="entry 'x'"):
+        Gate(baseline=path).unchanged("x", 10.0**12)

@@ -39,24 +39,29 @@ def naive_pair(features: Tensor, centers: Tensor, labels: Tensor | None = None) 
     return (1 - torch.nn.functional.cosine_similarity(real, synthetic, dim=2))[off_diagonal].mean()
 
 
-def gram_pair(features: Tensor, centers: Tensor, labels: Tensor | None = None) -> Tensor:
-    """All pairs from matrix products: C x C matrices, no C x C x D tensor."""
-    classes = len(centers)
+def _squared_lengths(x: Tensor, diagonal: Tensor) -> Tensor:
+    own = x.square().sum(1)
+    return (own[:, None] + own[None, :] - 2 * x @ x.T) * (1 - diagonal) + diagonal
+
+
+def gram_constants(centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What `gram_pair` needs of the centres, once: centred, squared lengths of their flows, and ones where a class meets itself."""
+    diagonal = torch.eye(len(centers), device=centers.device)  # a class with itself: length 1, and left out of the sum
     a = centers - centers.mean(0)
+    return a, _squared_lengths(a, diagonal), diagonal
+
+
+def gram_pair(features: Tensor, constants: tuple[Tensor, Tensor, Tensor], labels: Tensor | None = None) -> Tensor:
+    """All pairs from matrix products: C x C matrices, no C x C x D tensor. ``constants``: of `gram_constants`."""
+    a, real_lengths, diagonal = constants
+    classes = len(a)
     b = class_means(features, labels, classes)
     b = b - b.mean(0)
-
-    diagonal = torch.eye(classes, device=centers.device)  # a class with itself: length 1, and left out of the sum
-
-    def squared_lengths(x: Tensor) -> Tensor:
-        gram = x @ x.T
-        own = x.square().sum(1)
-        return (own[:, None] + own[None, :] - 2 * gram) * (1 - diagonal) + diagonal
 
     cross = a @ b.T
     own = (a * b).sum(1)
     numerator = own[:, None] + own[None, :] - cross - cross.T
-    cosine = numerator * (squared_lengths(a) * squared_lengths(b)).rsqrt()
+    cosine = numerator * (real_lengths * _squared_lengths(b, diagonal)).rsqrt()
     return ((1 - cosine) * (1 - diagonal)).sum() / (classes * (classes - 1))
 
 

@@ -79,7 +79,10 @@ def run(args: argparse.Namespace) -> None:
     folder = Path(args.out)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {args.out}: is a file, wanted a folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {args.out}: can't be made ({error.strerror})") from error
     path = folder / f"{args.preset}{'-predicted' if args.predict else ''}.json"
     check_output_file(path, "--out")
     before = rows.read_result(path) if (args.only or args.suite) and path.exists() else None

@@ -94,6 +94,8 @@ def _compare(args: argparse.Namespace) -> int:
         changes, notes, facts = _commits(args, limits, kinds)
     else:
         raise InputError("give two result files, or --base REF in a git checkout")
+    if all(change.verdict == compare.NOT_COMPARED for change in changes):
+        raise InputError("; ".join(["nothing could be compared", *notes]))
     text = compare.table(changes)
     lines = [*notes, *([text, ""] if text else []), compare.summary(changes)]
     common.say(args, *lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ def read_baseline(path: Path) -> dict[str, dict[str, Any]]:
         for name, entry in values.items():
             right = (
                 isinstance(entry["value"], (int, float))
+                and not isinstance(entry["value"], bool)
+                and 0 <= entry["value"] < math.inf  # which nan isn't
                 and isinstance(entry["unit"], str)
                 and isinstance(entry["torch"], str)
             )

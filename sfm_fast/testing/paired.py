@@ -11,8 +11,8 @@ How it decides, and why it neither fails by accident nor passes by accident:
 * Looking again and again would find an error sooner or later. Look k therefore works at the error (1 - confidence) / 2^k: however
   many looks there are, the sum stays below 1 - confidence. Every look doubles the rounds, which pays for the stricter interval.
 * Passing takes the interval of all rounds so far below the limit. Failing takes it above, and besides two separate batches, the
-  rounds before this look and those of this look, each above on its own: one long disturbance is not enough. Each batch works at the
-  error whose square is the look's.
+  rounds before this look and those of this look (halves of the first look where there is no time for another), each above on its
+  own: one long disturbance is not enough. Each batch works at the error whose square is the look's.
 * Where the control's own interval lies away from 1, the look decides nothing.
 """
 
@@ -89,19 +89,28 @@ def compare(
         every = earlier + fresh
         ratio = interval([function / baseline for function, baseline, _ in every], error)
         control = interval([second / baseline for _, baseline, second in every], error)
+        late = time.perf_counter() - started > seconds
         found = f"ratio {_text(ratio)}, control {_text(control)} in {len(every)} rounds"
         if control.low > CONTROL_DRIFT or control.high < 1 / CONTROL_DRIFT:
             why = f"the baseline against itself is {_text(control)} instead of 1: the machine is too restless"
         elif ratio.high <= at_most:
             return Comparison(PASSED, ratio, control, len(every), found)
-        elif earlier and ratio.low > at_most and all(_low(part, half) > at_most for part in (earlier, fresh)):
+        elif ratio.low > at_most and all(_low(part, half) > at_most for part in _batches(earlier, fresh, late)):
             return Comparison(FAILED, ratio, control, len(every), found)
         else:
             why = f"the interval {ratio.low:.3f} to {ratio.high:.3f} doesn't clear the limit {at_most:g}"
-        if time.perf_counter() - started > seconds:
+        if late:
             why += f" (gave up after {seconds:g} s)"
             break
     return Comparison(INCONCLUSIVE, ratio, control, len(every), f"{why}; {found}")
+
+
+def _batches(earlier: list[Round], fresh: list[Round], late: bool) -> list[list[Round]]:
+    """The two that must agree on a failure. Where functions are so slow that there is no second look: halves of the first."""
+    if earlier:
+        return [earlier, fresh]
+    middle = len(fresh) // 2
+    return [fresh[:middle], fresh[middle:]] if late else [fresh, []]
 
 
 def check_options(at_most: float, confidence: float, rounds: int, retries: int, seconds: float) -> None:
@@ -165,12 +174,14 @@ def _sample(call: Callable[[], Any], repeats: int, device: torch.device | str) -
             call()
         torch.cuda.synchronize(device)
         return max(time.perf_counter() - started, 1e-9)
-    waited, busy, started = _waited(), time.thread_time(), time.perf_counter()
+    waited, own, whole, started = _waited(), time.thread_time(), time.process_time(), time.perf_counter()
     for _ in range(repeats):
         call()
-    elapsed, busy = time.perf_counter() - started, time.thread_time() - busy
+    elapsed, own, whole = time.perf_counter() - started, time.thread_time() - own, time.process_time() - whole
+    # While the call's other threads worked, this one may have waited for them to leave the core: that is the call's own doing.
+    strangers = max(0.0, _waited() - waited - max(0.0, whole - own))
     # Waiting may fall between the clocks' readings, so never less than the thread's own work.
-    return max(elapsed - (_waited() - waited), busy, 1e-9)
+    return max(elapsed - strangers, own, 1e-9)
 
 
 def _waited() -> float:
@@ -191,8 +202,8 @@ def _quickest(call: Callable[[], Any], device: torch.device | str) -> float:
 
 
 def _low(rounds: Sequence[Round], error: float) -> float:
-    return interval([function / baseline for function, baseline, _ in rounds], error).low
+    return 0.0 if not rounds else interval([function / baseline for function, baseline, _ in rounds], error).low
 
 
 def _text(ratio: Ratio) -> str:
-    return f"{ratio.median:.3f} ({ratio.low:.3f} to {ratio.high:.3f})"
+    return f"{ratio.median:.3g} ({ratio.low:.3g} to {ratio.high:.3g})"

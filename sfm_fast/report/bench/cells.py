@@ -34,12 +34,15 @@ TITLES = {
     "startup": "Start-up",
 }
 NO_LOSSES = "Nothing to list: in no case was another contender surely faster, smaller, or quicker to start."
+NOTHING_RUN = "Nothing was run, so nothing is known of times and first calls. What micro-batches cost in operations stands in the rows."
 _NO_ROWS = "This result has no measured row: nothing ran to its end, see the status of each row."
 _PREDICTED = "Predicted, not measured: nothing of this result was run."
 LEGEND = (
-    "ms: median time of a call, with the 20th and 80th percentile; x first: time over the case's first contender's (ours, where ours takes part), round by round, with its 95 % "
-    "bootstrap interval; of ceiling: share of the copy or matrix-product rate measured in the same run; memory: peak beyond what stood before "
-    "the call; absolute: everything at that peak; first call: with warm-up, compiling and tuning."
+    "ms: median time of a call, with the 20th and 80th percentile. Modes: both is forward + backward, step one step, steps five in a row. "
+    "x first: time over the case's first contender's (ours, where ours takes part): the median of the rounds' ratios, not the quotient of the medians, with its 95 % "
+    "bootstrap interval, which with fewer than 6 rounds is no more than their range. Of ceiling: share of the copy or matrix-product rate "
+    "measured in the same run (above 100 %: what stays in the caches, or a kernel quicker than torch's product). Memory: peak beyond what stood before the call; "
+    "absolute: everything the process held at that peak, other contenders' tensors too. images/s: synthetic images, in loading real ones. First call: at this size, with compiling and tuning; of a whole process: start-up."
 )
 _STATUS_LENGTH = 160  # a failure can bring a whole traceback; the CSV has it all
 
@@ -76,11 +79,12 @@ def _cells(row: Row) -> dict[str, str]:
     def written(key: str, write: Any) -> str:
         return "" if row.get(key) is None else write(row[key])
 
-    cells = dict.fromkeys(("ms", "p20–p80", "x first", "of ceiling", "images/s"), "")
+    cells = dict.fromkeys(("ms", "p20–p80", "rounds", "x first", "of ceiling", "images/s"), "")
     if is_measured(row):
         cells = {
             "ms": milliseconds(row["median"]),
             "p20–p80": f"{milliseconds(row['p20'])}–{milliseconds(row['p80'])}",
+            "rounds": written("rounds", str),
             "x first": ratio(row),
             "of ceiling": ceiling(row),
             "images/s": images_a_second(row),

@@ -12,7 +12,7 @@ from typing import Any
 from ...errors import InputError
 from ...files import write_text
 from .. import html
-from .cells import LEGEND, NO_LOSSES, describe, environment_rows, only_predicted, suite_tables, warning
+from .cells import LEGEND, NO_LOSSES, NOTHING_RUN, describe, environment_rows, only_predicted, suite_tables, warning
 from .curves import Drawing
 from .figures import drawings, looks_of
 from .losing import HEADER as LOSING_HEADER
@@ -80,12 +80,12 @@ def _section(result: dict[str, Any], looks: dict[str, Style], salt: str) -> str:
         parts.append("<h3>Figures</h3>")
         parts += [_figure(one, f"{result['preset']}-{place + 1}.svg") for place, one in enumerate(figures)]
     parts.append("<h3>Where we lose</h3>")
-    lost = losses(result)
+    lost = [] if only_predicted(result) else losses(result)
     for kind in lost:
         parts.append(html.note(f"{kind.kind}. {kind.explanation}"))
         parts.append(_folded(html.table(LOSING_HEADER, kind.rows), kind.kind, len(kind.rows)))
     if not lost:
-        parts.append(html.note(NO_LOSSES))
+        parts.append(html.note(NOTHING_RUN if only_predicted(result) else NO_LOSSES))
     tables = suite_tables(result)
     if tables:
         parts += ["<h3>All rows</h3>", html.note(LEGEND)]

@@ -10,7 +10,17 @@ from typing import Any
 
 from ...errors import InputError
 from ..tables import megabytes, text_table
-from .cells import LEGEND, NO_LOSSES, describe, images_a_second, status, suite_tables, warning
+from .cells import (
+    LEGEND,
+    NO_LOSSES,
+    NOTHING_RUN,
+    describe,
+    images_a_second,
+    only_predicted,
+    status,
+    suite_tables,
+    warning,
+)
 from .losing import HEADER as LOSING_HEADER
 from .losing import losses
 from .rows import (
@@ -57,6 +67,8 @@ def rows_table(rows: Iterable[Row]) -> str:
 def where_we_lose(result: dict[str, Any]) -> str:
     """What is slower, larger or longer to start than another contender, kind by kind, the worst first; says so where nothing is."""
     check_result(result)
+    if only_predicted(result):
+        return NOTHING_RUN
     parts = []
     for kind in losses(result):
         parts += [f"**{kind.kind}.** {kind.explanation}", _markdown_table(LOSING_HEADER, kind.rows)]
@@ -89,7 +101,10 @@ def _flat(values: Row, prefix: str = "") -> dict[str, Any]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}_")
         else:
-            flat[prefix + key] = json.dumps(value) if isinstance(value, list) else value
+            text = json.dumps(value) if isinstance(value, list) else value
+            # A spreadsheet would take it for a formula.
+            formula = isinstance(text, str) and text.startswith(("=", "+", "-", "@"))
+            flat[prefix + key] = "'" + text if formula else text
     return flat
 
 
@@ -161,11 +176,11 @@ def step_table(rows: Iterable[Row]) -> str:
                 share,
             ]
             lines.append([name, *cells])
-    header = ("one step", "ms", "x first", "images/s", "memory of a step", "predicted", "x first")
+    header = ("one step", "ms", "time x", "images/s", "memory of a step", "predicted", "memory x")
     return _markdown_table(header, lines)
 
 
-CLAIMS_HEADER = ("claim", "setting", "contender", "paper", "goal", "found", "how")
+CLAIMS_HEADER = ("claim", "setting", "contender", "paper: at least", "own goal", "found", "how")
 
 
 def claim_cells(rows: Iterable[Row]) -> list[tuple[str, ...]]:
