@@ -37,7 +37,7 @@ SUITE = "scaling"
 SECONDS = 0.5  # that the slowest contender of a case may take, but for the least number of rounds
 ROUNDS = 3
 CALLS = ROUNDS + 3  # with the first, the harness's own and the one whose memory is counted
-BUDGET = 90.0  # seconds for the whole suite on a CPU
+BUDGET = 60.0  # seconds for the whole suite on a CPU
 LARGEST = 20.0  # seconds that one contender of one case may take
 
 

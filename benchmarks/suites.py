@@ -36,7 +36,7 @@ class Preset:
 PRESETS = {
     "laptop": Preset(
         ("losses", "images", "step", "loading", "scaling", "startup"),
-        "embedded data and the shipped backbone, at most 10 minutes on 2 cores",
+        "embedded data and the shipped backbone, about ten minutes on 2 cores",
     ),
     "imagenet-100": Preset(
         ("losses", "images", "step", "loading", "scaling"), "ViT-B/14 and 100 classes, for a GPU or --predict", gpu=True

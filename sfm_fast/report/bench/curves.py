@@ -202,7 +202,16 @@ def scaling(result: dict[str, Any], looks: dict[str, Style], salt: str) -> list[
     what = "time (above) and memory (below)" if len(grid) == 2 else "memory"
     bands = f"{_BANDS}; " if any(map(is_measured, used)) else ""
     caption = (
-        f"{how}: {what} of one distillation step. Held fixed against {'; '.join(settings)}. "
+        f"{how}: {what} of one distillation step. Held fixed against {'; '.join(settings)}. {_views(used)}"
         f"{bands}{DELTA if bands else DELTA[0].upper() + DELTA[1:]}. {machine(result, used)}{_left_out(used)}"
     )
     return [Drawing(line_grid(grid, looks, salt), caption)]
+
+
+def _views(rows: Sequence[Row]) -> str:
+    """How many views of an image each contender takes where that isn't the axis: what most of a difference may come from."""
+    counts = {row["contender"]: row["views"] for row in rows if row.get("views") and row.get("varied") != "views"}
+    if len(set(counts.values())) < 2:
+        return ""
+    told = ", ".join(f"{name} {count:g}" for name, count in counts.items())
+    return f"Views of an image but where they are the axis: {told}. "
