@@ -31,6 +31,6 @@ for preset in imagenet-100 imagenet-1k; do
   part "$preset" timeout 130 "$PYTHON" -m sfm_fast.cli.main bench --preset "$preset" --device cuda --out "$out"
   [ -f "$out/$preset.md" ] && cat "$out/$preset.md"
 done
-part claims timeout 60 "$PYTHON" -m pytest -q -s -m "claims and not slow" benchmarks/claims.py
+part claims timeout 120 "$PYTHON" -m pytest -q -s -m "claims and not slow" benchmarks/claims.py
 echo "failed parts: ${failed[*]:-none}"
 [ ${#failed[@]} -eq 0 ]
