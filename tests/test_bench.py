@@ -266,3 +266,16 @@ def test_the_command_writes_every_form(tmp_path, capsys):
     assert cli.main([*only, "no such case"]) == 1
     assert capsys.readouterr().err.count("\n") == 1
     assert read_result(folder / "small.json") == result
+
+
+def test_an_interrupted_run_leaves_the_old_result(tmp_path, monkeypatch, capsys):
+    def interrupted(*_, **__):
+        yield [row("losses", "fresh", median=1.0, p20=1.0, p80=1.0)], {"rows": []}
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(suites, "run", interrupted)
+    old = tmp_path / "small.json"
+    old.write_text("old")
+    assert cli.main(["bench", "--preset", "small", "--out", str(tmp_path), "--device", "cpu"]) == 130
+    assert old.read_text() == "old"
+    assert (tmp_path / "small.part.json").exists()

@@ -87,6 +87,8 @@ def run(args: argparse.Namespace) -> None:
     check_output_file(path, "--out")
     before = rows.read_result(path) if (args.only or args.suite) and path.exists() else None
     result: dict[str, Any] | None = None
+    # A whole run takes the old result's place at its end alone; what an interrupted one has measured stays beside it.
+    part = path if before else path.with_suffix(".part.json")
     for fresh, result in suites.run(
         args.preset,
         device,
@@ -96,10 +98,11 @@ def run(args: argparse.Namespace) -> None:
         compile=args.compile,
         before=before,
     ):
-        write_json(path, result)
+        write_json(part, result)
         common.say(args, "", tables.rows_table(fresh))
     if result is None:
         raise InputError(f"--only {args.only!r}: no case of preset {args.preset} has this in its name")
+    part.replace(path)
     page.write_all(folder, path.stem, result)
     common.say(args, "", f"{len(result['rows'])} rows in {path}; look at {path.with_suffix('.html').resolve()}")
     common.write_result(args, result)
