@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import importlib.util
 import io
 import json
 import re
@@ -565,3 +566,10 @@ def test_a_page_wants_results() -> None:
     for results in ([], laptop()):
         with pytest.raises(InputError, match="results: wanted a list"):
             page_text(results)  # type: ignore[arg-type]
+
+
+def test_without_matplotlib_there_are_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    assert write_all(tmp_path, "laptop", laptop()) == tmp_path / "laptop.md"
+    assert {path.name for path in tmp_path.iterdir()} == {"laptop.md", "laptop.csv"}

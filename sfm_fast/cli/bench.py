@@ -103,8 +103,8 @@ def run(args: argparse.Namespace) -> None:
     if result is None:
         raise InputError(f"--only {args.only!r}: no case of preset {args.preset} has this in its name")
     part.replace(path)
-    page.write_all(folder, path.stem, result)
-    common.say(args, "", f"{len(result['rows'])} rows in {path}; look at {path.with_suffix('.html').resolve()}")
+    shown = page.write_all(folder, path.stem, result)
+    common.say(args, "", f"{len(result['rows'])} rows in {path}; look at {shown.resolve()}")
     common.write_result(args, result)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -35,11 +36,14 @@ def write_page(
     write_text(path, page_text(results, claims))
 
 
-def write_all(folder: str | os.PathLike[str], stem: str, result: dict[str, Any]) -> None:
-    """``stem``.md, .csv and .html of one result into ``folder``."""
+def write_all(folder: str | os.PathLike[str], stem: str, result: dict[str, Any]) -> Path:
+    """``stem``.md, .csv and .html of one result into ``folder``; returns what to look at: where there is no matplotlib, the tables."""
     write_text(Path(folder) / f"{stem}.md", markdown(result))
     write_text(Path(folder) / f"{stem}.csv", csv_text(result))
+    if importlib.util.find_spec("matplotlib") is None:  # as on a machine that only measures
+        return Path(folder) / f"{stem}.md"
     write_page(Path(folder) / f"{stem}.html", [result])
+    return Path(folder) / f"{stem}.html"
 
 
 def page_text(results: Sequence[dict[str, Any]], claims: Sequence[Mapping[str, Any]] | None = None) -> str:
