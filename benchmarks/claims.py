@@ -25,13 +25,13 @@ from sfm_fast.benchmarks.accuracy import distil
 from sfm_fast.benchmarks.harness import Row
 from sfm_fast.benchmarks.machine import environment
 from sfm_fast.benchmarks.step_contenders import PRESETS, ways_of
-from sfm_fast.benchmarks.step_rows import STANDING
 from sfm_fast.data.backbones import load_backbone
 from sfm_fast.data.datasets import EMBEDDED, open_dataset
 from sfm_fast.distill.config import DistillConfig
 from sfm_fast.files import check_output_file, write_json
 from sfm_fast.probe.evaluate import Evaluator, ProbeConfig
 from sfm_fast.probe.features import class_statistics
+from sfm_fast.report.bench.rows import STANDING
 from sfm_fast.report.bench.tables import claims_table
 
 Claim = dict[str, Any]

@@ -16,12 +16,12 @@ from sfm_fast.benchmarks.harness import Contender, Row, attempt, measure
 from sfm_fast.benchmarks.step_contenders import Made, Preset, Setting, Way, lgm, reference
 from sfm_fast.data.backbones import Backbone
 from sfm_fast.distill.predict import Prediction
+from sfm_fast.report.bench.rows import STANDING
 from sfm_fast.testing.perf import living_bytes
 
 STEPS = 5  # of mode "steps"
 TOLERANCE = {"cpu": 1e-3, "cuda": 2e-2}  # of the gradient, relative; a GPU's convolutions round to TF32
 SHRUNKEN = 8  # classes of a large preset on which results are compared
-STANDING = ("parameters", "pyramid", "adam")  # what of a predicted peak stands before the step
 
 
 def shrunken(preset: Preset) -> Preset:

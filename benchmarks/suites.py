@@ -109,18 +109,18 @@ def _choose(preset: str, suites: Sequence[str], predict: bool) -> list[str]:
     return list(suites) or offered
 
 
-def key(row: Row) -> tuple[str, ...]:
-    """What tells a row from every other of a result."""
-    return row["suite"], row["case"], row["mode"], row["contender"]
+def _key(row: Row) -> tuple[str, str, str]:
+    """The rows that were measured against each other have the same."""
+    return row["suite"], row["case"], row["mode"]
 
 
 def merged(rows: Sequence[Row], fresh: Sequence[Row]) -> list[Row]:
     """``rows`` with those of a case that was measured again replaced, in their old place; new cases of a suite at its end."""
-    again = {(row["suite"], row["case"], row["mode"]) for row in fresh}
-    place = next((i for i, row in enumerate(rows) if (row["suite"], row["case"], row["mode"]) in again), None)
+    again = {_key(row) for row in fresh}
+    place = next((i for i, row in enumerate(rows) if _key(row) in again), None)
     if place is None:
         same = [i for i, row in enumerate(rows) if row["suite"] == fresh[0]["suite"]] if fresh else []
         place = same[-1] + 1 if same else len(rows)
-    left = [row for row in rows[:place] if (row["suite"], row["case"], row["mode"]) not in again]
-    right = [row for row in rows[place:] if (row["suite"], row["case"], row["mode"]) not in again]
+    left = [row for row in rows[:place] if _key(row) not in again]
+    right = [row for row in rows[place:] if _key(row) not in again]
     return [*left, *fresh, *right]

@@ -21,7 +21,7 @@ _NUMBERS = (*_TIMES, "first_seconds", "peak_bytes", "absolute_bytes", "extra_byt
             "copy_fraction", "matmul_fraction", "images", "classes", "dim", "ipc", "views", "steps")  # fmt: skip
 _NAMES = ("alignment", "metric", "dtype", "precision", "backbone", "image_size", "channels", "canvas", "size", "varied")
 # What stands before a step and stays after it; a step's own memory is the rest.
-_STANDING = ("parameters", "pyramid", "adam")
+STANDING = ("parameters", "pyramid", "adam")
 
 
 def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -132,9 +132,9 @@ def predicted_delta(row: Row) -> float | None:
     if is_predicted(row) and row.get("absolute_bytes") is not None and row.get("peak_bytes") is not None:
         return float(row["peak_bytes"])
     total, parts = predicted_total(row), row.get("by_category")
-    if total is None or parts is None or not all(name in parts for name in _STANDING):
+    if total is None or parts is None or not all(name in parts for name in STANDING):
         return None
-    return float(total - sum(parts[name] for name in _STANDING))
+    return float(total - sum(parts[name] for name in STANDING))
 
 
 def hardware(environment: Row) -> str:
