@@ -11,7 +11,7 @@ from ..distill.config import STATES, DistillConfig, Execution
 from ..distill.folder import check_intervals, check_run_folder
 from ..distill.images import PARAMETRIZATIONS
 from ..distill.memory import parse_bytes
-from ..distill.methods import LGM_VARIANTS, METHODS
+from ..distill.methods import LEVELS, LGM_VARIANTS, METHODS
 from ..distill.prepare import make_distiller
 from ..errors import InputError
 from ..ops.backends import ALIGNMENTS, METRICS
@@ -54,6 +54,12 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         choices=METHODS,
         default=default.method,
         help="sfm: flows between class centres, the paper's; sfm-decoupled: means to their centres; lgm: linear gradient matching",
+    )
+    parser.add_argument(
+        "--level",
+        choices=LEVELS,
+        default=default.level,
+        help="of sfm and sfm-decoupled: match class means, or each image of a class with one of its k-means centres, as many as --ipc",
     )
     parser.add_argument("--ipc", type=int, default=default.ipc, help="synthetic images per class")
     parser.add_argument("--steps", type=int, default=default.steps, help="optimisation steps")

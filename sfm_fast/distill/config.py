@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..ops.backends import ALIGNMENTS, METRICS
 from ..reference.augment import Augmentation
 from .images import PARAMETRIZATIONS
-from .methods import LGM_VARIANTS, METHODS
+from .methods import LEVELS, LGM_VARIANTS, METHODS
 
 STATES = ("device", "host")
 
@@ -40,12 +40,15 @@ class Execution:
 class DistillConfig:
     """Options of one run; the defaults are the papers'. A run is a function of these, the centres and the backbone.
 
+    level: what the images of a class match: "class", their mean the class's; "cluster", each of them one of the class's ``ipc`` k-means
+    centres (a flow loss then leaves flows within a class out, which takes alignment "pair").
     ipc: images per class. views: augmented views of an image a step (None: 1 for SFM, 10 for LGM).
     size: side of the synthetic images (None: from the backbone). grow_every: steps between pyramid levels.
     min_area: smallest random crop as a part of the image. noise: whether views get Gaussian noise.
     """
 
     method: str = "sfm"
+    level: str = "class"
     ipc: int = 1
     steps: int = 5000
     lr: float = 2e-3
@@ -67,6 +70,7 @@ class DistillConfig:
     def __post_init__(self) -> None:
         for name, choices in (
             ("method", METHODS),
+            ("level", LEVELS),
             ("parametrization", PARAMETRIZATIONS),
             ("alignment", ALIGNMENTS),
             ("metric", METRICS),
@@ -88,6 +92,10 @@ class DistillConfig:
             value = getattr(self, name)
             if value is not None and value > most:
                 raise InputError(f"{name} must be at most {most}, got {value}")
+        if self.level == "cluster" and self.method == "lgm":
+            raise InputError("level 'cluster' is for sfm and sfm-decoupled: lgm has no centres")
+        if self.level == "cluster" and self.method == "sfm" and self.alignment != "pair":
+            raise InputError(f"level 'cluster' of method 'sfm' takes alignment 'pair', got {self.alignment!r}")
         if not 0 < self.lr <= 1000:
             raise InputError(f"lr must be positive and at most 1000, got {self.lr}")
         if not 0 < self.min_area <= 1:

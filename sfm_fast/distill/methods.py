@@ -18,6 +18,7 @@ from ..reference.augment import Augmentation, draw_views
 from ..reference.philox import Stream
 
 METHODS = ("sfm", "sfm-decoupled", "lgm")
+LEVELS = ("class", "cluster")
 LGM_VARIANTS = ("closed-form", "frozen", "stock")
 CLASSIFIER_STD = 0.01
 
@@ -42,7 +43,11 @@ class Objective(ABC):
 
 
 class FlowMatching(Objective):
-    """SFM: align the flows between class means with those between the centres, loaded once."""
+    """SFM: align the flows between class means with those between the centres, loaded once.
+
+    centers: (C, D), or (C, K, D) for cluster-level matching: image k of a class against the class's k-means centre k, and no
+    flow between centres of one class; with alignment "pair" only.
+    """
 
     def __init__(
         self,
@@ -53,22 +58,48 @@ class FlowMatching(Objective):
         metric: str = "cosine",
         backend: str = "auto",
     ) -> None:
-        self.views = views
-        self.criterion = FlowAlignmentLoss(centers, alignment=alignment, metric=metric, backend=backend)
+        self.views, self.clusters = views, centers.shape[1] if centers.ndim == 3 else 1
+        groups = torch.arange(len(centers), device=centers.device).repeat_interleave(self.clusters)
+        self.criterion = FlowAlignmentLoss(
+            centers.reshape(-1, centers.shape[-1]),
+            alignment=alignment,
+            metric=metric,
+            backend=backend,
+            groups=groups if centers.ndim == 3 else None,
+        )
 
     def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
-        loss: Tensor = self.criterion(features, labels)
+        loss: Tensor = self.criterion(features, center_of(labels, self.clusters, self.views))
         return loss
 
 
 class DecoupledFlowMatching(Objective):
-    """SFM's decoupled variant: mean squared error to the centre and to the mean of the others."""
+    """SFM's decoupled variant: mean squared error to the centre and to the mean of the others.
+
+    centers: (C, D), or (C, K, D) for cluster-level matching: image k of a class against the class's k-means centre k.
+    """
 
     def __init__(self, centers: Tensor, *, views: int = 1, alpha: float = 1.0) -> None:
-        self.centers, self.views, self.alpha = centers, views, alpha
+        self.views, self.alpha = views, alpha
+        self.clusters = centers.shape[1] if centers.ndim == 3 else 1
+        self.centers = centers.reshape(-1, centers.shape[-1])
 
     def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
+        labels = center_of(labels, self.clusters, self.views)
         return decoupled_flow_loss(features, self.centers, labels, alpha=self.alpha)
+
+
+def center_of(labels: Tensor, clusters: int, views: int) -> Tensor:
+    """Rows of the flattened (C, clusters, D) centres that a step's features (views * N) belong to; ``labels`` where clusters is 1.
+
+    Within a view, the k-th image of a class (in order) belongs to the class's centre k.
+    """
+    if clusters == 1:
+        return labels
+    count = len(labels) // views
+    classes = count // clusters
+    slot = (torch.arange(count, device=labels.device) // classes).repeat(views)
+    return labels * clusters + slot
 
 
 class GradientMatching(Objective):

@@ -138,7 +138,8 @@ def _objective(config: DistillConfig, backbone: Backbone, classes: int, channels
             backbone, source, classes, config.ipc, size, channels,
             views=views, variant=config.lgm_variant, augmentation=config.augmentation,
         )  # fmt: skip
-    centers = torch.empty(classes, backbone.num_features, device=backbone.device)
+    shape = (classes, config.ipc) if config.level == "cluster" else (classes,)
+    centers = torch.empty(*shape, backbone.num_features, device=backbone.device)
     if config.method == "sfm":
         return FlowMatching(centers, views=views, alignment=config.alignment, metric=config.metric)
     return DecoupledFlowMatching(centers, views=views, alpha=config.alpha)

@@ -58,12 +58,15 @@ def make_distiller(
             raise InputError(
                 f"method {config.method} needs class statistics: give them, or the data set to compute them from"
             )
-        statistics = class_statistics(source, backbone, batch_size=batch_size, progress=progress)
+        clusters = config.ipc if config.level == "cluster" else 0
+        statistics = class_statistics(source, backbone, clusters=clusters, batch_size=batch_size, progress=progress)
     if statistics.dim != backbone.num_features:
         raise InputError(
             f"statistics have {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}"
         )
-    centers = statistics.centers.to(backbone.device)
+    centers = (_cluster_centers(statistics, config.ipc) if config.level == "cluster" else statistics.centers).to(
+        backbone.device
+    )
     if config.method == "sfm":
         objective = FlowMatching(centers, views=config.views_per_step, alignment=config.alignment, metric=config.metric)
     else:
@@ -71,6 +74,16 @@ def make_distiller(
     names = statistics.class_names or [str(c) for c in range(statistics.num_classes)]
     channels = min(int(statistics.provenance.get("channels", 3)), backbone.in_channels)
     return Distiller(config, backbone, objective, names, channels, {"centers": _digest(centers)}, execution)
+
+
+def _cluster_centers(statistics: ClassStatistics, ipc: int) -> Tensor:
+    centers = statistics.cluster_centers
+    if centers is None or centers.shape[1] != ipc:
+        raise InputError(
+            f"level 'cluster' with ipc {ipc} needs as many k-means centres a class, the statistics hold {statistics.clusters}: "
+            f"make them with `sfm-fast stats --clusters {ipc}`"
+        )
+    return centers
 
 
 def load_statistics(path: str | os.PathLike[str], backbone: Backbone) -> ClassStatistics:

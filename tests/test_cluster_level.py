@@ -1,0 +1,118 @@
+"""Cluster-level matching: each image of a class against one of the class's k-means centres."""
+
+import json
+
+import pytest
+import torch
+
+from sfm_fast.cli.main import main
+from sfm_fast.data.backbones import load_backbone
+from sfm_fast.data.datasets import open_dataset
+from sfm_fast.distill.config import DistillConfig
+from sfm_fast.distill.methods import DecoupledFlowMatching, FlowMatching, center_of
+from sfm_fast.distill.prepare import make_distiller
+from sfm_fast.errors import InputError
+from sfm_fast.statistics import ClassStatistics
+
+CLASSES, CLUSTERS, DIM = 4, 3, 6
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Centres (C, K, D), features of two views (2 * C * K, D), labels as a run has them: image i has label i mod C."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.randn(CLASSES, CLUSTERS, DIM, generator=generator, dtype=torch.float64)
+    features = torch.randn(2 * CLASSES * CLUSTERS, DIM, generator=generator, dtype=torch.float64, requires_grad=True)
+    return centers, features, (torch.arange(CLASSES * CLUSTERS) % CLASSES).repeat(2)
+
+
+def by_slot(features: torch.Tensor) -> torch.Tensor:
+    """Means over the two views, as (C, K, D): image k of class c is number k * C + c."""
+    return features.view(2, CLUSTERS, CLASSES, DIM).mean(0).transpose(0, 1)
+
+
+def test_image_k_of_a_class_belongs_to_its_centre_k(batch) -> None:
+    _, _, labels = batch
+    rows = center_of(labels, CLUSTERS, views=2)
+    assert rows[: CLASSES * CLUSTERS].view(CLUSTERS, CLASSES).tolist() == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
+    assert torch.equal(rows[: CLASSES * CLUSTERS], rows[CLASSES * CLUSTERS :])
+    assert torch.equal(center_of(labels, 1, views=2), labels)
+
+
+def test_decoupled_is_the_squared_distance_of_every_image_to_its_own_centre(batch) -> None:
+    centers, features, labels = batch
+    loss = DecoupledFlowMatching(centers, views=2).loss(features, labels, 0)
+    torch.testing.assert_close(loss, (by_slot(features) - centers).square().mean())
+
+
+def test_flows_within_a_class_are_left_out(batch) -> None:
+    centers, features, labels = batch
+    shown, total, count = by_slot(features), 0.0, 0
+    for c in range(CLASSES):
+        for d in range(CLASSES):
+            for j in range(CLUSTERS):
+                for k in range(CLUSTERS):
+                    if c != d:
+                        real, ours = centers[d, k] - centers[c, j], shown[d, k] - shown[c, j]
+                        total, count = total + 1 - torch.cosine_similarity(real, ours, dim=0), count + 1
+    loss = FlowMatching(centers, views=2, alignment="pair").loss(features, labels, 0)
+    torch.testing.assert_close(loss, total / count)
+
+
+@pytest.mark.parametrize("method, alignment", [("sfm", "pair"), ("sfm-decoupled", "global")])
+def test_a_run_comes_closer_to_the_clusters(method: str, alignment: str) -> None:
+    config = DistillConfig(
+        method=method,
+        level="cluster",
+        alignment=alignment,
+        ipc=2,
+        steps=12,
+        lr=0.05,
+        grow_every=2,
+        noise=False,
+        min_area=0.9,
+    )
+    backbone, source = load_backbone(), open_dataset("embedded", "test")
+    distiller = make_distiller(config, backbone, source, progress=False)
+    losses = [float(distiller.step()) for _ in range(config.steps)]
+    assert losses[-1] < 0.9 * losses[0]
+    assert (
+        make_distiller(config, backbone, source, progress=False).micro_batch == 20
+    )  # predicted, hence of the right shapes
+
+
+def test_statistics_must_hold_as_many_centres_as_images() -> None:
+    backbone = load_backbone()
+    found = ClassStatistics(2, backbone.num_features, clusters=2, device="cpu")
+    found.update(torch.randn(40, backbone.num_features), torch.arange(40) % 2)
+    config = DistillConfig(method="sfm-decoupled", level="cluster", ipc=3)
+    with pytest.raises(InputError, match="ipc 3 needs as many k-means centres a class, the statistics hold 2"):
+        make_distiller(config, backbone, None, found)
+    with pytest.raises(InputError, match="--clusters 1"):
+        plain = ClassStatistics(2, backbone.num_features)
+        plain.update(torch.randn(4, backbone.num_features), torch.arange(4) % 2)
+        make_distiller(DistillConfig(method="sfm-decoupled", level="cluster"), backbone, None, plain)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"method": "lgm"}, "level 'cluster' is for sfm and sfm-decoupled"),
+        ({"method": "sfm"}, "takes alignment 'pair', got 'global'"),
+        ({"method": "sfm-decoupled", "level": "image"}, "level must be one of"),
+    ],
+)
+def test_what_clusters_can_not_do(options: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        DistillConfig(**{"level": "cluster", **options})
+
+
+def test_the_command_distils_from_statistics_with_clusters(tmp_path) -> None:
+    stats, out = str(tmp_path / "stats.safetensors"), tmp_path / "run"
+    main(["stats", "--data", "embedded", "--split", "test", "--clusters", "2", "--out", stats, "--quiet"])
+    main(
+        ["distill", "--method", "sfm-decoupled", "--level", "cluster", "--ipc", "2", "--steps", "2", "--stats", stats]
+        + ["--out", str(out), "--quiet", "--json", str(tmp_path / "run.json")]
+    )
+    assert "cluster" in json.dumps(json.loads((tmp_path / "run.json").read_text()))
+    assert (out / "synthetic.safetensors").exists()
