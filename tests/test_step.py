@@ -314,7 +314,8 @@ def test_a_resumed_run_keeps_its_micro_batch(tmp_path, backbone, statistics):
     assert torch.equal(one.images, two.images)
     fresh = make_distiller(DistillConfig(**options), backbone, None, statistics, execution=Execution(5))
     checkpoint = tmp_path / "whole" / "checkpoint.safetensors"
-    assert load_checkpoint(checkpoint, fresh.images, fresh.optimiser, fresh.config, fresh.provenance) == (6, 3, 3)
+    state = fresh.images, fresh.optimiser, fresh.average
+    assert load_checkpoint(checkpoint, *state, fresh.config, fresh.provenance) == (6, 3, 3)
 
 
 def test_auto_follows_the_budget(backbone, statistics):

@@ -80,6 +80,13 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         "--grow-every", type=int, default=default.grow_every, metavar="STEPS", help="steps between pyramid levels"
     )
     parser.add_argument(
+        "--average-last",
+        type=float,
+        default=default.average_last,
+        metavar="SHARE",
+        help="take the mean of the images over this share of the steps, the last ones, such as 0.25",
+    )
+    parser.add_argument(
         "--alignment",
         choices=ALIGNMENTS,
         default=default.alignment,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import load_tensors, save_tensors
+from .average import IterateAverage
 from .config import DistillConfig
 from .images import SyntheticImages
 from .optimiser import PyramidAdam
@@ -25,6 +26,7 @@ def save_checkpoint(
     path: str | os.PathLike[str],
     images: SyntheticImages,
     optimiser: PyramidAdam,
+    average: IterateAverage,
     step: int,
     config: DistillConfig,
     provenance: dict[str, Any],
@@ -33,7 +35,7 @@ def save_checkpoint(
 ) -> None:
     """Write the state after ``step`` steps of ``micro_batch`` images at a time (``asked``: as the run was told), atomically."""
     tensors: dict[str, Tensor] = {"adam_steps": torch.tensor(optimiser.steps)}
-    tensors |= dict(zip(_STATE, optimiser.state, strict=True))
+    tensors |= dict(zip(_STATE, optimiser.state, strict=True)) | average.state()
     metadata = {
         "file_format": FORMAT,
         "step": step,
@@ -50,10 +52,11 @@ def load_checkpoint(
     path: str | os.PathLike[str],
     images: SyntheticImages,
     optimiser: PyramidAdam,
+    average: IterateAverage,
     config: DistillConfig,
     provenance: dict[str, Any],
 ) -> tuple[int, int, int | str]:
-    """Restore what `save_checkpoint` wrote into fresh ``images`` and ``optimiser``; returns (steps done, micro-batch, as asked).
+    """Restore what `save_checkpoint` wrote into fresh ``images``, ``optimiser`` and ``average``; returns (steps done, micro-batch, as asked).
 
     Raises ``InputError`` where the file is damaged, or made with another configuration, backbone or centres.
     """
@@ -88,4 +91,8 @@ def load_checkpoint(
         if stored_flat is None or stored_flat.shape != flat.shape or not stored_flat.isfinite().all():
             raise InputError(f"{path}: damaged checkpoint ({name} is missing, not finite or of another shape)")
         flat.copy_(stored_flat)
+    try:
+        average.restore(tensors, images.pyramid.data, step)
+    except InputError as error:
+        raise InputError(f"{path}: damaged checkpoint ({error})") from error
     return step, micro_batch, metadata.get("micro_batch_asked", "auto")

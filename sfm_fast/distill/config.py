@@ -44,6 +44,7 @@ class DistillConfig:
     centres (a flow loss then leaves flows within a class out, which takes alignment "pair").
     ipc: images per class. views: augmented views of an image a step (None: 1 for SFM, 10 for LGM).
     size: side of the synthetic images (None: from the backbone). grow_every: steps between pyramid levels.
+    average_last: the result is the mean of the pyramids after the run's last steps, this share of all; 0: the last one, as in the papers.
     min_area: smallest random crop as a part of the image. noise: whether views get Gaussian noise.
     """
 
@@ -56,6 +57,7 @@ class DistillConfig:
     parametrization: str = "pyramid"
     size: int | None = None
     grow_every: int = 200
+    average_last: float = 0.0
     alignment: str = "global"
     metric: str = "cosine"
     alpha: float = 1.0
@@ -100,6 +102,8 @@ class DistillConfig:
             raise InputError(f"lr must be positive and at most 1000, got {self.lr}")
         if not 0 < self.min_area <= 1:
             raise InputError(f"min_area must be in (0, 1], got {self.min_area}")
+        if not 0 <= self.average_last <= 1:
+            raise InputError(f"average_last must be in [0, 1], got {self.average_last}")
         if not 0 <= self.alpha <= 1:
             raise InputError(f"alpha must be in [0, 1], got {self.alpha}")
 

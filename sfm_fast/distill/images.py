@@ -106,7 +106,11 @@ class SyntheticImages(nn.Module):
         self.live = live
 
     @torch.no_grad()
-    def pictures(self, at_once: int = 64) -> Tensor:
-        """All images, (num_images, channels, size, size) in 0..1 in host memory, rendered a few at a time."""
-        parts = [render(self.split(block), self.size).cpu() for block in self.pyramid.data.split(at_once)]
+    def pictures(self, pyramid: Tensor | None = None, at_once: int = 64) -> Tensor:
+        """All images, (num_images, channels, size, size) in 0..1 in host memory, rendered a few at a time.
+
+        ``pyramid``: another one of the same form than the images' own.
+        """
+        rows = self.pyramid.data if pyramid is None else pyramid
+        parts = [render(self.split(block), self.size).cpu() for block in rows.split(at_once)]
         return torch.cat(parts)

@@ -179,7 +179,8 @@ def predict_step(
         images.allocate(len(images.sizes))
         optimiser = PyramidAdam(images, config.lr)
         pyramid, *moments = optimiser.state
-        tracker.assign("" if host_state else "pyramid", [pyramid])
+        average = torch.empty_like(pyramid) if config.average_last else None
+        tracker.assign("" if host_state else "pyramid", [pyramid, *([] if average is None else [average])])
         tracker.assign("" if host_state else "adam", moments)
         objective = _Objective(_objective(config, stand_in, classes, channels, size), tracker)
         step = _SampledStep(
@@ -199,7 +200,8 @@ def predict_step(
     flops = objective.prepare_flops + count * (step.forward_flops + step.backward_flops)
     if count > step.micro_batch:  # all but the last micro-batch run forward twice
         flops += ((count - 1) // step.micro_batch) * step.micro_batch * step.forward_flops
-    host = pyramid.nbytes + sum(tensor.nbytes for tensor in moments) if host_state else 0
+    kept = [pyramid, *moments, *([] if average is None else [average])]
+    host = sum(tensor.nbytes for tensor in kept) if host_state else 0
     return Prediction(tracker.peak, tracker.at_peak(), round(flops), host)
 
 

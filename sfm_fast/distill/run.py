@@ -15,6 +15,7 @@ from torch import Tensor
 from ..data.backbones import Backbone
 from ..errors import InputError
 from ..files import check_free_space, locked_folder, write_json
+from .average import IterateAverage
 from .checkpoint import load_checkpoint, save_checkpoint
 from .config import DistillConfig, Execution
 from .export import SyntheticSet, save_grid, save_image_folder
@@ -79,6 +80,7 @@ class Distiller:
             pinned=host and backbone.device.type == "cuda",
         )
         self.optimiser = PyramidAdam(self.images, config.lr)
+        self.average = IterateAverage(config.average_last, config.steps)
         self.staging = FromHost(backbone.device) if host else InPlace()
         self.steps_done = 0
         self._stepper: DistillationStep | None = None
@@ -157,18 +159,19 @@ class Distiller:
             self.optimiser.restart()
         loss = self._step(self.steps_done)
         self.steps_done += 1
+        self.average.add(self.images.pyramid.data, self.steps_done)
         return loss
 
     @torch.no_grad()
     def result(self) -> SyntheticSet:
-        """The images as they are now."""
+        """The images as they are now, or the mean of the last ones where the configuration asks for it."""
         metadata = {
             "config": self.config.to_dict(),
             "provenance": self.provenance,
             "backbone": self.backbone.describe(),
             "steps_done": self.steps_done,
         }
-        return SyntheticSet(self.images.pictures(), self.labels.cpu(), self.class_names, metadata)
+        return SyntheticSet(self.images.pictures(self.average.mean), self.labels.cpu(), self.class_names, metadata)
 
     def run(
         self,
@@ -252,7 +255,7 @@ class Distiller:
         """A checkpoint with all levels live, another one beside it while it is replaced, and the images."""
         images = self.images
         floats = floats_per_image(images.channels, images.sizes)
-        return 4 * images.num_images * (6 * floats + images.channels * images.size**2) + (1 << 22)
+        return 4 * images.num_images * (8 * floats + images.channels * images.size**2) + (1 << 22)
 
     def _timed_step(self) -> tuple[Tensor, float]:
         begun = time.perf_counter()
@@ -275,7 +278,7 @@ class Distiller:
     def _continue(self, place: Path) -> None:
         checkpoint = place / CHECKPOINT
         self.steps_done, micro_batch, asked = load_checkpoint(
-            checkpoint, self.images, self.optimiser, self.config, self.provenance
+            checkpoint, self.images, self.optimiser, self.average, self.config, self.provenance
         )
         # Another one would round differently; it may have been halved meanwhile.
         if self.execution.micro_batch in ("auto", asked):
@@ -289,6 +292,7 @@ class Distiller:
             place / CHECKPOINT,
             self.images,
             self.optimiser,
+            self.average,
             self.steps_done,
             self.config,
             self.provenance,

@@ -1,0 +1,98 @@
+"""The mean of the last iterates: what it is, and that stopping changes nothing about it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sfm_fast.data.backbones import load_backbone
+from sfm_fast.data.datasets import open_dataset
+from sfm_fast.distill.average import IterateAverage
+from sfm_fast.distill.config import DistillConfig
+from sfm_fast.distill.export import SyntheticSet
+from sfm_fast.distill.predict import predict_step
+from sfm_fast.distill.prepare import make_distiller
+from sfm_fast.errors import InputError
+from sfm_fast.files import load_tensors, save_tensors
+from sfm_fast.probe.features import class_statistics
+
+CONFIG = DistillConfig(method="sfm-decoupled", steps=8, grow_every=1, lr=0.05, average_last=0.5)
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone()
+
+
+@pytest.fixture(scope="module")
+def statistics(backbone):
+    return class_statistics(open_dataset("embedded", "test"), backbone, progress=False)
+
+
+def test_the_result_is_the_mean_of_the_last_pyramids(backbone, statistics):
+    distiller = make_distiller(CONFIG, backbone, None, statistics)
+    seen = []
+    for _ in range(CONFIG.steps):
+        distiller.step()
+        seen.append(distiller.images.pyramid.detach().clone())
+    levels = distiller.images.split(torch.stack(seen[5:]).mean(0))
+    torch.testing.assert_close(distiller.average.count, 3)  # the last level came at step 6, and started it anew
+    picture = sum(torch.nn.functional.interpolate(x, size=28, mode="bilinear") for x in levels)
+    torch.testing.assert_close(distiller.result().images, torch.sigmoid(2 * picture))
+    plain = make_distiller(replace(CONFIG, average_last=0.0), backbone, None, statistics)
+    for _ in range(CONFIG.steps):
+        plain.step()
+    assert torch.equal(plain.images.pyramid, distiller.images.pyramid)  # the steps themselves are the same
+    assert not torch.equal(plain.result().images, distiller.result().images)
+
+
+def test_a_continued_run_has_the_same_mean(tmp_path, backbone, statistics):
+    options = {"progress": False, "checkpoint_every": 1}
+    config = replace(CONFIG, steps=12)
+    make_distiller(config, backbone, None, statistics).run(tmp_path / "whole", **options)
+    distiller = make_distiller(config, backbone, None, statistics)
+
+    def stop(step: int) -> None:
+        if step == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        distiller.run(tmp_path / "parts", on_step=stop, **options)
+    make_distiller(config, backbone, None, statistics).run(tmp_path / "parts", resume=True, **options)
+    whole, parts = (SyntheticSet.load(tmp_path / name).images for name in ("whole", "parts"))
+    assert torch.equal(whole, parts)
+
+
+def test_more_steps_start_a_new_mean(tmp_path, backbone, statistics):
+    make_distiller(CONFIG, backbone, None, statistics).run(tmp_path / "run", progress=False)
+    longer = replace(CONFIG, steps=16)
+    make_distiller(longer, backbone, None, statistics).run(tmp_path / "run", progress=False, resume=True)
+    make_distiller(longer, backbone, None, statistics).run(tmp_path / "at_once", progress=False)
+    assert torch.equal(*(SyntheticSet.load(tmp_path / name).images for name in ("run", "at_once")))
+
+
+def test_a_damaged_mean_is_named(tmp_path, backbone, statistics):
+    make_distiller(CONFIG, backbone, None, statistics).run(tmp_path / "run", progress=False)
+    path = tmp_path / "run" / "checkpoint.safetensors"
+    tensors, metadata = load_tensors(path)
+    save_tensors(path, tensors | {"average": tensors["average"][:, :-1].contiguous()}, metadata)
+    with pytest.raises(InputError, match=r"damaged checkpoint \(average"):
+        make_distiller(CONFIG, backbone, None, statistics).run(tmp_path / "run", progress=False, resume=True)
+
+
+def test_its_memory_is_predicted(backbone):
+    plain, averaged = (predict_step(replace(CONFIG, average_last=share), backbone, 10, 1) for share in (0.0, 0.25))
+    floats = 10 * sum(side * side for side in (1, 2, 4, 8, 16, 28))
+    assert averaged.by_category["pyramid"] - plain.by_category["pyramid"] == 4 * floats
+
+
+def test_shares():
+    mean = IterateAverage(1.0, 4)
+    for step in range(1, 5):
+        mean.add(torch.tensor([[float(step)]]), step)
+    assert mean.count == 4 and mean.mean is not None and mean.mean.item() == pytest.approx(2.5)
+    none = IterateAverage(0.0, 4)
+    none.add(torch.ones(1, 1), 4)
+    assert none.mean is None
+    with pytest.raises(InputError, match=r"average_last must be in \[0, 1\], got 1.5"):
+        DistillConfig(average_last=1.5)
