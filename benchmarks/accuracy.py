@@ -1,140 +1,142 @@
-"""Accuracy of distilled images beside the references, LGM at equal steps and at equal time: one table.
+"""Accuracy of distilled images: methods x images a class x distilling and evaluating backbones x modes, references and cost beside them.
 
     python benchmarks/accuracy.py --data fashion-mnist --out benchmarks/results/cpu
 
-Every run's images are kept in WORK as soon as they are made, so an interrupted table continues where it stopped.
-Mean ± std is over distillation seeds (each with a probe of its own), for the references over probe seeds.
+Every run's images and every cell's rows are kept in WORK as soon as they are made, so an interrupted table continues where it
+stopped. Mean ± std is over distillation seeds, each with an evaluation of its own; for references over evaluation seeds.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import multiprocessing
+import os
+import time
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sfm_fast.benchmarks import accuracy_runs as runs
 from sfm_fast.benchmarks.machine import environment
-from sfm_fast.data.backbones import Backbone, load_backbone
-from sfm_fast.data.datasets import open_dataset
-from sfm_fast.data.sources import ImageSource
 from sfm_fast.distill.compare import compare_methods
 from sfm_fast.distill.config import DistillConfig
-from sfm_fast.distill.prepare import make_distiller
-from sfm_fast.files import load_tensors, save_tensors, write_json
-from sfm_fast.probe.evaluate import Evaluator, ProbeConfig
-from sfm_fast.probe.features import class_statistics
-from sfm_fast.report.tables import accuracy_table
-from sfm_fast.statistics import ClassStatistics
-
-LR = 0.02
-# For each ipc: (method, views a step, steps). Views None is the method's own number, 1 for SFM and 10 for LGM. At ipc 1 the last
-# LGM run has as many steps as fit into SFM's time, and a schedule of its own; at ipc 10 SFM's longer run takes less time
-# than LGM's.
-RUNS: dict[int, tuple[tuple[str, int | None, int], ...]] = {
-    1: (
-        ("sfm", None, 1500),
-        ("sfm-decoupled", None, 1500),
-        ("sfm-decoupled", 4, 1500),
-        ("lgm", None, 1500),
-        ("lgm", None, 130),
-    ),
-    10: (
-        ("sfm", None, 200),
-        ("sfm-decoupled", None, 200),
-        ("sfm", None, 1000),
-        ("sfm-decoupled", None, 1000),
-        ("lgm", None, 200),
-    ),
-}
+from sfm_fast.files import write_json
+from sfm_fast.report.accuracy import summary, verdicts
 
 
-def distil(
-    path: Path, config: DistillConfig, backbone: Backbone, source: ImageSource, found: ClassStatistics
-) -> dict[str, Any]:
-    """Images, labels and configuration of a run: read from ``path``, or distilled and kept there."""
-    if not path.exists() or DistillConfig.from_dict(load_tensors(path)[1]["config"]) != config:
-        distiller = make_distiller(config, backbone, source, found)
-        while distiller.steps_done < config.steps:
-            distiller.step()
-        result = distiller.result()
-        save_tensors(path, {"images": result.images, "labels": result.labels}, {"config": config.to_dict()})
-    tensors, metadata = load_tensors(path)
-    return {**tensors, **metadata}
+def measure_costs(table: runs.Table, phi: str, ipc: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """Seconds and peak bytes of a step by label, all runs in turn; kept in WORK, since equal time depends on it."""
+    path = table.work / f"costs-{table.data}-{runs.backbone(phi).fingerprint}-{ipc}.json"
+    # A run of equal time differs from the one of equal steps in the number of them alone.
+    wanted = {run.label: run for run in runs.RUNS[ipc] if run.equal_time is None}
+    if not path.exists():
+        configs = {label: DistillConfig(method=run.method, ipc=ipc, **run.options) for label, run in wanted.items()}
+        train = runs.source(table.data, "train")
+        # No step's time depends on what the centres are.
+        found = runs.statistics(table, phi, ipc if ipc > 1 else 0)
+        write_json(path, {"rows": compare_methods(configs, runs.backbone(phi), train, found, rounds=rounds)})
+    by_label = {row["name"]: row for row in json.loads(path.read_text())["rows"]}
+    for run in runs.RUNS[ipc]:
+        if run.equal_time is not None:
+            by_label[run.label] = by_label[run.method]
+    return by_label
 
 
-def label(method: str, views: int | None) -> str:
-    """A method's name in the table."""
-    return method + (f", {views} views" if views else "")
+def in_parallel(jobs: int, threads: int, work: Iterable[tuple[Any, ...]], what: str) -> list[Any]:
+    """Results of ``function(*arguments)`` for (function, *arguments), in the order given, by ``jobs`` processes."""
+    tasks, started = list(work), time.perf_counter()
+    results: list[Any] = [None] * len(tasks)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
+        places = {pool.submit(task[0], *task[1:]): place for place, task in enumerate(tasks)}
+        try:
+            for done, future in enumerate(as_completed(places), 1):
+                results[places[future]] = future.result()
+                print(f"{what}: {done} of {len(tasks)}, {time.perf_counter() - started:.0f} s", flush=True)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return results
+
+
+def distil_only(table: runs.Table, phi: str, config: DistillConfig) -> None:
+    runs.distil(table, phi, config)  # its file is what counts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--out", required=True, help="folder of accuracy.json")
-    parser.add_argument("--work", default="runs/accuracy", help="folder of the runs' images")
-    parser.add_argument("--ipc", type=int, nargs="+", choices=list(RUNS), default=list(RUNS))
+    parser.add_argument(
+        "--work", default="runs/accuracy", help="folder of the runs' images, features and finished cells"
+    )
+    parser.add_argument("--backbones", nargs="+", choices=runs.BACKBONES, default=runs.BACKBONES)
+    parser.add_argument("--ipc", type=int, nargs="+", choices=list(runs.RUNS), default=list(runs.RUNS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, help="instead of the table's own")
     parser.add_argument("--epochs", type=int, default=1000, help="of the probes")
-    parser.add_argument(
-        "--only", type=int, nargs="+", help="distil these seeds alone and evaluate nothing (to use several processes)"
-    )
     parser.add_argument("--rounds", type=int, default=5, help="interleaved steps when measuring times")
-    parser.add_argument("--threads", type=int)
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="processes; the cores are divided among them"
+    )
     args = parser.parse_args()
-    if args.threads:
-        torch.set_num_threads(args.threads)
     out, work = Path(args.out), Path(args.work)
-    out.mkdir(parents=True, exist_ok=True)
-    work.mkdir(parents=True, exist_ok=True)
+    table = runs.Table(
+        args.data, work.resolve(), tuple(args.backbones), tuple(args.ipc), args.seeds, args.steps, args.epochs
+    )
+    for folder in (out, *(work / name for name in ("images", "rows", "features"))):
+        folder.mkdir(parents=True, exist_ok=True)
+    threads = max(1, (os.cpu_count() or 1) // args.jobs)
 
-    backbone = load_backbone()
-    train, test = open_dataset(args.data, "train"), open_dataset(args.data, "test")
-    found = class_statistics(train, backbone)
-    runs: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
-    for ipc in args.ipc:
-        for seed in args.only or range(args.seeds):
-            for method, views, table_steps in RUNS[ipc]:
-                steps = args.steps or table_steps
-                config = DistillConfig(
-                    method=method, ipc=ipc, steps=steps, lr=LR, grow_every=max(1, steps // 15), seed=seed, views=views
-                )
-                kind = method + (f"-views{views}" if views else "")
-                path = work / f"{backbone.fingerprint}-{args.data}-{kind}-{ipc}-{steps}-{seed}.safetensors"
-                done = distil(path, config, backbone, train, found)
-                runs.setdefault((ipc, method, views, table_steps), []).append(done)
-                print(f"{kind} ipc {ipc} seed {seed}: {steps} steps", flush=True)
-    if args.only is not None:
-        return
+    def pool(tasks: Iterable[tuple[Any, ...]], what: str) -> list[Any]:
+        return in_parallel(args.jobs, threads, tasks, what)
 
-    evaluator = Evaluator(backbone, test, train, config=ProbeConfig(seeds=args.seeds, epochs=args.epochs))
-    none = {"method": None, "steps": None, "distillation_seconds": None}
-    rows = [evaluator.full() | none]
-    costs: list[dict[str, Any]] = []
-    for ipc in args.ipc:
-        size = backbone.image_size
-        rows += [row | none for row in (evaluator.random_real(ipc, size), evaluator.nearest_real(ipc, size))]
-        # Times come from steps taken in turn: the runs themselves may have shared the machine.
-        configs = {label(m, v): DistillConfig(method=m, ipc=ipc, views=v) for m, v, _ in RUNS[ipc]}
-        measured = compare_methods(configs, backbone, train, found, rounds=args.rounds)
-        costs += measured
-        seconds = {row["name"]: row["step_seconds"] for row in measured}
-        for method, views, table_steps in RUNS[ipc]:
-            done = runs[ipc, method, views, table_steps]
-            row = evaluator.probe(method.split("-")[0], [r["images"] for r in done], [r["labels"] for r in done])
-            name, steps = label(method, views), done[0]["config"]["steps"]
-            rows.append(row | {"method": name, "steps": steps, "distillation_seconds": round(steps * seconds[name], 1)})
+    pool([(runs.prepare, table, phi) for phi in table.backbones], "features and classifiers")
+    costs: dict[tuple[str, int], dict[str, dict[str, Any]]] = {}
+    for phi in table.backbones:
+        for ipc in table.ipcs:
+            costs[phi, ipc] = measure_costs(table, phi, ipc, args.rounds)
+            print(f"costs: {phi}, {ipc} images a class", flush=True)
+    configs = {
+        (phi, ipc): {
+            run.label: tuple(runs.config_of(table, run, phi, ipc, seed, costs[phi, ipc]) for seed in range(table.seeds))
+            for run in runs.RUNS[ipc]
+        }
+        for phi, ipc in costs
+    }
+    to_distil = [(phi, c) for (phi, _), by_label in configs.items() for group in by_label.values() for c in group]
+    # The longest first, so that no process ends alone.
+    to_distil.sort(key=lambda one: -one[1].steps * one[1].ipc * one[1].views_per_step)
+    pool([(distil_only, table, *one) for one in to_distil], "distilled")
+    todo = list(runs.cells(table, configs))
+    found = pool([(runs.evaluate, table, cell) for cell in todo], "evaluated")
+    rows = [row | cost_of(row, costs) for group in found for row in group]
     result = {
         "data": args.data,
-        "backbone": backbone.describe(),
-        "lr": LR,
+        "backbones": [runs.backbone(name).describe() for name in table.backbones],
+        "classifiers": {phi: runs.classifier(table, phi).metadata for phi in table.backbones},
+        "lr": runs.LR,
         "environment": environment(),
         "rows": rows,
-        "costs": costs,
+        "costs": [
+            row | {"backbone": phi, "label": label} for (phi, _), group in costs.items() for label, row in group.items()
+        ],
     }
     write_json(out / "accuracy.json", result)
-    print(accuracy_table(rows))
+    print(summary(result))
+    print(verdicts(result))
+
+
+def cost_of(row: dict[str, Any], costs: dict[tuple[str, int], dict[str, dict[str, Any]]]) -> dict[str, Any]:
+    """What distilling took, where a row is of distilled images."""
+    cost = costs.get((row["distilled_on"], row["ipc"]), {}).get(row["label"])
+    if cost is None or row["steps"] is None:
+        return {"peak_bytes": None, "distillation_seconds": None}
+    return {"peak_bytes": cost["peak_bytes"], "distillation_seconds": round(cost["step_seconds"] * row["steps"], 1)}
 
 
 if __name__ == "__main__":

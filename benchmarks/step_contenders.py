@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from sfm_fast.benchmarks.baselines.step import PlainStep, ReferenceStep
-from sfm_fast.data.backbones import SHIPPED, Backbone, load_backbone, shape_of_backbone
+from sfm_fast.data.backbones import Backbone, load_backbone, shape_of_backbone
 from sfm_fast.data.datasets import EMBEDDED, open_dataset
+from sfm_fast.data.shipped import DEFAULT, SHIPPED
 from sfm_fast.data.sources import ImageSource, ImageTransform
 from sfm_fast.distill.config import DistillConfig, Execution
 from sfm_fast.distill.images import SyntheticImages
@@ -59,8 +60,8 @@ VIT_B = "vit_base_patch14_dinov2"
 PRESETS = {
     preset.name: preset
     for preset in (
-        Preset("small", SHIPPED, None, 4, 1, 2, (2,)),
-        Preset("laptop", SHIPPED, None, 10, 1, 10, (5, 2), data=EMBEDDED),
+        Preset("small", DEFAULT, None, 4, 1, 2, (2,)),
+        Preset("laptop", DEFAULT, None, 10, 1, 10, (5, 2), data=EMBEDDED),
         Preset("imagenet-100", VIT_B, 224, 100, 3, 10, (64, 32, 8), precision="bf16", large=True),
         Preset("imagenet-1k", VIT_B, 224, 1000, 3, 3, (128, 64, 16), precision="bf16", large=True),
     )
@@ -89,8 +90,8 @@ def open_backbone(preset: Preset, device: torch.device, *, compile: bool = False
     """The shipped one, or a timm model with random weights: memory and time don't depend on them. Without ``weights``: its shape."""
     if not weights:
         return shape_of_backbone(preset.backbone, image_size=preset.image_size, precision=preset.precision)
-    if preset.backbone == SHIPPED:
-        return load_backbone(device=device, precision=preset.precision, compile=compile)
+    if preset.backbone in SHIPPED:
+        return load_backbone(preset.backbone, device=device, precision=preset.precision, compile=compile)
     shape = shape_of_backbone(preset.backbone, image_size=preset.image_size, precision=preset.precision)
     return with_random_weights(shape, device, compile=compile)
 

@@ -15,9 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sfm_fast.benchmarks.derivation_figure import findings_table
+from sfm_fast.data.families import family_rows
 from sfm_fast.report.bench.rows import read_result
 from sfm_fast.report.bench.tables import claims_table, image_table, loss_table, step_table, where_we_lose
 from sfm_fast.report.demo import cost_table
+from sfm_fast.report.families import family_table
 from sfm_fast.report.tables import plan_table, text_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -98,6 +101,14 @@ def plan(classes: int) -> str:
     return plan_table(result["rows"])
 
 
+def families() -> str:
+    return family_table(family_rows())
+
+
+def derivation() -> str:
+    return findings_table(json.loads((RESULTS / "derivation.json").read_text()))
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "accuracy": accuracy,
@@ -109,6 +120,8 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         **{f"plan-{classes}": functools.partial(plan, classes) for classes in (100, 1000)},
     },
     "docs/benchmarks.md": {"losing": losing},
+    "docs/derivation.md": {"derivation": derivation},
+    "docs/backbones.md": {"families": families},
 }
 
 

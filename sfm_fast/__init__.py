@@ -1,5 +1,7 @@
 """sfm_fast: fast statistical flow matching, to distil data sets for frozen self-supervised vision models."""
 
+from typing import TYPE_CHECKING, Any
+
 from .errors import InputError
 from .loss import FlowAlignmentLoss, decoupled_flow_loss, flow_alignment_loss, linear_gradient_matching_loss
 from .ops.augment import augment
@@ -10,8 +12,12 @@ from .reference.augment import Augmentation, Views, draw_views
 from .statistics import ClassStatistics
 from .version import __version__
 
+if TYPE_CHECKING:
+    from .bundle import Bundle
+
 __all__ = [
     "Augmentation",
+    "Bundle",
     "ClassStatistics",
     "FlowAlignmentLoss",
     "InputError",
@@ -27,3 +33,12 @@ __all__ = [
     "render",
     "render_augment",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Load `Bundle` at its first use: the losses need none of what it brings along."""
+    if name == "Bundle":
+        from .bundle import Bundle
+
+        return Bundle
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

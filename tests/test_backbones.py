@@ -1,4 +1,4 @@
-"""The shipped backbone and timm's: loading, freezing, and checkpoints that don't fit."""
+"""Backbones of timm: loading, freezing, input sizes, and checkpoints that don't fit."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from sfm_fast import InputError
-from sfm_fast.data.backbones import SHIPPED_FILE, load_backbone
+from sfm_fast.data.backbones import load_backbone, shape_of_backbone
+from sfm_fast.data.timm_models import is_convolutional
 from sfm_fast.files import load_tensors
 
 TINY = "test_vit"
@@ -20,18 +21,6 @@ def checkpoint(tmp_path_factory):
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     save_file(timm.create_model(TINY, pretrained=False).state_dict(), path)
     return path
-
-
-def test_shipped_backbone_is_small_frozen_and_documented():
-    backbone = load_backbone()
-    assert SHIPPED_FILE.stat().st_size <= 8_000_000
-    assert sum(p.numel() for p in backbone.model.parameters()) <= 3_000_000
-    assert not any(p.requires_grad for p in backbone.model.parameters())
-    assert not backbone.model.training
-    card = load_tensors(SHIPPED_FILE)[1]
-    assert card["figures"]["nearest_class_mean"] >= 0.74
-    assert card["figures"]["linear_probe"] >= 0.86
-    assert backbone.features(torch.rand(3, 1, 28, 28)).shape == (3, backbone.num_features)
 
 
 def test_features_do_not_depend_on_the_batch():
@@ -66,7 +55,7 @@ def test_bf16_is_near_fp32(checkpoint):
 
 
 def test_what_cannot_be_loaded(checkpoint, tmp_path):
-    with pytest.raises(InputError, match="unknown backbone 'vit_nothing'"):
+    with pytest.raises(InputError, match="unknown backbone 'vit_nothing'; wanted 'fashion_vit' or 'fashion_cnn'"):
         load_backbone("vit_nothing")
     with pytest.raises(InputError, match="no such file"):
         load_backbone(TINY, tmp_path / "none.pth")
@@ -101,9 +90,9 @@ def test_position_embeddings_follow_the_image_size(checkpoint):
         load_backbone(image_size=64)
 
 
-def test_a_file_of_the_pretraining_script_loads_by_the_shipped_name(tmp_path, checkpoint):
-    other = tmp_path / "mine.safetensors"
-    other.write_bytes(SHIPPED_FILE.read_bytes())
-    assert load_backbone("fashion_vit", other).fingerprint == load_backbone().fingerprint
-    with pytest.raises(InputError, match="not made by scripts/pretrain_backbone"):
-        load_backbone("fashion_vit", checkpoint)
+def test_an_image_size_reaches_models_that_have_no_argument_for_it():
+    for name in ("test_resnet", "resnet18"):
+        shape = shape_of_backbone(name, image_size=64)
+        assert (shape.input_size, shape.resize, shape.image_size) == (64, round(64 / 0.95), 73)
+        assert is_convolutional(shape.model)
+    assert not is_convolutional(shape_of_backbone(TINY).model)

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from ..data import datasets
-from ..data.backbones import PRECISIONS, SHIPPED, Backbone, load_backbone
+from ..data.backbones import PRECISIONS, Backbone, load_backbone
+from ..data.shipped import DEFAULT, SHIPPED
 from ..data.sources import ImageSource
 from ..errors import InputError
 from ..files import write_json
@@ -30,7 +31,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
 
 def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
     """--backbone and what belongs to it."""
-    parser.add_argument("--backbone", metavar="NAME", default=SHIPPED, help=f"'{SHIPPED}' (shipped) or any timm model")
+    parser.add_argument(
+        "--backbone", metavar="NAME", default=DEFAULT, help=f"{' or '.join(SHIPPED)} (shipped), or any timm model"
+    )
     parser.add_argument(
         "--checkpoint", metavar="FILE", help="local weights, .safetensors or .pth (default: timm's pretrained ones)"
     )

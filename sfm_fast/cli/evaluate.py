@@ -1,19 +1,26 @@
-"""`sfm-fast eval`: linear probes on synthetic images, beside the references."""
+"""`sfm-fast eval`: classifiers made with synthetic images, beside the references."""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
+from typing import Any
 
 from ..data.backbones import Backbone, load_backbone
 from ..distill.export import SyntheticSet
 from ..errors import InputError
-from ..probe.evaluate import REFERENCES, Evaluator, ProbeConfig
+from ..probe.cache import FeatureCache
+from ..probe.evaluate import MODES, REFERENCES, Evaluator, ProbeConfig
+from ..probe.heads import Classifier
+from ..probe.inherit import SOLVERS
+from ..probe.modes import check_classifier
+from ..probe.references import USUAL, TooFewImagesError
 from ..report.tables import accuracy_table
 from . import common
 
 NAME = "eval"
-SUMMARY = "Train linear probes on synthetic images and test them on the real test set."
-EXAMPLE = "sfm-fast eval runs/sfm --data embedded --seeds 3"
+SUMMARY = "Make classifiers with synthetic images and test them on the real test set."
+EXAMPLE = "sfm-fast eval runs/sfm --data embedded --mode probe,inherit,kd --eval-backbone fashion_cnn"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,10 +29,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "runs", nargs="*", metavar="RUN", help="folders of `sfm-fast distill`, or their synthetic.safetensors"
     )
     parser.add_argument(
-        "--mode", choices=("probe",), default="probe", help="how the images are used: train a linear classifier"
+        "--mode",
+        action="append",
+        metavar="NAMES",
+        help="comma-separated, or given several times: 'probe' trains a linear classifier on the images; 'inherit' keeps the classifier of "
+        "all real data on the distilling backbone and fits a projector to its features on the images; 'kd' is a probe with that "
+        "classifier as its teacher (default: probe)",
     )
     parser.add_argument(
-        "--references", metavar="NAMES", default=",".join(REFERENCES), help="comma-separated; '' for none"
+        "--references",
+        metavar="NAMES",
+        default=",".join(USUAL),
+        help=f"comma-separated, of {', '.join(REFERENCES)}; '' for none. neighbour-real: the real images nearest to the synthetic ones; "
+        "class-means: means of real features, no images at all",
     )
     parser.add_argument("--ipc", type=int, default=1, help="images per class of the references, where no RUN is given")
     common.add_data_arguments(parser)
@@ -35,8 +51,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--eval-backbone", metavar="NAME", help="evaluate on another backbone than the one that distilled (--backbone)"
     )
     parser.add_argument("--eval-checkpoint", metavar="FILE", help="local weights of --eval-backbone")
-    parser.add_argument("--seeds", type=int, default=default.seeds, help="probes trained for every row")
-    parser.add_argument("--epochs", type=int, default=default.epochs, help="most epochs of a probe")
+    parser.add_argument("--eval-image-size", type=int, metavar="PX", help="input side of --eval-backbone")
+    parser.add_argument(
+        "--classifier",
+        metavar="FILE",
+        help="of `sfm-fast classifier` on --backbone, for the modes inherit and kd; trained first where none is given",
+    )
+    parser.add_argument(
+        "--projector", choices=SOLVERS, default=default.projector, help="how mode inherit fits its projector"
+    )
+    parser.add_argument("--temperature", type=float, default=default.temperature, help="of mode kd")
+    parser.add_argument("--alpha", type=float, default=default.alpha, help="the teacher's part in the loss of mode kd")
+    parser.add_argument("--cache", metavar="FOLDER", help="keep features of data sets here, and take them from here")
+    parser.add_argument("--seeds", type=int, default=default.seeds, help="fits of every row")
+    parser.add_argument("--epochs", type=int, default=default.epochs, help="most epochs of a fit with Adam")
     parser.add_argument("--views", type=int, default=default.views, help="augmented views cached for every image")
     parser.add_argument(
         "--min-area", type=float, default=default.min_area, help="smallest random crop, as a part of the image"
@@ -45,16 +73,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     common.set_threads(args)
-    config = ProbeConfig(seeds=args.seeds, epochs=args.epochs, views=args.views, min_area=args.min_area)
+    config = ProbeConfig(
+        seeds=args.seeds,
+        epochs=args.epochs,
+        views=args.views,
+        min_area=args.min_area,
+        projector=args.projector,
+        temperature=args.temperature,
+        alpha=args.alpha,
+    )
     if args.ipc < 1:
         raise InputError(f"--ipc must be at least 1, got {args.ipc}")
-    references = [name for name in args.references.split(",") if name]
-    for name in references:
-        if name not in REFERENCES:
-            raise InputError(f"--references: {name!r} is none of {', '.join(REFERENCES)}")
-    if not args.runs and not references:
+    modes = _names("--mode", args.mode or ["probe"], MODES)
+    names = _names("--references", [args.references], REFERENCES)
+    if not modes:
+        raise InputError(f"--mode: an empty list; wanted some of {', '.join(MODES)}")
+    if not args.runs and not names:
         raise InputError("nothing to evaluate: give runs, or --references")
     sets = {path: SyntheticSet.load(path) for path in args.runs}
+    classifier = Classifier.load(args.classifier) if args.classifier else None
+    cache = FeatureCache(args.cache)
     distilling = common.open_backbone(args)
     for path, synthetic in sets.items():
         made_with = synthetic.metadata.get("backbone", {})
@@ -63,43 +101,106 @@ def run(args: argparse.Namespace) -> None:
                 f"{path}: distilled on {made_with.get('name')!r} ({made_with['fingerprint']}), --backbone is {distilling.name!r} "
                 f"({distilling.fingerprint}); name the distilling one there, and another to test on as --eval-backbone"
             )
-    evaluating: Backbone = distilling
-    if args.eval_backbone or args.eval_checkpoint:
-        evaluating = load_backbone(
-            args.eval_backbone or args.backbone, args.eval_checkpoint, device=args.device, precision=args.precision
-        )
+    evaluating = _evaluating_backbone(args, distilling)
     test = common.open_data(args, args.test_split)
-    train = common.open_data(args, "train") if references else None
+    trains = classifier is None and modes != ["probe"]
+    train = common.open_data(args, "train") if names or trains else None
     for path, synthetic in sets.items():
         if synthetic.class_names != test.class_names:
             raise InputError(
                 f"{path}: its {len(synthetic.class_names)} classes are not the test set's {len(test.class_names)} "
                 f"(they differ in {sorted(set(synthetic.class_names) ^ set(test.class_names))[:6] or 'order'})"
             )
+    if classifier is not None:
+        check_classifier(classifier, distilling, test.class_names, f"--classifier {args.classifier}")
+    elif trains and train is not None:
+        common.say(args, f"no --classifier: training one on {distilling.name}'s features of {train.name}")
     evaluator = Evaluator(
-        evaluating, test, train, selector=distilling, config=config, batch_size=args.batch_size, progress=not args.quiet
+        evaluating,
+        test,
+        train,
+        distilling=distilling,
+        classifier=classifier,
+        modes=modes,
+        config=config,
+        cache=cache,
+        batch_size=args.batch_size,
+        progress=not args.quiet,
     )
-
-    rows = []
-    shapes = sorted({(len(s.labels) // len(s.class_names), s.images.shape[-1]) for s in sets.values()}) or [
-        (args.ipc, distilling.image_size)
-    ]
-    if "full" in references:
-        rows.append(evaluator.full())
-    for ipc, size in shapes:
-        if "random-real" in references:
-            rows.append(evaluator.random_real(ipc, size))
-        if "nearest-real" in references:
-            rows.append(evaluator.nearest_real(ipc, size))
-    for path, synthetic in sets.items():
-        rows.append(evaluator.probe_synthetic(synthetic) | {"run": str(path)})
+    rows, left_out = _rows(args, evaluator, sets, names)
+    if not rows:
+        raise InputError("nothing to evaluate: " + "; ".join(f"{one['images']}: {one['reason']}" for one in left_out))
     common.say(args, accuracy_table(rows))
     common.write_result(
         args,
         {
             "rows": rows,
+            "left_out": left_out,
             "data": test.name,
             "distilling_backbone": distilling.describe(),
             "backbone": evaluating.describe(),
+            "classifier": None if modes == ["probe"] else evaluator.classifier.metadata,
         },
     )
+
+
+def _names(option: str, given: list[str], known: tuple[str, ...]) -> list[str]:
+    """The names in comma-separated lists, each once, in the order given; raises ``InputError`` for an unknown one."""
+    found = list(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
+    for name in found:
+        if name not in known:
+            raise InputError(f"{option}: {name!r} is none of {', '.join(known)}")
+    return found
+
+
+def _evaluating_backbone(args: argparse.Namespace, distilling: Backbone) -> Backbone:
+    """That of --eval-…: --backbone itself where none of them is given, and its weights where only the size is."""
+    if not (args.eval_backbone or args.eval_checkpoint or args.eval_image_size):
+        return distilling
+    own = None if args.eval_backbone else args.checkpoint
+    return load_backbone(
+        args.eval_backbone or args.backbone,
+        args.eval_checkpoint or own,
+        device=args.device,
+        image_size=args.eval_image_size,
+        precision=args.precision,
+    )
+
+
+def _rows(
+    args: argparse.Namespace, evaluator: Evaluator, sets: Mapping[str, SyntheticSet], names: list[str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of the references, then of the runs with their neighbours; and the references left out, with reasons."""
+    rows: list[dict[str, Any]] = []
+    left_out: list[dict[str, Any]] = []
+
+    def skip(name: str, ipc: int, reason: str) -> None:
+        left_out.append({"images": name, "ipc": ipc, "reason": reason})
+        common.say(args, f"{name} left out: {reason}")
+
+    def add(name: str, ipc: int, size: int, path: str = "", like: SyntheticSet | None = None) -> None:
+        try:
+            found = evaluator.reference(name, ipc, size, like=like)
+        except TooFewImagesError as error:
+            return skip(name, ipc, str(error))
+        if not found:
+            skip(name, ipc, "features of no image can be trained on in mode probe alone")
+        rows.extend(row | ({"run": path} if path else {}) for row in found)
+
+    shapes = sorted({(len(s.labels) // len(s.class_names), s.images.shape[-1]) for s in sets.values()}) or [
+        (args.ipc, evaluator.distilling.image_size)
+    ]
+    if "full" in names:
+        add("full", *shapes[0])
+    for name in names:
+        if name == "neighbour-real" and not sets:
+            skip(name, args.ipc, "give a run whose neighbours are wanted")
+        if name not in ("full", "neighbour-real"):
+            for ipc, size in shapes:
+                add(name, ipc, size)
+    for path, synthetic in sets.items():
+        if "neighbour-real" in names:
+            ipc = len(synthetic.labels) // len(synthetic.class_names)
+            add("neighbour-real", ipc, synthetic.images.shape[-1], str(path), synthetic)
+        rows += [row | {"run": str(path)} for row in evaluator.evaluate_synthetic(synthetic)]
+    return rows, left_out

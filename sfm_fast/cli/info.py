@@ -1,27 +1,32 @@
-"""`sfm-fast info`: versions, devices, backends, the shipped backbone's card."""
+"""`sfm-fast info`: versions, devices, backends, the shipped backbones' cards."""
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
 import platform
+from typing import Any
 
 import torch
 
 from .. import __version__, explain
-from ..data.backbones import SHIPPED, SHIPPED_FILE
+from ..data.families import family_rows
+from ..data.shipped import DEFAULT, SHIPPED
 from ..errors import InputError
 from ..files import load_tensors
+from ..report.families import family_table
 from . import common
 
 NAME = "info"
-SUMMARY = "Print versions, devices, backends and the shipped backbone's card, for bug reports."
-EXAMPLE = "sfm-fast info"
+SUMMARY = "Print versions, devices, backends and the shipped backbones' cards, for bug reports."
+EXAMPLE = "sfm-fast info --backbones"
 _PACKAGES = ("torch", "numpy", "timm", "safetensors", "torchvision", "triton", "scikit-learn", "tensorboard")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    del parser  # no options of its own
+    parser.add_argument(
+        "--backbones", action="store_true", help="also list models of timm worth distilling for: some seconds"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,17 +39,20 @@ def run(args: argparse.Namespace) -> None:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     devices = ["cpu", *(["cuda"] if gpus else [])]
     choices = {device: explain(torch.empty(2, 1, device=device)) for device in devices}
-    try:
-        card = load_tensors(SHIPPED_FILE)[1]
-    except InputError as error:  # the losses alone are installed: a report must come all the same
-        card = {"figures": str(error)}
-    result = {
+    cards = {}
+    for name, path in SHIPPED.items():
+        try:
+            cards[name] = load_tensors(path)[1]
+        except InputError as error:  # the losses alone are installed: a report must come all the same
+            cards[name] = {"figures": str(error)}
+    result: dict[str, Any] = {
         "versions": versions,
         "machine": platform.machine(),
         "threads": torch.get_num_threads(),
         "gpus": gpus,
         "backend": {device: choice.reasons for device, choice in choices.items()},
-        "backbone": card,
+        "backbone": cards[DEFAULT],
+        "shipped": cards,
     }
     common.say(
         args,
@@ -53,5 +61,8 @@ def run(args: argparse.Namespace) -> None:
         f"{'gpus':14} {', '.join(gpus) or 'none'}",
     )
     common.say(args, *(f"losses on {device} tensors run on {choice}" for device, choice in choices.items()))
-    common.say(args, f"{SHIPPED}: {card['figures']}")
+    common.say(args, *(f"{name}: {card['figures']}" for name, card in cards.items()))
+    if args.backbones:
+        result["families"] = family_rows()
+        common.say(args, "", family_table(result["families"]))
     common.write_result(args, result)

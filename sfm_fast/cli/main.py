@@ -15,9 +15,9 @@ from ..distill.memory import is_out_of_memory
 from ..distill.run import Interrupted
 from ..errors import InputError
 from ..files import check_output_file
-from . import bench, demo, distill, evaluate, info, plan, stats
+from . import bench, bundle, classifier, classify, demo, distill, evaluate, info, plan, stats
 
-COMMANDS = (demo, stats, distill, evaluate, plan, bench, info)
+COMMANDS = (demo, stats, distill, classifier, evaluate, bundle, classify, plan, bench, info)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..data.backbones import SHIPPED, shape_of_backbone
+from ..data.backbones import shape_of_backbone
+from ..data.shipped import DEFAULT, SHIPPED
 from ..distill.config import DistillConfig
 from ..distill.memory import parse_bytes
 from ..distill.plan import plan_rows
@@ -25,7 +26,9 @@ EXAMPLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--backbone", metavar="NAME", default=SHIPPED, help=f"'{SHIPPED}' (shipped) or any timm model")
+    parser.add_argument(
+        "--backbone", metavar="NAME", default=DEFAULT, help=f"{' or '.join(SHIPPED)} (shipped), or any timm model"
+    )
     parser.add_argument(
         "--image-size", type=int, metavar="PX", help="input side, for models that take another than their default"
     )
@@ -119,7 +122,7 @@ def advice(rows: list[dict[str, Any]], args: argparse.Namespace) -> list[str]:
     default = DistillConfig()
     for name in ("backbone", "image_size", "method", "ipc", "views", "size", "parametrization", "alignment", "metric"):
         value = getattr(args, name)
-        if value not in (None, getattr(default, name, SHIPPED)):
+        if value not in (None, getattr(default, name, DEFAULT)):
             words.append(f"--{name.replace('_', '-')} {value}")
     if args.grad_checkpointing:
         words.append("--grad-checkpointing")

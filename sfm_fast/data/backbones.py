@@ -1,12 +1,10 @@
-"""Frozen backbones: the shipped ViT, or any timm model with a local checkpoint or the hub's weights."""
+"""Frozen backbones: the shipped ones, or any timm model with a local checkpoint or the hub's weights."""
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import os
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, require_package
-from ..files import load_tensors
 from ..reference.augment import normalize
+from . import timm_models
+from .checkpoints import fingerprint, load_weights, model_options, read_checkpoint
+from .shipped import DEFAULT, SHIPPED, read_shipped
 from .sources import ImageTransform, match_channels
 
-SHIPPED = "fashion_vit"
-SHIPPED_FILE = Path(__file__).parent / "assets" / f"{SHIPPED}.safetensors"
 PRECISIONS = ("auto", "fp32", "bf16")
-_HEAD_PREFIXES = ("head.", "fc.", "classifier.", "head_dist.")
-_WRAPPERS = ("module.", "backbone.", "model.", "encoder.")
 
 
 @dataclass
@@ -94,7 +90,7 @@ class Backbone:
 
 
 def load_backbone(
-    name: str = SHIPPED,
+    name: str = DEFAULT,
     checkpoint: str | os.PathLike[str] | None = None,
     *,
     device: torch.device | str = "cpu",
@@ -106,9 +102,9 @@ def load_backbone(
     """Load a backbone, frozen and in eval mode.
 
     Args:
-        name: "fashion_vit" (shipped, self-supervised on Fashion-MNIST) or any name of ``timm.list_models()``.
+        name: "fashion_vit" or "fashion_cnn" (shipped, self-supervised on Fashion-MNIST), or any name of ``timm.list_models()``.
         checkpoint: local weights, .safetensors or .pth (read with ``weights_only=True``); None takes timm's pretrained
-            weights from the hub.
+            weights from the hub. By a shipped name: a file of scripts/pretrain_backbone.py, which holds its architecture.
         image_size: input side in pixels where the model can take another than its default.
         precision: "fp32", "bf16" (weights and activations; features come back float32) or "auto": bf16 on GPUs that have it, else
             fp32.
@@ -122,77 +118,50 @@ def load_backbone(
     require_package("timm", "loading a backbone", "distill")
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size must be at least 1, got {image_size}")
+    _check_image_size(image_size)
     device = resolve_device(device)
     if precision == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if has_bf16 else "fp32"
-    if name == SHIPPED:
-        model, config = _shipped(SHIPPED_FILE if checkpoint is None else checkpoint)
-        if image_size not in (None, config["input_size"][-1]):
-            raise InputError(f"image_size of {SHIPPED!r} is {config['input_size'][-1]}, got {image_size}")
+    if name in SHIPPED:
+        path = SHIPPED[name] if checkpoint is None else checkpoint
+        model, config, state = read_shipped(name, path, image_size)
+        load_weights(model, {key: tensor.float() for key, tensor in state.items()}, path)
     else:
         model, config = _from_timm(name, checkpoint, image_size)
-    model = model.to(device).eval().requires_grad_(False)
-    channels, size = config["input_size"][0], config["input_size"][-1]
-    num_features = _count_features(name, model, channels, size)
-    mean, std = (torch.tensor(config[key], dtype=torch.float32, device=device) for key in ("mean", "std"))
-    weights = fingerprint(model)
-    model = _arrange(name, model, precision, grad_checkpointing)
-    return Backbone(
-        name=name,
-        model=model,
-        run=torch.compile(model) if compile else None,
-        mean=mean,
-        std=std,
-        input_size=size,
-        resize=round(size / config.get("crop_pct", 1.0)),
-        in_channels=channels,
-        num_features=num_features,
-        fingerprint=weights,
+    return freeze(
+        name,
+        model,
+        config,
+        device=device,
         precision=precision,
+        compile=compile,
+        grad_checkpointing=grad_checkpointing,
     )
 
 
-@torch.no_grad()
-def _count_features(name: str, model: nn.Module, channels: int, size: int) -> int:
-    weight = next(model.parameters())
-    output = model(torch.zeros(1, channels, size, size, device=weight.device, dtype=weight.dtype))
-    if output.ndim != 2:
-        raise InputError(f"backbone {name!r} gives {tuple(output.shape)} for one image, wanted (1, features)")
-    return int(output.shape[1])
+def freeze(
+    name: str,
+    model: nn.Module,
+    config: dict[str, Any],
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    compile: bool = False,
+    grad_checkpointing: bool = False,
+) -> Backbone:
+    """A backbone of a float32 ``model`` that gives (N, features): on ``device``, frozen, in eval mode, weights fingerprinted.
 
-
-def _arrange(name: str, model: nn.Module, precision: str, grad_checkpointing: bool) -> nn.Module:
-    """Dtype, memory format and checkpointing, as a run and its prediction both have them."""
-    if precision == "bf16":
-        model = model.bfloat16()
-    if _is_convolutional(model):
-        model = model.to(memory_format=torch.channels_last)
-    if grad_checkpointing:
-        set_grad_checkpointing(name, model)
-    return model
-
-
-def _is_convolutional(model: nn.Module) -> bool:
-    """Whether 2-D convolutions do the work: more of them than the patches of a transformer need."""
-    if any(parameter.ndim > 4 for parameter in model.parameters()):
-        return False  # channels-last is for 4-D tensors
-    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
-    return convolutions > 4 and convolutions > sum(isinstance(module, nn.Linear) for module in model.modules())
-
-
-def set_grad_checkpointing(name: str, model: nn.Module) -> None:
-    """Switch activation checkpointing on; raises ``InputError`` where the model has none."""
-    try:
-        model.set_grad_checkpointing(True)  # type: ignore[operator]
-    except (AttributeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise InputError(f"backbone {name!r} has no activation checkpointing; leave grad_checkpointing off") from error
+    ``config`` is timm's data config: "input_size" (channels, side, side), "mean" and "std" (of each channel, for images in 0..1)
+    and, if real images are to be cut from larger ones, "crop_pct". The other arguments, and errors, as of `load_backbone`.
+    """
+    model = model.to(device).eval().requires_grad_(False)
+    backbone = _describe(name, model, config, device, fingerprint(model))
+    return _arrange(backbone, precision, grad_checkpointing, compile)
 
 
 def shape_of_backbone(
-    name: str = SHIPPED, *, image_size: int | None = None, precision: str = "fp32", grad_checkpointing: bool = False
+    name: str = DEFAULT, *, image_size: int | None = None, precision: str = "fp32", grad_checkpointing: bool = False
 ) -> Backbone:
     """A backbone without weights, on torch's "meta" device: all that predicting memory and operations takes.
 
@@ -201,30 +170,15 @@ def shape_of_backbone(
     require_package("timm", "building a backbone", "distill")
     if precision not in ("fp32", "bf16"):
         raise InputError(f"precision must be fp32 or bf16, got {precision!r}")
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size must be at least 1, got {image_size}")
-    config: dict[str, Any]
-    if name == SHIPPED:
-        backbone = load_backbone(image_size=image_size)
-        model, shape = backbone.model.to("meta"), (backbone.in_channels, backbone.input_size)
-        config = {"mean": backbone.mean, "std": backbone.std, "input_size": (*shape, shape[1])}
-    else:
-        with torch.device("meta"):
-            model, config = _create(name, image_size, pretrained=False)
-    channels, size = config["input_size"][0], config["input_size"][-1]
-    model = _arrange(name, model.eval().requires_grad_(False), precision, grad_checkpointing)
-    mean, std = (torch.as_tensor(config[key], dtype=torch.float32) for key in ("mean", "std"))
-    return Backbone(
-        name=name,
-        model=model,
-        mean=mean,
-        std=std,
-        input_size=size,
-        resize=size,
-        in_channels=channels,
-        num_features=_count_features(name, model, channels, size),
-        fingerprint="no weights",
-        precision=precision,
+    _check_image_size(image_size)
+    with torch.device("meta"):
+        if name in SHIPPED:
+            model, config, _ = read_shipped(name, SHIPPED[name], image_size)
+        else:
+            model, config = timm_models.create(name, image_size, pretrained=False)
+    model = model.eval().requires_grad_(False)
+    return _arrange(
+        _describe(name, model, config, torch.device("cpu"), "no weights"), precision, grad_checkpointing, compile=False
     )
 
 
@@ -242,119 +196,41 @@ def resolve_device(device: torch.device | str) -> torch.device:
     return resolved
 
 
-def fingerprint(model: nn.Module) -> str:
-    """First 16 hex digits of the SHA-256 over names, dtypes and bytes of the state, in sorted order."""
-    digest = hashlib.sha256()
-    for key, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{key}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
-
-
-def _shipped(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, Any]]:
-    """The ViT in a file of scripts/pretrain_backbone.py, which holds its architecture beside the weights."""
-    from timm.models.vision_transformer import VisionTransformer
-
-    tensors, metadata = load_tensors(path)
-    if not {"architecture", "mean", "std"} <= metadata.keys():
-        raise InputError(
-            f"checkpoint {path}: not made by scripts/pretrain_backbone.py; name the timm model it belongs to"
-        )
-    architecture = dict(metadata["architecture"])
-    architecture.pop("timm_class")
-    model = VisionTransformer(**architecture)
-    _load_weights(model, {key: tensor.float() for key, tensor in tensors.items()}, path)
-    size = (architecture["in_chans"], architecture["img_size"], architecture["img_size"])
-    return model, {"input_size": size, "mean": metadata["mean"], "std": metadata["std"]}
+def _check_image_size(image_size: int | None) -> None:
+    if image_size is not None and image_size < 1:
+        raise InputError(f"image_size must be at least 1, got {image_size}")
 
 
 def _from_timm(
     name: str, checkpoint: str | os.PathLike[str] | None, image_size: int | None
 ) -> tuple[nn.Module, dict[str, Any]]:
-    if checkpoint is not None and not Path(checkpoint).is_file():
+    timm_models.check_name(name)
+    if checkpoint is None:
+        return timm_models.create(name, image_size, pretrained=True)
+    if not Path(checkpoint).is_file():
         raise InputError(f"checkpoint {checkpoint}: no such file")
-    model, config = _create(name, image_size, pretrained=checkpoint is None)
-    if checkpoint is not None:
-        _load_weights(model, read_checkpoint(checkpoint), checkpoint)
+    state = read_checkpoint(checkpoint)
+    model, config = timm_models.create(name, image_size, pretrained=False, **model_options(state))
+    load_weights(model, state, checkpoint)
     return model, config
 
 
-def _create(name: str, image_size: int | None, pretrained: bool) -> tuple[nn.Module, dict[str, Any]]:
-    """A timm model without head, and its data config."""
-    import timm
-    from timm.data import resolve_model_data_config
-
-    # "name.tag" and hub addresses are resolved by timm; a plain name must exist.
-    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise InputError(
-            f"unknown backbone {name!r}; wanted {SHIPPED!r} or a name of timm.list_models(), such as {', '.join(close) or 'vit_base_patch14_dinov2'}"
-        )
-    options: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
-    try:
-        try:
-            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-        except TypeError:  # convolutional models take any size and no such argument
-            model = timm.create_model(name, pretrained=pretrained, num_classes=0)
-    except Exception as error:  # the hub client raises many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(
-            f"backbone {name!r}: no pretrained weights to be had ({reason}); give a local checkpoint (--checkpoint FILE)"
-        ) from error
-    config = dict(resolve_model_data_config(model))
-    if image_size is not None:
-        config["input_size"] = (config["input_size"][0], image_size, image_size)
-    return model, config
+def _describe(name: str, model: nn.Module, config: dict[str, Any], device: torch.device, weights: str) -> Backbone:
+    channels, size = config["input_size"][0], config["input_size"][-1]
+    mean, std = (torch.as_tensor(config[key], dtype=torch.float32, device=device) for key in ("mean", "std"))
+    return Backbone(
+        name=name,
+        model=model,
+        mean=mean,
+        std=std,
+        input_size=size,
+        resize=round(size / config.get("crop_pct", 1.0)),
+        in_channels=channels,
+        num_features=timm_models.count_features(name, model, channels, size),
+        fingerprint=weights,
+    )
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file, or in a torch file read with ``weights_only=True`` (never any code)."""
-    if str(path).endswith(".safetensors"):
-        return load_tensors(path)[0]
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged pickles raise nearly anything; torch's own advice would be to run their code
-        raise InputError(f"checkpoint {path}: damaged, or more than weights ({type(error).__name__})") from error
-    for key in ("state_dict", "model", "model_ema", "teacher"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    state = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
-    if not state:
-        raise InputError(f"checkpoint {path}: holds no weights")
-    return state
-
-
-def _load_weights(model: nn.Module, state: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
-    expected = model.state_dict()
-    state = _unwrap(state, expected.keys())
-    if "pos_embed" in state and "pos_embed" in expected and state["pos_embed"].shape != expected["pos_embed"].shape:
-        state = _resample_positions(model, state)  # a ViT at another --image-size than its checkpoint's
-    state = {key: value for key, value in state.items() if key in expected or not key.startswith(_HEAD_PREFIXES)}
-    missing, extra = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    if missing or extra:
-        raise InputError(
-            f"checkpoint {path} doesn't fit the backbone: missing {missing[:3]} ({len(missing)}), unknown {extra[:3]} ({len(extra)})"
-        )
-    for key, value in state.items():
-        if value.shape != expected[key].shape:
-            raise InputError(
-                f"checkpoint {path}: {key} is {tuple(value.shape)}, the backbone has {tuple(expected[key].shape)}"
-            )
-    model.load_state_dict(state)
-
-
-def _resample_positions(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
-
-    return dict(checkpoint_filter_fn(state, model)) if isinstance(model, VisionTransformer) else state
-
-
-def _unwrap(state: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
-    wanted = set(expected)
-    while not wanted & state.keys():
-        prefix = next((p for p in _WRAPPERS if any(key.startswith(p) for key in state)), None)
-        if prefix is None:
-            return state
-        state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    return state
+def _arrange(backbone: Backbone, precision: str, grad_checkpointing: bool, compile: bool) -> Backbone:
+    model = timm_models.arrange(backbone.name, backbone.model, precision, grad_checkpointing)
+    return replace(backbone, model=model, precision=precision, run=torch.compile(model) if compile else None)

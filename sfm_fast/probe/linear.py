@@ -1,46 +1,109 @@
-"""A linear classifier on features: training and accuracy."""
+"""A linear map on features, trained with Adam: probes, distilled probes, and accuracy."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..errors import InputError
+
 BATCH = 256
 LEARNING_RATE = 1e-3  # for a batch of 256; scaled in proportion
+TEMPERATURE, ALPHA = 4.0, 0.5  # of knowledge distillation
+MOST_STEPS = 20000
 
 
 def train_linear(
-    features: Tensor, labels: Tensor, num_classes: int, *, epochs: int = 1000, most_steps: int = 20000, seed: int = 0
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    teacher: Tensor | None = None,
+    temperature: float = TEMPERATURE,
+    alpha: float = ALPHA,
+    epochs: int = 1000,
+    most_steps: int = MOST_STEPS,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """Adam with a cosine schedule on cross-entropy: features (views, N, D), labels (N,) -> weight (C, D), bias (C,).
+    """A classifier: features (views, N, D), labels (N,) -> weight (C, D), bias (C,), trained by `fit_linear` on cross-entropy.
 
-    A step trains on about 256 features: a shuffled part of a large set, or every image of a small one in several views
-    (drawn anew from the cached ones), so that ten images are trained on as thoroughly as ten thousand. An epoch sees every
-    image at least once; lr is 1e-3 * batch / 256. ``epochs`` is cut where they would take more than ``most_steps`` steps.
-    Deterministic in ``seed`` on one device.
+    With ``teacher``, logits (views, N, C) of the same views, the loss is `distillation_loss`; alpha 0 is the probe without
+    teacher, bit for bit.
+    """
+    check_distillation(temperature, alpha)
+    if teacher is not None and teacher.shape != (*features.shape[:2], num_classes):
+        raise InputError(
+            f"teacher must be {(*features.shape[:2], num_classes)}, logits of the features' views, got {tuple(teacher.shape)}"
+        )
+    labels = labels.to(features.device)
+    known = None if teacher is None else teacher.to(features.device).flatten(0, 1)
+
+    def loss(logits: Tensor, rows: Tensor, images: Tensor) -> Tensor:
+        if known is None:
+            return F.cross_entropy(logits, labels[images])
+        return distillation_loss(logits, known[rows], labels[images], temperature, alpha)
+
+    return fit_linear(features, num_classes, loss, lr=LEARNING_RATE, epochs=epochs, most_steps=most_steps, seed=seed)
+
+
+def check_distillation(temperature: float, alpha: float) -> None:
+    """Raise ``InputError`` unless temperature is a positive number and alpha in 0..1."""
+    if not 0 < temperature < float("inf"):
+        raise InputError(f"temperature must be positive, got {temperature}")
+    if not 0 <= alpha <= 1:
+        raise InputError(f"alpha must be in [0, 1], got {alpha}")
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float) -> Tensor:
+    """alpha T² KL(teacher_T || student_T) + (1 - alpha) CE, means over rows: logits (B, C) twice, labels (B,) (Hinton et al. 2015)."""
+    loss = (1 - alpha) * F.cross_entropy(student, labels) if alpha < 1 else student.new_zeros(())
+    if alpha > 0:
+        ours, theirs = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
+        loss = loss + alpha * temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+    return loss
+
+
+def fit_linear(
+    features: Tensor,
+    outputs: int,
+    loss: Callable[[Tensor, Tensor, Tensor], Tensor],
+    *,
+    lr: float,
+    epochs: int = 1000,
+    most_steps: int = MOST_STEPS,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """Adam with a cosine schedule: features (views, N, D) -> weight (outputs, D), bias (outputs,).
+
+    ``loss(predictions, rows, images)`` gets predictions (B, outputs), the rows (B,) of the flattened (views * N, D) features
+    that they are of, and their images (B,), 0..N-1. A step trains on about 256 features: a shuffled part of a large set, or
+    every image of a small one in several views (drawn anew from the cached ones), so that ten images are trained on as
+    thoroughly as ten thousand. An epoch sees every image at least once; the step size is lr * batch / 256. ``epochs`` is
+    cut where they would take more than ``most_steps`` steps. Deterministic in ``seed`` on one device.
     """
     views, count, dim = features.shape
     generator = torch.Generator().manual_seed(seed)
     bound = dim**-0.5
-    weight = (
-        torch.empty(num_classes, dim).uniform_(-bound, bound, generator=generator).to(features.device).requires_grad_()
-    )
-    bias = torch.zeros(num_classes, device=features.device, requires_grad=True)
+    weight = torch.empty(outputs, dim).uniform_(-bound, bound, generator=generator).to(features.device).requires_grad_()
+    bias = torch.zeros(outputs, device=features.device, requires_grad=True)
     repeats = max(1, BATCH // count)
     batch = min(BATCH, count * repeats)
     steps_per_epoch = -(-count * repeats // batch)
     epochs = max(1, min(epochs, most_steps // steps_per_epoch))
-    optimiser = torch.optim.Adam([weight, bias], lr=LEARNING_RATE * batch / BATCH, fused=True)
+    optimiser = torch.optim.Adam([weight, bias], lr=lr * batch / BATCH, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs * steps_per_epoch)
-    flat, images = features.reshape(views * count, dim), torch.arange(count).repeat(repeats)
+    flat, everything = features.reshape(views * count, dim), torch.arange(count).repeat(repeats)
     for _ in range(epochs):
-        order = images[torch.randperm(len(images), generator=generator)]
+        order = everything[torch.randperm(len(everything), generator=generator)]
         view = torch.randint(views, order.shape, generator=generator)
-        for image, row in zip(order.split(batch), (view * count + order).split(batch), strict=True):
-            loss = F.cross_entropy(F.linear(flat[row.to(flat.device)], weight, bias), labels[image.to(labels.device)])
+        for images, rows in zip(order.split(batch), (view * count + order).split(batch), strict=True):
+            images, rows = images.to(flat.device), rows.to(flat.device)
+            value = loss(F.linear(flat[rows], weight, bias), rows, images)
             optimiser.zero_grad()
-            loss.backward()
+            value.backward()
             optimiser.step()
             schedule.step()
     return weight.detach(), bias.detach()

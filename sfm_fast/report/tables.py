@@ -26,18 +26,29 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def accuracy_table(rows: Iterable[dict[str, Any]]) -> str:
-    """Rows of `Evaluator` as a table: images, images a class, top-1 and top-5 in percent, mean ± std over seeds."""
-
+    """Rows of `Evaluator` as a table: accuracies in percent, mean ± std over seeds; time of a fit; float32 bytes that predicting takes
+    beside the backbone."""
     rows = list(rows)
 
     def percent(row: dict[str, Any], key: str) -> str:
         spread = f" ± {100 * row[key + '_std']:.1f}" if row.get("seeds", 2) > 1 else ""
         return f"{100 * row[key + '_mean']:.1f}{spread}"
 
-    header, cells = ["images", "per class", "top-1 %", "top-5 %", "backbone"], []
+    header, cells = ["images", "mode", "per class", "top-1 %", "top-5 %", "fit", "stored", "backbone"], []
     for row in rows:
-        name = row.get("method") or row["images"]
-        cells.append([name, str(row["ipc"]), percent(row, "top1"), percent(row, "top5"), row["backbone"]])
+        seconds, stored = row.get("fit_seconds"), row.get("bytes_fp32")
+        cells.append(
+            [
+                row.get("method") or row["images"],
+                row.get("mode", "probe"),
+                str(row["ipc"]),
+                percent(row, "top1"),
+                percent(row, "top5"),
+                "" if seconds is None else f"{seconds:.2f} s",
+                "" if stored is None else f"{stored / 1e3:.1f} kB",
+                row["backbone"],
+            ]
+        )
     if any("run" in row for row in rows):
         header.append("run")
         cells = [[*cell, row.get("run", "")] for cell, row in zip(cells, rows, strict=True)]

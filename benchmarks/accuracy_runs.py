@@ -1,0 +1,240 @@
+"""What stands in the accuracy table, and the jobs that make it: runs to distil, cells to evaluate; each leaves one file."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sfm_fast.data.backbones import Backbone, load_backbone
+from sfm_fast.data.datasets import open_dataset
+from sfm_fast.data.sources import ImageSource
+from sfm_fast.distill.config import DistillConfig
+from sfm_fast.distill.prepare import make_distiller
+from sfm_fast.files import load_tensors, save_tensors, write_json
+from sfm_fast.probe.cache import FeatureCache
+from sfm_fast.probe.classifier import train_on_source
+from sfm_fast.probe.evaluate import Evaluator, ProbeConfig
+from sfm_fast.probe.features import class_statistics
+from sfm_fast.probe.heads import Classifier
+from sfm_fast.report.accuracy import ours
+from sfm_fast.statistics import ClassStatistics
+from sfm_fast.testing.efficientnet_lite0 import load_efficientnet_lite0
+
+BACKBONES = ("fashion_vit", "fashion_cnn", "tf_efficientnet_lite0")
+REFERENCES = ("full", "class-means", "random-real", "nearest-real", "neighbour-real")
+LR = 0.02
+# Steps of every run that has "equal steps", by images a class and distilling backbone: as many as LGM can take in the table's time.
+STEPS: dict[int, dict[str, int]] = {
+    1: {"fashion_vit": 600, "fashion_cnn": 600, "tf_efficientnet_lite0": 300},
+    10: {"fashion_vit": 120, "fashion_cnn": 120, "tf_efficientnet_lite0": 60},
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A way to distil. ``equal_time``: not as many steps as the others, but as many as the time of the run called so holds."""
+
+    label: str
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    equal_time: str | None = None
+
+
+OURS = {ipc: ours(ipc) for ipc in (1, 10)}
+RUNS: dict[int, tuple[Run, ...]] = {
+    1: (
+        Run("lgm", "lgm"),
+        Run("lgm, equal time", "lgm", equal_time=OURS[1]),
+        Run("sfm", "sfm"),
+        Run(OURS[1], "sfm-decoupled"),
+    ),
+    10: (
+        Run("lgm", "lgm"),
+        Run("lgm, equal time", "lgm", equal_time=OURS[10]),
+        Run("sfm", "sfm"),
+        Run("sfm-decoupled", "sfm-decoupled"),
+        Run(OURS[10], "sfm-decoupled", {"level": "cluster"}),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """Settings of one table; a job's file is valid for as long as what it depends on is the same."""
+
+    data: str
+    work: Path
+    backbones: tuple[str, ...] = BACKBONES
+    ipcs: tuple[int, ...] = (1, 10)
+    seeds: int = 3
+    steps: int | None = None
+    epochs: int = 1000
+
+    def steps_of(self, phi: str, ipc: int) -> int:
+        return self.steps or STEPS[ipc][phi]
+
+    def views_of(self, ipc: int) -> int:
+        """Views of an image in evaluation: as many features for ten images a class as for one would take too long."""
+        return 200 if ipc == 1 else 60
+
+
+def config_of(table: Table, run: Run, phi: str, ipc: int, seed: int, costs: dict[str, dict[str, Any]]) -> DistillConfig:
+    """``costs``: rows of `compare_methods` on this backbone and ipc, by label."""
+    steps = table.steps_of(phi, ipc)
+    if run.equal_time is not None:
+        steps = max(1, round(steps * costs[run.equal_time]["step_seconds"] / costs[run.label]["step_seconds"]))
+    return DistillConfig(
+        method=run.method, ipc=ipc, steps=steps, lr=LR, grow_every=max(1, steps // 15), seed=seed, **run.options
+    )
+
+
+# What follows is kept for as long as a worker lives.
+
+
+@functools.cache
+def backbone(name: str) -> Backbone:
+    return load_efficientnet_lite0() if name == "tf_efficientnet_lite0" else load_backbone(name)
+
+
+@functools.cache
+def source(data: str, split: str) -> ImageSource:
+    return open_dataset(data, split)
+
+
+@functools.cache
+def features(work: Path) -> FeatureCache:
+    return FeatureCache(work / "features")
+
+
+@functools.cache
+def statistics(table: Table, phi: str, clusters: int) -> ClassStatistics:
+    """From a file, where an earlier worker has left one; computed once by `prepare`."""
+    path = table.work / f"statistics-{table.data}-{backbone(phi).fingerprint}-{clusters}.safetensors"
+    if not path.exists():
+        class_statistics(source(table.data, "train"), backbone(phi), clusters=clusters, progress=False).save(path)
+    return ClassStatistics.load(path)
+
+
+@functools.cache
+def classifier(table: Table, phi: str) -> Classifier:
+    path = table.work / f"classifier-{table.data}-{backbone(phi).fingerprint}.safetensors"
+    if not path.exists():
+        train, test = (source(table.data, split) for split in ("train", "test"))
+        train_on_source(train, backbone(phi), test=test, cache=features(table.work), progress=False).save(path)
+    return Classifier.load(path)
+
+
+@functools.cache
+def evaluator(table: Table, phi: str, psi: str, ipc: int) -> Evaluator:
+    return Evaluator(
+        backbone(psi),
+        source(table.data, "test"),
+        source(table.data, "train"),
+        distilling=backbone(phi),
+        classifier=classifier(table, phi),
+        config=ProbeConfig(seeds=table.seeds, epochs=table.epochs, views=min(table.views_of(ipc), table.epochs)),
+        cache=features(table.work),
+        progress=False,
+    )
+
+
+def prepare(table: Table, phi: str) -> None:
+    """Features, statistics and classifier of a backbone."""
+    for split in ("train", "test"):
+        features(table.work).features(source(table.data, split), backbone(phi), progress=False)
+    for clusters in (0, *(ipc for ipc in table.ipcs if ipc > 1)):
+        statistics(table, phi, clusters)
+    classifier(table, phi)
+
+
+def distil(table: Table, phi: str, config: DistillConfig) -> dict[str, Any]:
+    """Images, labels and configuration of a run: from its file, or distilled and kept there."""
+    name = hashlib.sha256(json.dumps([backbone(phi).fingerprint, table.data, config.to_dict()]).encode()).hexdigest()[
+        :16
+    ]
+    path = table.work / "images" / f"{phi}-{config.method}-{config.ipc}-{config.seed}-{name}.safetensors"
+    if not path.exists():
+        clusters = config.ipc if config.level == "cluster" else 0
+        found = None if config.method == "lgm" else statistics(table, phi, clusters)
+        distiller = make_distiller(config, backbone(phi), source(table.data, "train"), found)
+        while distiller.steps_done < config.steps:
+            distiller.step()
+        made = distiller.result()
+        save_tensors(path, {"images": made.images, "labels": made.labels}, {"config": config.to_dict()})
+    tensors, metadata = load_tensors(path)
+    return {**tensors, **metadata}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One job of evaluation: a way to distil on ``phi``, or a reference, evaluated on ``psi`` in ``modes``."""
+
+    phi: str
+    psi: str
+    ipc: int
+    modes: tuple[str, ...]
+    configs: tuple[DistillConfig, ...] = ()
+    label: str = ""
+    reference: str | None = None
+
+
+def cells(table: Table, runs: dict[tuple[str, int], dict[str, tuple[DistillConfig, ...]]]) -> Iterator[Cell]:
+    """All jobs. ``runs``: by distilling backbone and ipc the configurations of every label, one a seed."""
+    modes = ("probe", "inherit", "kd")
+    for phi in table.backbones:
+        for psi in table.backbones:
+            yield Cell(
+                phi, psi, 0, ("probe", "inherit") if phi == psi else ("inherit",), label="full", reference="full"
+            )
+            for ipc in table.ipcs:
+                made = runs[phi, ipc]
+                for name in REFERENCES[1:]:
+                    if name == "class-means":
+                        if phi == psi:
+                            yield Cell(phi, psi, ipc, ("probe",), label=name, reference=name)
+                    else:
+                        last = list(made.values())[-1] if name == "neighbour-real" else ()
+                        yield Cell(phi, psi, ipc, modes, last, name, name)
+                for label, configs in made.items():
+                    yield Cell(phi, psi, ipc, modes, configs, label)
+
+
+def evaluate(table: Table, cell: Cell) -> list[dict[str, Any]]:
+    """Rows of a cell: from its file, or computed and kept there."""
+    key = json.dumps(
+        [
+            table.data,
+            table.seeds,
+            table.epochs,
+            backbone(cell.phi).fingerprint,
+            backbone(cell.psi).fingerprint,
+            asdict(cell),
+        ]
+    )
+    path = table.work / "rows" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"
+    if path.exists():
+        rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+        return rows
+    judge = evaluator(table, cell.phi, cell.psi, max(1, cell.ipc))
+    made = [distil(table, cell.phi, config) for config in cell.configs]
+    images, labels = [m["images"] for m in made], [m["labels"] for m in made]
+    if cell.reference == "neighbour-real":
+        size = backbone(cell.phi).image_size
+        pairs = [judge.neighbour_images(*both, size) for both in zip(images, labels, strict=True)]
+        rows = judge.evaluate(cell.label, [i for i, _ in pairs], [n for _, n in pairs], modes=cell.modes)
+    elif cell.reference is not None:
+        rows = judge.reference(cell.reference, max(1, cell.ipc), modes=cell.modes)
+    else:
+        rows = judge.evaluate(cell.configs[0].method.split("-")[0], images, labels, modes=cell.modes)
+    steps = cell.configs[0].steps if cell.configs and cell.reference is None else None
+    rows = [
+        row | {"label": cell.label, "distilled_on": cell.phi, "steps": steps, "ipc": cell.ipc or row["ipc"]}
+        for row in rows
+    ]
+    write_json(path, {"key": key, "rows": rows})
+    return rows

@@ -1,0 +1,38 @@
+"""`sfm-fast classify`: the likeliest classes of photos, by a bundle."""
+
+from __future__ import annotations
+
+import argparse
+
+from ..bundle import Bundle
+from ..errors import InputError
+from . import common
+
+NAME = "classify"
+SUMMARY = "Name the likeliest classes of photos, by a bundle of `sfm-fast bundle`."
+EXAMPLE = "sfm-fast classify bundles/fashion photo.jpg"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", metavar="BUNDLE", help="folder of `sfm-fast bundle`")
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="image files")
+    parser.add_argument("--top", type=int, metavar="K", default=5, help="classes to name for each")
+    parser.add_argument(
+        "--checkpoint", metavar="FILE", help="local weights of the bundle's backbone, where they aren't inside"
+    )
+    common.add_machine_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+    common.set_threads(args)
+    if args.top < 1:
+        raise InputError(f"--top must be at least 1, got {args.top}")
+    bundle = Bundle.load(args.bundle, checkpoint=args.checkpoint, device=args.device, precision=args.precision)
+    found = bundle.classify(args.photos, top=args.top, batch_size=args.batch_size)
+    for photo, classes in zip(args.photos, found, strict=True):
+        common.say(args, f"{photo}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in classes))
+    rows = [
+        {"photo": photo, "classes": [{"name": name, "probability": value} for name, value in classes]}
+        for photo, classes in zip(args.photos, found, strict=True)
+    ]
+    common.write_result(args, {"rows": rows, "bundle": args.bundle, "backbone": bundle.psi})

@@ -1,0 +1,82 @@
+"""Photos as people have them: files, PIL images, arrays or tensors, one or many, brought to a backbone's input."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError, require_package
+from .sources import ImageTransform
+
+
+def is_one(photos: Any) -> bool:
+    """Whether this is one photo: a path, a PIL image, or an array or tensor of fewer than four dimensions."""
+    if isinstance(photos, (Tensor, np.ndarray)):
+        return photos.ndim < 4
+    return isinstance(photos, (str, os.PathLike)) or hasattr(photos, "convert")
+
+
+def photo_batches(photos: Any, transform: ImageTransform, batch_size: int) -> Iterator[Tensor]:
+    """Yield (B, channels, crop, crop) float32 in 0..1 of one photo or many; files are read batch by batch.
+
+    A photo is a path, a PIL image, or an array or tensor as `ImageTransform` takes them; many are an iterable of these, or
+    one tensor (N, channels, H, W). Raises ``InputError`` naming the photo that can't be read.
+    """
+    if isinstance(photos, Tensor) and photos.ndim == 4:
+        for batch in photos.split(batch_size):
+            yield transform.batch(batch.cpu())
+        return
+    several: Iterable[Any] = [photos] if is_one(photos) else photos
+    if not isinstance(several, Iterable):
+        raise InputError(
+            f"photos must be paths, PIL images, arrays or tensors, got a {type(photos).__module__}.{type(photos).__name__}"
+        )
+    numbered = enumerate(several)
+    while batch := list(itertools.islice(numbered, batch_size)):
+        yield torch.stack([_read(photo, transform, f"photo {index}") for index, photo in batch])
+
+
+def _read(photo: Any, transform: ImageTransform, where: str) -> Tensor:
+    try:
+        if isinstance(photo, (str, os.PathLike)):
+            where = str(photo)
+            photo = _open(Path(photo))
+        if hasattr(photo, "convert"):
+            return transform(_upright(photo))
+        if isinstance(photo, (Tensor, np.ndarray)):
+            return transform(photo.cpu() if isinstance(photo, Tensor) else photo)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    raise InputError(f"{where}: must be a path, a PIL image, an array or a tensor, got a {type(photo).__name__}")
+
+
+def _open(path: Path) -> Any:
+    require_package("PIL", "reading photos", "distill")
+    from PIL import Image
+
+    if not path.is_file():
+        raise InputError("no such file")
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except Exception as error:  # Pillow raises half a dozen kinds on damaged files
+        raise InputError(f"unreadable image ({error})") from error
+
+
+def _upright(image: Any) -> Any:
+    """Turned as its EXIF orientation says; a palette with transparency as Pillow wants it before any conversion."""
+    from PIL import ImageOps
+
+    try:
+        image = ImageOps.exif_transpose(image)
+    except Exception as error:  # a lazily opened image is decoded here
+        raise InputError(f"unreadable image ({error})") from error
+    return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image

@@ -1,0 +1,64 @@
+"""The backbones inside the package: which there are, and how their files become models."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..files import load_tensors
+
+DEFAULT = "fashion_vit"
+ASSETS = Path(__file__).parent / "assets"
+SHIPPED = {name: ASSETS / f"{name}.safetensors" for name in (DEFAULT, "fashion_cnn")}
+
+
+def build_shipped(architecture: dict[str, Any]) -> nn.Module:
+    """The timm model that a shipped file's metadata describes, without weights.
+
+    ``architecture`` holds "timm_class" ("VisionTransformer" or "ByobNet") and its arguments; a ByobNet's "cfg" holds the
+    fields of timm's ``ByoModelCfg``, and "img_size" is the side its training images had.
+    """
+    from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
+    from timm.models.vision_transformer import VisionTransformer
+
+    options = dict(architecture)
+    kind = options.pop("timm_class", None)
+    if kind == "VisionTransformer":
+        transformer: nn.Module = VisionTransformer(**options)
+        return transformer
+    if kind == "ByobNet":
+        options.pop("img_size")  # a convolutional net takes any size
+        cfg = dict(options.pop("cfg"))
+        blocks = tuple(ByoBlockCfg(**block) for block in cfg.pop("blocks"))
+        convolutional: nn.Module = ByobNet(ByoModelCfg(blocks=blocks, **cfg), **options)
+        return convolutional
+    raise InputError(f"timm_class {kind!r} is none that the package builds: VisionTransformer, ByobNet")
+
+
+def read_shipped(
+    name: str, path: str | os.PathLike[str], image_size: int | None = None
+) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor]]:
+    """A file of scripts/pretrain_backbone.py: its model without weights, its data config, and the weights as they are stored.
+
+    Another ``image_size`` than it was trained at is for convolutional ones alone. Raises ``InputError``: no such file, damaged,
+    not made by the script, a size the model can't take.
+    """
+    tensors, metadata = load_tensors(path)
+    if not {"architecture", "mean", "std"} <= metadata.keys():
+        raise InputError(
+            f"checkpoint {path}: not made by scripts/pretrain_backbone.py; name the timm model it belongs to"
+        )
+    architecture = metadata["architecture"]
+    try:
+        model = build_shipped(architecture)
+        channels, size = int(architecture["in_chans"]), int(architecture["img_size"])
+    except (KeyError, TypeError, ValueError) as error:  # InputError is a ValueError
+        raise InputError(f"checkpoint {path}: its architecture can't be built ({error})") from error
+    if image_size not in (None, size) and architecture["timm_class"] != "ByobNet":
+        raise InputError(f"image_size of {name!r} is {size}, got {image_size}")
+    size = image_size or size
+    return model, {"input_size": (channels, size, size), "mean": metadata["mean"], "std": metadata["std"]}, tensors

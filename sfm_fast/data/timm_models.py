@@ -1,0 +1,89 @@
+"""timm's models as this package wants them: without head, at an input size, in a dtype and memory format."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import InputError
+from .shipped import SHIPPED
+
+
+def check_name(name: str) -> None:
+    """Raise ``InputError`` where timm knows no model ``name``; "name.tag" and hub addresses are resolved by timm."""
+    import timm
+
+    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
+        close = difflib.get_close_matches(name, [*SHIPPED, *timm.list_models()], n=5)
+        raise InputError(
+            f"unknown backbone {name!r}; wanted {' or '.join(map(repr, SHIPPED))}, or a name of timm.list_models(), such as "
+            f"{', '.join(close) or 'vit_base_patch14_dinov2'}"
+        )
+
+
+def create(name: str, image_size: int | None, *, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """A timm model without head, and its data config; ``options`` are the model's own.
+
+    Raises ``InputError``: unknown name, no pretrained weights to be had, an ``image_size`` the model can't take.
+    """
+    import timm
+    from timm.data import resolve_model_data_config
+
+    check_name(name)
+    sized = options if image_size is None else {**options, "img_size": image_size}
+    try:
+        try:
+            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
+        except TypeError:  # convolutional models take any size and no such argument
+            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+    except Exception as error:  # the hub client raises many kinds
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        if not pretrained:
+            raise InputError(f"backbone {name!r} can't be built with {sized}: {reason}") from error
+        raise InputError(
+            f"backbone {name!r}: no pretrained weights to be had ({reason}); give a local checkpoint (--checkpoint FILE)"
+        ) from error
+    config = dict(resolve_model_data_config(model))
+    if image_size is not None:
+        config["input_size"] = (config["input_size"][0], image_size, image_size)
+    return model, config
+
+
+@torch.no_grad()
+def count_features(name: str, model: nn.Module, channels: int, size: int) -> int:
+    """Features of one image. Raises ``InputError`` where the model gives anything but (1, features)."""
+    weight = next(model.parameters())
+    output = model(torch.zeros(1, channels, size, size, device=weight.device, dtype=weight.dtype))
+    if output.ndim != 2:
+        raise InputError(f"backbone {name!r} gives {tuple(output.shape)} for one image, wanted (1, features)")
+    return int(output.shape[1])
+
+
+def arrange(name: str, model: nn.Module, precision: str, grad_checkpointing: bool) -> nn.Module:
+    """Dtype, memory format and checkpointing, as a run and its prediction both have them."""
+    if precision == "bf16":
+        model = model.bfloat16()
+    if is_convolutional(model):
+        model = model.to(memory_format=torch.channels_last)
+    if grad_checkpointing:
+        set_grad_checkpointing(name, model)
+    return model
+
+
+def is_convolutional(model: nn.Module) -> bool:
+    """Whether 2-D convolutions do the work: more of them than the patches of a transformer need."""
+    if any(parameter.ndim > 4 for parameter in model.parameters()):
+        return False  # channels-last is for 4-D tensors
+    convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+    return convolutions > 4 and convolutions > sum(isinstance(module, nn.Linear) for module in model.modules())
+
+
+def set_grad_checkpointing(name: str, model: nn.Module) -> None:
+    """Switch activation checkpointing on; raises ``InputError`` where the model has none."""
+    try:
+        model.set_grad_checkpointing(True)  # type: ignore[operator]
+    except (AttributeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise InputError(f"backbone {name!r} has no activation checkpointing; leave grad_checkpointing off") from error

@@ -1,0 +1,103 @@
+"""Linear maps on features: the classifier trained on the full data, and the projector that lets another backbone use it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..files import load_tensors, save_tensors
+
+CLASSIFIER_FORMAT, PROJECTOR_FORMAT = "sfm_fast.classifier/1", "sfm_fast.projector/1"
+
+
+@dataclass
+class LinearMap:
+    """features (N, in) -> features @ weight.T + bias, (N, out): weight (out, in), bias (out,), float32."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        return features @ self.weight.T + self.bias
+
+    @property
+    def in_features(self) -> int:
+        return self.weight.shape[1]
+
+    @property
+    def out_features(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def parameters(self) -> int:
+        """Numbers that it holds."""
+        return self.weight.numel() + self.bias.numel()
+
+    def nbytes(self, dtype: torch.dtype = torch.float32) -> int:
+        """Bytes of its numbers, stored as ``dtype``."""
+        return self.parameters * dtype.itemsize
+
+
+@dataclass
+class Projector(LinearMap):
+    """Features of an evaluating backbone -> features of the distilling one. ``metadata`` says how it was fitted, and for which two."""
+
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file, atomically."""
+        save_tensors(
+            path, {"weight": self.weight, "bias": self.bias}, {"file_format": PROJECTOR_FORMAT, **self.metadata}
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Projector:
+        """Read what `save` wrote; raises ``InputError`` that says what is wrong with a file."""
+        weight, bias, metadata = _load(path, PROJECTOR_FORMAT, "projector")
+        return cls(weight, bias, metadata)
+
+
+@dataclass
+class Classifier(LinearMap):
+    """Features of one backbone -> logits of ``class_names``. ``metadata`` holds provenance and accuracies."""
+
+    class_names: list[str] = field(default_factory=list)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a safetensors file, atomically."""
+        save_tensors(
+            path,
+            {"weight": self.weight, "bias": self.bias},
+            {"file_format": CLASSIFIER_FORMAT, "class_names": self.class_names, **self.metadata},
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Classifier:
+        """Read what `save` wrote; raises ``InputError`` that says what is wrong with a file."""
+        weight, bias, metadata = _load(path, CLASSIFIER_FORMAT, "classifier")
+        names = metadata.pop("class_names", None)
+        if not isinstance(names, list) or len(names) != len(bias):
+            raise InputError(f"{path}: damaged classifier ({len(bias)} outputs, class names {str(names)[:80]})")
+        return cls(weight, bias, names, metadata)
+
+
+def compose(outer: LinearMap, inner: LinearMap) -> LinearMap:
+    """``outer(inner(x))`` as one map: what prediction through a projector needs to store, at most."""
+    return LinearMap(outer.weight @ inner.weight, outer.weight @ inner.bias + outer.bias)
+
+
+def _load(path: str | os.PathLike[str], wanted: str, what: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
+    tensors, metadata = load_tensors(path)
+    found = metadata.pop("file_format", None)
+    if found != wanted or not {"weight", "bias"} <= tensors.keys():
+        raise InputError(f"{path}: no {what} of this package (format {found!r}, wanted {wanted!r})")
+    weight, bias = tensors["weight"].float(), tensors["bias"].float()
+    if weight.ndim != 2 or bias.shape != weight.shape[:1] or not (weight.isfinite().all() and bias.isfinite().all()):
+        raise InputError(f"{path}: damaged {what} (weight {tuple(weight.shape)}, bias {tuple(bias.shape)})")
+    return weight, bias, metadata

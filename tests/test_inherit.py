@@ -1,0 +1,455 @@
+"""Projectors between backbones: the closed form, how its penalty is chosen, Adam's fit, and inheritance in the evaluator."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tests_data import write_image_folder
+
+from sfm_fast import InputError
+from sfm_fast.cli import main as cli
+from sfm_fast.data.backbones import load_backbone
+from sfm_fast.data.datasets import open_dataset
+from sfm_fast.probe.classifier import accuracy, train_classifier
+from sfm_fast.probe.evaluate import Evaluator, ProbeConfig
+from sfm_fast.probe.features import view_features
+from sfm_fast.probe.heads import Classifier, compose
+from sfm_fast.probe.inherit import PENALTIES, Ridge, fit_projector
+from sfm_fast.probe.references import labelled_means, neighbour_indices
+from sfm_fast.reference.augment import Augmentation
+
+
+def pairs(views=6, images=5, dim=7, outputs=3, noise=0.5, seed=0, offset=20.0):
+    """Inputs with a mean far larger than their spread, as features have, and noisy linear targets."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(views, images, dim, generator=generator, dtype=torch.float64) + offset
+    weight = torch.randn(outputs, dim, generator=generator, dtype=torch.float64)
+    y = x @ weight.T + 3 + noise * torch.randn(views, images, outputs, generator=generator, dtype=torch.float64)
+    return x, y, weight
+
+
+def by_least_squares(x, y, penalty):
+    """The same problem as ordinary least squares: sqrt(λ) times the identity as further rows of the centred inputs."""
+    x_mean, y_mean = x.mean(0), y.mean(0)
+    strength = penalty * (x - x_mean).square().sum() / x.shape[1]
+    rows = torch.cat((x - x_mean, strength.sqrt() * torch.eye(x.shape[1], dtype=x.dtype)))
+    wanted = torch.cat((y - y_mean, torch.zeros(x.shape[1], y.shape[1], dtype=y.dtype)))
+    weight = torch.linalg.lstsq(rows, wanted).solution.T
+    return weight, y_mean - weight @ x_mean
+
+
+@pytest.mark.parametrize("dim", [7, 60])  # fewer features than rows, and more
+@pytest.mark.parametrize("penalty", [1e-6, 1e-2, 10.0])
+def test_ridge_solves_the_least_squares_problem(dim, penalty):
+    x, y, _ = pairs(dim=dim)
+    fitted = fit_projector(x, y, penalties=[penalty])
+    weight, bias = by_least_squares(x.flatten(0, 1), y.flatten(0, 1), penalty)
+    torch.testing.assert_close(fitted.weight.double(), weight, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(fitted.bias.double(), bias, rtol=1e-4, atol=1e-4)
+    assert fitted.weight.dtype == torch.float32
+    assert fitted.metadata["penalty"] == penalty
+    assert fitted.metadata["selection"] is None
+
+
+@pytest.mark.parametrize("dim", [7, 60])
+def test_both_forms_agree(dim):
+    x, y, _ = pairs(dim=dim)
+    one, two = (Ridge(x.flatten(0, 1), y.flatten(0, 1), dual=dual) for dual in (False, True))
+    assert one.unit == pytest.approx(two.unit, rel=1e-10)
+    for penalty in PENALTIES:
+        for ours, theirs in zip(one.solve(penalty), two.solve(penalty), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(one.left_out_errors(PENALTIES), two.left_out_errors(PENALTIES), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("dim", [7, 60])
+def test_left_out_errors_are_those_of_refits(dim, monkeypatch):
+    monkeypatch.setattr("sfm_fast.probe.inherit.BLOCK", 11)  # several blocks of rows
+    x, y, _ = (part.flatten(0, 1) if part.ndim == 3 else part for part in pairs(dim=dim))
+    fit = Ridge(x, y)
+    for penalty in (1e-3, 0.3):
+        errors = []
+        for row in range(len(x)):
+            rest = torch.arange(len(x)) != row
+            other = Ridge(x[rest], y[rest])
+            weight, bias = other.solve(penalty * fit.unit / other.unit)  # the same λ
+            errors.append((x[row] @ weight.T + bias - y[row]).square().mean())
+        torch.testing.assert_close(fit.left_out_errors([penalty])[0], torch.stack(errors).mean(), rtol=1e-7, atol=0)
+
+
+def test_an_exact_relation_is_recovered():
+    x, y, weight = pairs(noise=0.0)
+    fitted = fit_projector(x, y)
+    assert fitted.metadata["penalty"] == min(PENALTIES)
+    torch.testing.assert_close(fitted.weight.double(), weight, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(fitted(x.float()).double(), y, rtol=1e-3, atol=1e-3)
+
+
+def test_a_huge_penalty_gives_the_mean():
+    x, y, _ = pairs()
+    fitted = fit_projector(x, y, penalties=[1e12])
+    torch.testing.assert_close(fitted(x.float()).double(), y.mean((0, 1)).expand_as(y), rtol=1e-4, atol=1e-4)
+
+
+def test_the_penalty_does_not_depend_on_scale_or_repetition():
+    x, y, _ = pairs()
+    fitted, scaled = fit_projector(x, y, penalties=[0.1]), fit_projector(1000 * x, y, penalties=[0.1])
+    torch.testing.assert_close(1000 * scaled.weight, fitted.weight, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        fit_projector(x.repeat(3, 1, 1), y.repeat(3, 1, 1), penalties=[0.1]).weight, fitted.weight, rtol=1e-4, atol=1e-6
+    )
+
+
+def by_hand(x, y, held, penalty):
+    """Mean squared error on the rows of the mask ``held``, by a fit to the others."""
+    weight, bias = by_least_squares(x[~held], y[~held], penalty)
+    return (x[held] @ weight.T + bias - y[held]).square().mean()
+
+
+@pytest.mark.parametrize("selection", ["loo", "views", "images"])
+def test_the_penalty_with_the_least_held_out_error_is_chosen(selection):
+    # Views of an image share its noise: within an image a row is told by its neighbours, between images it isn't.
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randn(1, 6, 12, generator=generator, dtype=torch.float64)
+    x = base + 0.01 * torch.randn(5, 6, 12, generator=generator, dtype=torch.float64)
+    y = base[..., :2] + torch.randn(1, 6, 2, generator=generator, dtype=torch.float64).expand(5, 6, 2)
+    penalties = (1e-4, 1e-2, 1.0, 100.0)
+    fitted = fit_projector(x, y, selection=selection, penalties=penalties)
+    if selection == "loo":
+        fit = Ridge(x.flatten(0, 1), y.flatten(0, 1))
+        errors = fit.left_out_errors(penalties)
+    else:
+        masks = [torch.zeros(5, 6, dtype=torch.bool) for _ in range(1 if selection == "views" else 6)]
+        for number, mask in enumerate(masks):
+            if selection == "views":
+                mask[4:] = True
+            else:
+                mask[:, number] = True
+        errors = torch.stack([torch.stack([by_hand(x, y, mask, p) for mask in masks]).mean() for p in penalties])
+    assert fitted.metadata["penalty"] == penalties[int(errors.argmin())]
+    assert fitted.metadata["held_out_mse"] == pytest.approx(float(errors.min()), rel=1e-6)
+    assert fitted.metadata["selection"] == selection
+
+
+def test_images_are_held_out_whole_and_so_want_more_shrinkage():
+    generator = torch.Generator().manual_seed(1)
+    base = torch.randn(1, 6, 12, generator=generator, dtype=torch.float64)
+    x = base + 0.01 * torch.randn(5, 6, 12, generator=generator, dtype=torch.float64)
+    y = torch.randn(1, 6, 2, generator=generator, dtype=torch.float64).expand(5, 6, 2)
+    chosen = {s: fit_projector(x, y, selection=s).metadata["penalty"] for s in ("loo", "views", "images")}
+    assert chosen["images"] > chosen["loo"]
+    assert chosen["images"] > chosen["views"]
+
+
+def test_adam_comes_to_the_ridge_solution_on_easy_data():
+    x, y, _ = pairs(views=8, images=16, noise=0.1, offset=0.0)
+    ridge = fit_projector(x, y, penalties=[1e-6])
+    adam = fit_projector(x, y, solver="adam", epochs=2000)
+    torch.testing.assert_close(adam.weight, ridge.weight, rtol=0, atol=0.02)
+    torch.testing.assert_close(adam.bias, ridge.bias, rtol=0, atol=0.02)
+    assert adam.metadata["solver"] == "adam"
+    assert "penalty" not in adam.metadata
+
+
+def test_the_seed_decides_what_is_random():
+    x, y, _ = pairs(images=23)
+    for options in ({"solver": "adam", "epochs": 3}, {"selection": "images"}):
+        one, again = (fit_projector(x, y, seed=4, **options) for _ in range(2))
+        assert torch.equal(one.weight, again.weight)
+        assert torch.equal(one.bias, again.bias)
+    adam = [fit_projector(x, y, seed=seed, solver="adam", epochs=3).weight for seed in (0, 1)]
+    assert not torch.equal(*adam)
+    errors = [fit_projector(x, y, seed=seed, selection="images").metadata["held_out_mse"] for seed in (0, 1)]
+    assert errors[0] != errors[1]
+
+
+@pytest.mark.parametrize("selection", ["loo", "views", "images"])
+@pytest.mark.parametrize("value", [0.0, 0.1, 7.3e4])
+def test_constant_features_give_the_mean(selection, value):
+    _, y, _ = pairs()
+    fitted = fit_projector(torch.full((6, 5, 4), value), y, selection=selection)
+    assert not fitted.weight.any()
+    torch.testing.assert_close(fitted.bias.double(), y.mean((0, 1)), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("views", "images"), [(1, 1), (1, 5), (6, 1), (1, 2)])
+@pytest.mark.parametrize("selection", ["loo", "views", "images"])
+def test_too_little_to_hold_out(views, images, selection):
+    x, y, _ = pairs(views, images)
+    fitted = fit_projector(x, y, selection=selection)
+    assert fitted.weight.isfinite().all()
+    assert fitted.bias.isfinite().all()
+    missing = (selection == "views" and views == 1) or (selection == "images" and images == 1)
+    rows = views * images
+    assert fitted.metadata["selection"] == (None if rows == 1 else "loo" if missing else selection)
+    if rows == 1:
+        torch.testing.assert_close(fitted(x.float()).double(), y, rtol=1e-5, atol=1e-5)
+
+
+X, Y, _ = pairs(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((X.index_fill(2, torch.tensor([1]), float("nan")), Y), "inputs holds NaN"),
+        ((X, Y.index_fill(2, torch.tensor([1]), float("inf"))), "targets holds NaN or infinity"),
+        ((X[:1], Y), r"targets must be of the inputs' views and images, \(1, 3\)"),
+        ((X[0], Y), "inputs must be"),
+        ((X, Y[:, :0]), "targets must be"),
+        ((X.long(), Y), "inputs must be a float tensor"),
+        ((X, Y, "svd"), "solver must be one of"),
+        ((X, Y, "ridge", "best"), "selection must be one of"),
+        ((X, Y, "ridge", "loo", []), "penalties must be positive"),
+        ((X, Y, "ridge", "loo", [1.0, 0.0]), "penalties must be positive"),
+        ((X, Y, "adam", "loo", [1.0], 0), "epochs must be at least 1"),
+    ],
+)
+def test_bad_input_is_named(arguments, message):
+    names = ("inputs", "targets", "solver", "selection", "penalties", "epochs")
+    with pytest.raises(InputError, match=message):
+        fit_projector(**dict(zip(names, arguments, strict=False)))
+
+
+def test_neighbours_are_distinct_while_there_are_enough():
+    features = torch.tensor([[0.0], [1.0], [9.0], [0.1]])
+    labels = torch.tensor([0, 0, 0, 1])
+    queries, wanted = torch.tensor([[0.4], [0.1], [0.2]]), torch.tensor([0, 0, 1])
+    # Query 1 is nearest to image 0 and takes it; query 0 gets the next; image 3 is the only one of class 1.
+    assert neighbour_indices(queries, wanted, features, labels).tolist() == [1, 0, 3]
+    assert neighbour_indices(torch.tensor([[5.0], [8.0]]), torch.tensor([1, 1]), features, labels).tolist() == [3, 3]
+    with pytest.raises(InputError, match="class 2 has no real images"):
+        neighbour_indices(queries, torch.tensor([0, 0, 2]), features, labels)
+
+
+def test_labelled_means():
+    features = torch.tensor([[0.0, 1.0], [2.0, 3.0], [5.0, 5.0], [7.0, 5.0]])
+    labels = torch.tensor([0, 0, 1, 1])
+    means, their_labels = labelled_means(features, labels, ["a", "b"], 1)
+    assert means.tolist() == [[1.0, 2.0], [6.0, 5.0]]
+    assert their_labels.tolist() == [0, 1]
+    centers, their_labels = labelled_means(features, labels, ["a", "b"], 2)
+    assert sorted(centers[:2].tolist()) == [[0.0, 1.0], [2.0, 3.0]]
+    assert their_labels.tolist() == [0, 0, 1, 1]
+    with pytest.raises(InputError, match=r"class 0 \('a'\) has 2 images, ipc=3"):
+        labelled_means(features, labels, ["a", "b"], 3)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    import timm
+
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), path)
+    return str(path)
+
+
+def tiny(checkpoint):
+    return load_backbone("test_resnet", checkpoint, image_size=32)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return str(write_image_folder(tmp_path_factory.mktemp("data") / "images", per_class=6, size=28, grey=True))
+
+
+CONFIG = ProbeConfig(seeds=2, epochs=5, views=4)
+
+
+@pytest.fixture(scope="module")
+def evaluator(checkpoint, folder):
+    return Evaluator(
+        tiny(checkpoint),
+        open_dataset(folder, "test", workers=0),
+        open_dataset(folder, "train", workers=0),
+        distilling=load_backbone(),
+        modes=("probe", "inherit"),
+        config=CONFIG,
+        progress=False,
+    )
+
+
+def test_rows_of_an_inherited_classifier(evaluator):
+    phi, psi = evaluator.distilling, evaluator.backbone
+    images, labels = torch.rand(4, 1, 28, 28, generator=torch.Generator().manual_seed(0)), torch.tensor([0, 0, 1, 1])
+    probe, inherit = evaluator.evaluate("sfm", images, labels)
+    assert (probe["mode"], inherit["mode"], inherit["ipc"]) == ("probe", "inherit", 2)
+    head = 2 * (psi.num_features + 1)
+    kept = 2 * (phi.num_features + 1) + phi.num_features * (psi.num_features + 1)
+    assert (probe["parameters"], probe["parameters_folded"], probe["bytes_fp32"]) == (head, head, 4 * head)
+    assert (inherit["parameters"], inherit["parameters_folded"]) == (kept, head)
+    assert (inherit["bytes_fp32"], inherit["bytes_bf16"]) == (4 * kept, 2 * kept)
+    assert inherit["distilled_on"] == phi.name
+    assert inherit["backbone"] == psi.name
+    assert inherit["solver"] == inherit["projector"] == "ridge"
+    assert len(inherit["penalties"]) == inherit["seeds"] == 2
+    assert "epochs" not in inherit
+    assert 0 < inherit["fit_seconds"] < inherit["seconds"]
+    # The same by hand: the same crops on both backbones, and prediction through the folded map.
+    scores = []
+    for seed in range(2):
+        views = (view_features(b, images, 4, Augmentation(noise=False), seed=seed) for b in (psi, phi))
+        folded = compose(evaluator.classifier, fit_projector(*views, seed=seed))
+        scores.append(accuracy(folded, evaluator.test_features, evaluator.test_labels))
+    assert inherit["top1_mean"] == pytest.approx(sum(scores) / 2)
+
+
+def test_references_inherit_too(evaluator):
+    rows = {name: evaluator.reference(name, 2, 28) for name in ("full", "random-real", "nearest-real", "class-means")}
+    assert [row["mode"] for row in rows["full"]] == ["probe", "inherit"]
+    assert [row["images"] for row in rows["class-means"]] == ["cluster-means"]
+    assert [row["distilled_on"] for row in rows["random-real"]] == [None, evaluator.distilling.name]
+    assert rows["nearest-real"][0]["distilled_on"] == evaluator.distilling.name
+    assert rows["full"][1]["ipc"] == 6
+    assert rows["full"][1]["top1_mean"] == 1.0  # two colours, and every image to fit on
+
+
+def test_the_neighbours_of_real_images_are_themselves(evaluator):
+    images, labels = evaluator.nearest_images(2, 28)
+    found, their_labels = evaluator.neighbour_images(images, labels, 28)
+    assert torch.equal(found, images)
+    assert torch.equal(their_labels, labels)
+
+
+def test_one_backbone_inherits_the_classifier_itself(folder):
+    train, test = (open_dataset(folder, split, workers=0) for split in ("train", "test"))
+    backbone, classifier = load_backbone(), random_classifier(test.class_names)
+    evaluator = Evaluator(backbone, test, modes=("inherit", "kd"), classifier=classifier, config=CONFIG, progress=False)
+    images, labels = train.take([0, 6], backbone.transform(1))
+    row, distilled = evaluator.evaluate("sfm", images, labels)
+    wanted = accuracy(classifier, evaluator.test_features, evaluator.test_labels)
+    assert (row["top1_mean"], row["top1_std"], row["fit_seconds"]) == (wanted, 0.0, 0.0)
+    assert row["parameters"] == row["parameters_folded"] == 2 * 193
+    assert row["solver"] is None
+    assert distilled["fit_seconds"] > 0
+    assert (distilled["mode"], distilled["temperature"], distilled["alpha"]) == ("kd", 4.0, 0.5)
+
+
+def random_classifier(class_names):
+    """A classifier of the shipped backbone's features that says it is one."""
+    features, labels = torch.randn(40, 192, generator=torch.Generator().manual_seed(0)), torch.arange(40)
+    classifier = train_classifier(
+        features, labels % len(class_names), class_names, weight_decays=[1e-2], validation=0.0
+    )
+    classifier.metadata["backbone"] = load_backbone().describe()
+    return classifier
+
+
+def test_parts_that_do_not_belong_together_are_refused(checkpoint, folder):
+    test = open_dataset("embedded", "test")
+    classifier = random_classifier(test.class_names)
+    two = open_dataset(folder, "test", workers=0)
+    with pytest.raises(InputError, match=r"trained on features of 'fashion_vit' .* backbone is 'test_resnet'"):
+        Evaluator(tiny(checkpoint), test, classifier=classifier, modes=("inherit",))
+    with pytest.raises(InputError, match="its 10 classes are not the test set's 2"):
+        Evaluator(load_backbone(), two, classifier=classifier, modes=("inherit",))
+    anonymous = Classifier(torch.zeros(10, 3), torch.zeros(10), test.class_names)
+    with pytest.raises(InputError, match="takes 3 features, the distilling backbone 'fashion_vit' gives 192"):
+        Evaluator(load_backbone(), test, classifier=anonymous, modes=("inherit",))
+    with pytest.raises(InputError, match="modes inherit, kd need a classifier, or train"):
+        Evaluator(load_backbone(), test, modes=("probe", "kd", "inherit"))
+    with pytest.raises(InputError, match="modes: 'finetune' is none of"):
+        Evaluator(load_backbone(), test, modes=("finetune",))
+
+
+SMALL = ["--seeds", "2", "--epochs", "3", "--views", "3", "--quiet", "--workers", "0"]
+
+
+def call(capsys, *argv):
+    code = cli.main(list(map(str, argv)))
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def test_the_command_on_another_backbone(tmp_path, capsys, checkpoint, folder):
+    data, run, result = ["--data", folder, "--workers", "0"], tmp_path / "run", tmp_path / "eval.json"
+    assert call(capsys, "distill", *data, "--steps", "2", "--grow-every", "1", "--quiet", "--out", run)[0] == 0
+    argv = [
+        *(
+            "eval",
+            run,
+            "--data",
+            folder,
+            *SMALL,
+            "--mode",
+            "probe,inherit",
+            "--mode",
+            "kd",
+            "--cache",
+            tmp_path / "cache",
+        ),
+        *("--references", "full,random-real,neighbour-real,class-means", "--json", result),
+        *("--eval-backbone", "test_resnet", "--eval-checkpoint", checkpoint, "--eval-image-size", "32"),
+    ]
+    code, out, err = call(capsys, *argv)
+    assert code == 0, err
+    assert "no --classifier: training one on fashion_vit's features" in out
+    found = json.loads(result.read_text())
+    assert found["backbone"]["input_size"] == 32
+    assert found["classifier"]["backbone"]["name"] == "fashion_vit"
+    names = [(row["images"], row["mode"]) for row in found["rows"]]
+    images = ["full", "random-real", "neighbour-real", "sfm"]
+    wanted = [(name, mode) for name in images for mode in ("probe", "inherit", "kd")]
+    assert sorted(names) == sorted([*wanted, ("class-means", "probe")])
+    assert "| inherit |" in out.replace("  ", "")
+    assert all(row["run"] == str(run) for row in found["rows"] if row["images"] in ("sfm", "neighbour-real"))
+    # From the cache, with a saved classifier, and the paper's solver: nothing is trained on the real images.
+    saved = tmp_path / "classifier.safetensors"
+    assert call(capsys, "classifier", *data, "--quiet", "--weight-decay", "0.01", "--out", saved)[0] == 0
+    argv[argv.index("probe,inherit") :] = ["inherit", *argv[argv.index("--cache") :]]
+    code, out, err = call(capsys, *argv, "--references", "", "--classifier", saved, "--projector", "adam")
+    assert code == 0, err
+    assert "training one" not in out
+    row = json.loads(result.read_text())["rows"][0]
+    assert (row["mode"], row["solver"], row["epochs"]) == ("inherit", "adam", 3)
+
+
+def test_a_reference_that_wants_too_many_images_is_left_out(tmp_path, capsys, folder):
+    result = tmp_path / "eval.json"
+    argv = ("eval", "--data", folder, *SMALL, "--ipc", "7", "--json", result)
+    code, out, _ = call(capsys, *argv, "--references", "full,nearest-real,random-real,neighbour-real,class-means")
+    assert code == 0
+    found = json.loads(result.read_text())
+    assert [row["images"] for row in found["rows"]] == ["full"]
+    left_out = {one["images"]: one["reason"] for one in found["left_out"]}
+    assert left_out.keys() == {"nearest-real", "random-real", "neighbour-real", "class-means"}
+    assert "has 6 images, ipc=7 wants more" in left_out["nearest-real"]
+    assert "nearest-real left out: class 0 ('cat') has 6 images" in out
+    code, _, err = call(capsys, *argv, "--references", "nearest-real")
+    assert code == 1
+    assert "nothing to evaluate" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--mode", "probe,finetune"], "--mode: 'finetune' is none of probe, inherit, kd"),
+        (["--mode", ","], "--mode: an empty list"),
+        (["--mode", "inherit", "--classifier", "none.safetensors"], "none.safetensors: no such file"),
+        (["--mode", "kd", "--temperature", "0"], "temperature must be positive"),
+        (["--mode", "kd", "--alpha", "1.5"], "alpha must be in [0, 1]"),
+        (["--mode", "inherit", "--references", ""], "nothing to evaluate: give runs"),
+        (["--cache", __file__], "no folder can be made here"),
+    ],
+)
+def test_bad_options_are_one_line(capsys, argv, message):
+    code, _, err = call(capsys, "eval", *argv)
+    assert code == 1
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_a_classifier_of_another_backbone_is_named(tmp_path, capsys, checkpoint, folder):
+    saved = tmp_path / "classifier.safetensors"
+    random_classifier(open_dataset("embedded", "test").class_names).save(saved)
+    own = ["--backbone", "test_resnet", "--checkpoint", checkpoint, "--image-size", "32"]
+    code, _, err = call(capsys, "eval", "--mode", "inherit", "--classifier", saved, *own, *SMALL)
+    assert code == 1
+    assert f"--classifier {saved}: trained on features of 'fashion_vit'" in err
+    code, _, err = call(capsys, "eval", "--mode", "inherit", "--classifier", saved, "--data", folder, *SMALL)
+    assert code == 1
+    assert "its 10 classes are not the test set's 2" in err
