@@ -92,15 +92,17 @@ def fit(
     seed: int,
     batch_size: int,
 ) -> Projector:
-    """The projector psi -> phi, fitted on flips and crops of images (N, channels, H, W) in 0..1."""
-    from .probe.features import view_features  # here, so that a bundle is loaded without what fitting needs
+    """The projector psi -> phi, fitted on `projector_features` of images (N, channels, H, W) in 0..1."""
+    from .probe.features import projector_features  # here, so that a bundle is loaded without what fitting needs
     from .probe.inherit import fit_projector
 
     if views < 1:
         raise InputError(f"views must be at least 1, got {views}")
     augmentation = Augmentation(min_area=min_area, noise=False)
     # The same seed: both backbones see the same crops, each at its own input size.
-    x, y = (view_features(model, images, views, augmentation, seed=seed, batch_size=batch_size) for model in (psi, phi))
+    x, y = (
+        projector_features(model, images, views, augmentation, seed=seed, batch_size=batch_size) for model in (psi, phi)
+    )
     names = {key: {"name": model.name, "fingerprint": model.fingerprint} for key, model in (("psi", psi), ("phi", phi))}
     metadata = {"min_area": min_area, **names}
     return fit_projector(x, y.to(x.device), solver=solver, seed=seed, metadata=metadata)

@@ -90,7 +90,9 @@ def test_shares():
     mean = IterateAverage(1.0, 4)
     for step in range(1, 5):
         mean.add(torch.tensor([[float(step)]]), step)
-    assert mean.count == 4 and mean.mean is not None and mean.mean.item() == pytest.approx(2.5)
+    assert mean.count == 4
+    assert mean.mean is not None
+    assert mean.mean.item() == pytest.approx(2.5)
     none = IterateAverage(0.0, 4)
     none.add(torch.ones(1, 1), 4)
     assert none.mean is None

@@ -59,7 +59,7 @@ def test_flows_within_a_class_are_left_out(batch) -> None:
     torch.testing.assert_close(loss, total / count)
 
 
-@pytest.mark.parametrize("method, alignment", [("sfm", "pair"), ("sfm-decoupled", "global")])
+@pytest.mark.parametrize(("method", "alignment"), [("sfm", "pair"), ("sfm-decoupled", "global")])
 def test_a_run_comes_closer_to_the_clusters(method: str, alignment: str) -> None:
     config = DistillConfig(
         method=method,
@@ -88,14 +88,15 @@ def test_statistics_must_hold_as_many_centres_as_images() -> None:
     config = DistillConfig(method="sfm-decoupled", level="cluster", ipc=3)
     with pytest.raises(InputError, match="ipc 3 needs as many k-means centres a class, the statistics hold 2"):
         make_distiller(config, backbone, None, found)
+    plain = ClassStatistics(2, backbone.num_features)
+    plain.update(torch.randn(4, backbone.num_features), torch.arange(4) % 2)
+    config = DistillConfig(method="sfm-decoupled", level="cluster")
     with pytest.raises(InputError, match="--clusters 1"):
-        plain = ClassStatistics(2, backbone.num_features)
-        plain.update(torch.randn(4, backbone.num_features), torch.arange(4) % 2)
-        make_distiller(DistillConfig(method="sfm-decoupled", level="cluster"), backbone, None, plain)
+        make_distiller(config, backbone, None, plain)
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ({"method": "lgm"}, "level 'cluster' is for sfm and sfm-decoupled"),
         ({"method": "sfm"}, "takes alignment 'pair', got 'global'"),
@@ -111,8 +112,24 @@ def test_the_command_distils_from_statistics_with_clusters(tmp_path) -> None:
     stats, out = str(tmp_path / "stats.safetensors"), tmp_path / "run"
     main(["stats", "--data", "embedded", "--split", "test", "--clusters", "2", "--out", stats, "--quiet"])
     main(
-        ["distill", "--method", "sfm-decoupled", "--level", "cluster", "--ipc", "2", "--steps", "2", "--stats", stats]
-        + ["--out", str(out), "--quiet", "--json", str(tmp_path / "run.json")]
+        [
+            "distill",
+            "--method",
+            "sfm-decoupled",
+            "--level",
+            "cluster",
+            "--ipc",
+            "2",
+            "--steps",
+            "2",
+            "--stats",
+            stats,
+            "--out",
+            str(out),
+            "--quiet",
+            "--json",
+            str(tmp_path / "run.json"),
+        ]
     )
     assert "cluster" in json.dumps(json.loads((tmp_path / "run.json").read_text()))
     assert (out / "synthetic.safetensors").exists()

@@ -15,7 +15,7 @@ from sfm_fast.data.backbones import load_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.probe.classifier import accuracy, train_classifier
 from sfm_fast.probe.evaluate import Evaluator, ProbeConfig
-from sfm_fast.probe.features import view_features
+from sfm_fast.probe.features import projector_features, view_features
 from sfm_fast.probe.heads import Classifier, compose
 from sfm_fast.probe.inherit import PENALTIES, Ridge, fit_projector
 from sfm_fast.probe.references import labelled_means, neighbour_indices
@@ -453,3 +453,39 @@ def test_a_classifier_of_another_backbone_is_named(tmp_path, capsys, checkpoint,
     code, _, err = call(capsys, "eval", "--mode", "inherit", "--classifier", saved, "--data", folder, *SMALL)
     assert code == 1
     assert "its 10 classes are not the test set's 2" in err
+
+
+@pytest.fixture(scope="module")
+def backbone():
+    return load_backbone()
+
+
+def test_blends_are_the_same_on_every_backbone_and_batch_size(backbone):
+    generator = torch.Generator().manual_seed(3)
+    images = torch.rand(5, 1, 28, 28, generator=generator)
+    augmentation = Augmentation(noise=False)
+    plain = view_features(backbone, images, 6, augmentation, seed=4)
+    mixed = view_features(backbone, images, 6, augmentation, seed=4, blend=True)
+    again = view_features(backbone, images, 6, augmentation, seed=4, blend=True, batch_size=7)
+    torch.testing.assert_close(mixed, again, rtol=1e-4, atol=1e-4)
+    assert (mixed - plain).abs().amax(-1).min() > 1e-3  # other crops, other pictures
+    same = images[:1].expand(5, -1, -1, -1)  # a blend of equal images is the image
+    torch.testing.assert_close(
+        view_features(backbone, same, 6, augmentation, seed=4, blend=True),
+        view_features(backbone, same[:1].expand(30, -1, -1, -1), 1, augmentation, seed=4, blend=True).view(6, 5, -1),
+        rtol=1e-4, atol=1e-4,
+    )  # fmt: skip
+
+
+def test_projector_features_are_views_then_blends(backbone):
+    images = torch.rand(3, 1, 28, 28, generator=torch.Generator().manual_seed(3))
+    augmentation = Augmentation(noise=False)
+    found = projector_features(backbone, images, 5, augmentation, seed=1)
+    plain = view_features(backbone, images, 5, augmentation, seed=1)
+    torch.testing.assert_close(found[:3], plain[:3], rtol=1e-4, atol=1e-4)
+    blends = view_features(backbone, images, 2, augmentation, seed=1, blend=True)
+    torch.testing.assert_close(found[3:], blends)
+    torch.testing.assert_close(
+        projector_features(backbone, images, 5, augmentation, seed=1, plain=plain), found, rtol=1e-4, atol=1e-4
+    )
+    assert projector_features(backbone, images, 1, augmentation, seed=1).shape == (1, 3, backbone.num_features)

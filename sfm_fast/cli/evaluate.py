@@ -60,6 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--projector", choices=SOLVERS, default=default.projector, help="how mode inherit fits its projector"
     )
+    parser.add_argument(
+        "--no-blends",
+        dest="blends",
+        action="store_false",
+        help="fit it on views of single images alone, as in the paper, and not on blends of two as well",
+    )
     parser.add_argument("--temperature", type=float, default=default.temperature, help="of mode kd")
     parser.add_argument("--alpha", type=float, default=default.alpha, help="the teacher's part in the loss of mode kd")
     parser.add_argument("--cache", metavar="FOLDER", help="keep features of data sets here, and take them from here")
@@ -79,6 +85,7 @@ def run(args: argparse.Namespace) -> None:
         views=args.views,
         min_area=args.min_area,
         projector=args.projector,
+        blends=args.blends,
         temperature=args.temperature,
         alpha=args.alpha,
     )

@@ -16,7 +16,7 @@ from ..reference.augment import Augmentation
 from . import references
 from .cache import FeatureCache
 from .classifier import train_on_source
-from .features import view_features
+from .features import projector_features, view_features
 from .heads import Classifier, LinearMap
 from .modes import MODES, Features, ProbeConfig, Scored, check_classifier, fit, summary
 from .references import REFERENCES
@@ -244,7 +244,18 @@ class Evaluator:
             view_features(model, images, views, augmentation, seed=seed, batch_size=self.batch_size).to(device)
             for model in both
         ]
-        return Features(found[0], found[1] if len(found) > 1 else None, labels.to(device))
+        if len(found) == 1:
+            return Features(found[0], None, labels.to(device))
+        pair = None
+        if "inherit" in modes and config.blends:
+            inputs, targets = (
+                projector_features(
+                    model, images, views, augmentation, seed=seed, plain=plain, batch_size=self.batch_size
+                ).to(device)
+                for model, plain in zip(both, found, strict=True)
+            )
+            pair = inputs, targets
+        return Features(found[0], found[1], labels.to(device), pair)
 
     def _full(self, modes: Sequence[str]) -> Features:
         features, labels = self.train_features(self.backbone)

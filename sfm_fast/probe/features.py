@@ -14,10 +14,14 @@ from ..data.backbones import Backbone
 from ..data.sources import ImageSource, match_channels
 from ..errors import InputError
 from ..ops.augment import augment
+from ..reference import philox
 from ..reference.augment import Augmentation, draw_views
 from ..reference.philox import Stream
 from ..statistics import ClassStatistics
 from ..version import __version__
+
+# Steps of the stream PROBE, beside 0 of plain views and 1 of random real images.
+_CROPS_OF_BLENDS, _BLENDS = 2, 3
 
 
 def stream_features(
@@ -45,9 +49,20 @@ def dataset_features(
 
 @torch.no_grad()
 def view_features(
-    backbone: Backbone, images: Tensor, views: int, augmentation: Augmentation, *, seed: int, batch_size: int = 256
+    backbone: Backbone,
+    images: Tensor,
+    views: int,
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    blend: bool = False,
+    batch_size: int = 256,
 ) -> Tensor:
-    """Features (views, N, D) float32 of flipped and cropped views of images (N, channels, H, W) in 0..1."""
+    """Features (views, N, D) float32 of flipped and cropped views of images (N, channels, H, W) in 0..1.
+
+    blend: each view shows w * its image + (1 - w) * another one, both drawn anew for every view, w uniform in 0..1. The same seed
+    gives the same views on every backbone, each at its own input size.
+    """
     images = images.to(backbone.device)
     if images.shape[1] > backbone.in_channels:
         images = match_channels(images, backbone.in_channels)
@@ -62,12 +77,41 @@ def view_features(
             backbone.mean,
             backbone.std,
             seed=seed,
-            step=0,
+            step=_CROPS_OF_BLENDS if blend else 0,
             augmentation=augmentation,
             parameter_stream=Stream.PROBE,
         )
-        parts.append(backbone(augment(images[chunk % len(images)], drawn, dtype=backbone.dtype)))
+        shown = images[chunk % len(images)]
+        if blend:
+            u = philox.uniform(chunk, 2, seed=seed, stream=Stream.PROBE, step=_BLENDS)
+            other, weight = (u[:, 0] * len(images)).long(), u[:, 1].view(-1, 1, 1, 1).to(images.dtype)
+            shown = torch.lerp(images[other.clamp(max=len(images) - 1)], shown, weight)
+        parts.append(backbone(augment(shown, drawn, dtype=backbone.dtype)))
     return torch.cat(parts).view(views, len(images), -1)
+
+
+def projector_features(
+    backbone: Backbone,
+    images: Tensor,
+    views: int,
+    augmentation: Augmentation,
+    *,
+    seed: int,
+    plain: Tensor | None = None,
+    batch_size: int = 256,
+) -> Tensor:
+    """Features (views, N, D) that a projector is fitted on: views of the images, the second half of blends of two.
+
+    A few images cover little of what a backbone can see; their blends cover more at no cost, and the fit needs no labels.
+    ``plain``: `view_features` of as many views with the same seed, where they are known already.
+    """
+    blends = views // 2
+    if plain is None:
+        plain = view_features(backbone, images, views - blends, augmentation, seed=seed, batch_size=batch_size)
+    if not blends:
+        return plain
+    mixed = view_features(backbone, images, blends, augmentation, seed=seed, blend=True, batch_size=batch_size)
+    return torch.cat([plain[: views - blends].to(mixed.device), mixed])
 
 
 def class_statistics(

@@ -24,7 +24,8 @@ MODES = ("probe", "inherit", "kd")
 class ProbeConfig:
     """seeds: fits of every row, each with its own views and start. views: cached views an image (epochs cycle through them).
 
-    min_area: smallest crop as a fraction of the image. projector: the solver of mode inherit. temperature, alpha: of mode kd.
+    min_area: smallest crop as a fraction of the image. projector: the solver of mode inherit. blends: whether it is fitted on blends of
+    two images too, in half of the views; False: on views of single images alone, as in the paper. temperature, alpha: of mode kd.
     """
 
     seeds: int = 3
@@ -32,6 +33,7 @@ class ProbeConfig:
     views: int = 200
     min_area: float = 0.08
     projector: str = "ridge"
+    blends: bool = True
     temperature: float = TEMPERATURE
     alpha: float = ALPHA
 
@@ -48,9 +50,9 @@ class ProbeConfig:
     def settings(self, mode: str) -> dict[str, Any]:
         """Those that play a part in ``mode``."""
         unused = {
-            "probe": ("projector", "temperature", "alpha"),
+            "probe": ("projector", "blends", "temperature", "alpha"),
             "inherit": ("temperature", "alpha") + (("epochs",) if self.projector == "ridge" else ()),
-            "kd": ("projector",),
+            "kd": ("projector", "blends"),
         }[mode]
         return {name: value for name, value in asdict(self).items() if name not in unused}
 
@@ -59,12 +61,14 @@ class ProbeConfig:
 class Features:
     """Training features of one seed: on the evaluating backbone (V, N, Dpsi), on the distilling one (V, N, Dphi), labels (N,).
 
-    ``distilling`` is None where both are one backbone, or no mode needs it.
+    ``distilling`` is None where both are one backbone, or no mode needs it. ``projector``: what the projector is fitted on, features
+    on both as far as they are other ones.
     """
 
     evaluating: Tensor
     distilling: Tensor | None
     labels: Tensor
+    projector: tuple[Tensor, Tensor] | None = None
 
 
 @dataclass
@@ -105,9 +109,8 @@ def fit(
         if features.distilling is None:
             return Fit(classifier, None, None, 0.0)
         started = time.perf_counter()
-        projector = fit_projector(
-            features.evaluating, features.distilling, solver=config.projector, epochs=config.epochs, seed=seed
-        )
+        inputs, targets = features.projector or (features.evaluating, features.distilling)
+        projector = fit_projector(inputs, targets, solver=config.projector, epochs=config.epochs, seed=seed)
         return Fit(classifier, projector, config.projector, time.perf_counter() - started)
     views = min(config.views, config.epochs)  # an epoch sees one view of an image, at least
     inputs, teacher = features.evaluating[:views], None
