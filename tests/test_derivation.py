@@ -13,7 +13,7 @@ import torch
 from tests_data import labelled
 
 import sfm_fast
-from sfm_fast.benchmarks import derivation
+from sfm_fast.benchmarks import derivation, derivation_rows
 from sfm_fast.benchmarks.derivation_figure import findings_table
 from sfm_fast.reference import flow_bound as fb
 from sfm_fast.reference.gradient_matching import gradient_distance, linear_gradient
@@ -157,9 +157,9 @@ def test_batches_and_weights_together_stay_below_the_bound():
 
 
 def test_error_falls_with_the_square_root_of_the_batch():
-    part = derivation.Features(*clustered(5, 6, 4000), 5)
+    part = derivation_rows.Features(*clustered(5, 6, 4000), 5)
     generator = torch.Generator().manual_seed(0)
-    for series in (derivation.BATCHES[0], derivation.BATCHES[1]):
+    for series in (derivation_rows.BATCHES[0], derivation_rows.BATCHES[1]):
         at = [
             relative_rms(torch.stack([part.draw(n, series, generator) for _ in range(300)]), part.flow)
             for n in (20, 320)
