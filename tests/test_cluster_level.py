@@ -1,10 +1,12 @@
 """Cluster-level matching: each image of a class against one of the class's k-means centres."""
 
+import argparse
 import json
 
 import pytest
 import torch
 
+from sfm_fast.cli.distill import add_method_arguments, method_config
 from sfm_fast.cli.main import main
 from sfm_fast.data.backbones import load_backbone
 from sfm_fast.data.datasets import open_dataset
@@ -133,3 +135,28 @@ def test_the_command_distils_from_statistics_with_clusters(tmp_path) -> None:
     )
     assert "cluster" in json.dumps(json.loads((tmp_path / "run.json").read_text()))
     assert (out / "synthetic.safetensors").exists()
+
+
+def test_recommended_options_and_what_comes_after_them() -> None:
+    parser = argparse.ArgumentParser()
+    add_method_arguments(parser)
+
+    def config(*options: str) -> DistillConfig:
+        return method_config(parser.parse_args(options))
+
+    assert config() == DistillConfig()
+    assert config("--recommended", "--steps", "7") == DistillConfig.recommended(steps=7)
+    assert config("--recommended", "--ipc", "3") == DistillConfig.recommended(ipc=3)
+    assert config("--ipc", "3", "--recommended").level == "cluster"
+    assert config("--recommended", "--ipc", "3", "--level", "class", "--min-area", "0.5") == DistillConfig.recommended(
+        ipc=3, level="class", min_area=0.5
+    )
+    assert config("--recommended", "--ipc", "3", "--method", "sfm").level == "class"
+    assert config("--min-area", "0.5", "--recommended").min_area == 0.3
+
+
+def test_the_plan_of_a_recommended_run_has_lgm_beside_it(tmp_path) -> None:
+    options = ["--backbone", "fashion_vit", "--num-classes", "4", "--ipc", "2", "--recommended"]
+    main(["plan", *options, "--json", str(tmp_path / "plan.json")])
+    rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
+    assert {row["method"] for row in rows} == {"sfm", "lgm"}

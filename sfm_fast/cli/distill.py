@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from ..distill.config import STATES, DistillConfig, Execution
+from ..distill.config import RECOMMENDED, STATES, DistillConfig, Execution
 from ..distill.folder import check_intervals, check_run_folder
 from ..distill.images import PARAMETRIZATIONS
 from ..distill.memory import parse_bytes
@@ -46,9 +47,29 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="steps between log lines")
 
 
+class _Recommended(argparse.Action):
+    """Sets the options of `RECOMMENDED` where it stands, so that later ones win."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, nargs=0, default=False, **kwargs)
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        for name, value in {**RECOMMENDED, self.dest: True, "level": None}.items():
+            setattr(namespace, name, value)
+
+
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the method and its images."""
     default = DistillConfig()
+    parser.add_argument(
+        "--recommended",
+        action=_Recommended,
+        help="what did best in this project's tables, instead of the papers' settings: "
+        + ", ".join(f"{name}={value}" for name, value in RECOMMENDED.items())
+        + "; and --level cluster where --ipc is above 1. Options after it still change it",
+    )
     parser.add_argument(
         "--method",
         choices=METHODS,
@@ -111,6 +132,15 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-noise", dest="noise", action="store_false", help="views without Gaussian noise")
 
 
+def method_config(args: argparse.Namespace) -> DistillConfig:
+    """The configuration that options of `add_method_arguments` give."""
+    known = {field.name for field in fields(DistillConfig)}
+    values = {name: value for name, value in vars(args).items() if name in known}
+    if values["level"] is None:  # left to --recommended, which may stand before --ipc and --method
+        values["level"] = "cluster" if args.ipc > 1 and args.method == "sfm-decoupled" else DistillConfig().level
+    return DistillConfig(**values)
+
+
 def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
     """How a step uses the machine."""
     parser.add_argument(
@@ -149,7 +179,7 @@ def run(args: argparse.Namespace) -> None:
         None if args.memory_budget is None else parse_bytes(args.memory_budget),
         args.state,
     )
-    config = DistillConfig(**{field.name: getattr(args, field.name) for field in fields(DistillConfig)})
+    config = method_config(args)
     check_intervals(checkpoint_every=args.checkpoint_every, grid_every=args.grid_every, log_every=args.log_every)
     check_run_folder(args.out, resume=args.resume, overwrite=args.overwrite)
     backbone = common.open_backbone(args, compile=args.compile, grad_checkpointing=args.grad_checkpointing)

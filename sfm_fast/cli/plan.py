@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
 from typing import Any
 
 import torch
@@ -66,8 +65,7 @@ def run(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     memory = parse_bytes(args.memory)
-    known = {field.name for field in fields(DistillConfig)}
-    config = DistillConfig(**{name: value for name, value in vars(args).items() if name in known})
+    config = distill.method_config(args)
     backbone = shape_of_backbone(
         args.backbone,
         image_size=args.image_size,

@@ -20,7 +20,8 @@ from .run import Distiller
 def sfm_and_lgm(config: DistillConfig) -> dict[str, DistillConfig]:
     """``config`` as SFM and as the three forms of LGM, each with its own number of views; SFM first."""
     forms = {
-        f"LGM {variant}": replace(config, method="lgm", lgm_variant=variant, views=None) for variant in LGM_VARIANTS
+        f"LGM {variant}": replace(config, method="lgm", level="class", lgm_variant=variant, views=None)
+        for variant in LGM_VARIANTS
     }
     return {"SFM": config, **forms}
 
