@@ -16,6 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 SMALLER = {
     "distill": ["--steps", "10", "--grow-every", "2"],
+    "classifier": ["--weight-decay", "1e-3"],
+    "bundle": ["--views", "4"],
+    "classify": [],
     "eval": ["--seeds", "1", "--epochs", "20", "--views", "3"],
     "stats": [],
     "plan": [],

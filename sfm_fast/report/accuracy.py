@@ -55,6 +55,8 @@ def full_tables(result: dict[str, Any]) -> str:
                 }
                 if by_pair and its_ipc in (ipc, _full_ipc(result["rows"])):
                     cells.append([label, *(_cell(by_pair.get((a, b))) for a in names for b in names)])
+            if not cells:
+                continue
             header = ["trained on", *(f"{_short(a)} → {_short(b)}" for a in names for b in names)]
             plural = "image" if ipc == 1 else "images"
             parts.append(f"### {ipc} {plural} a class: {title}\n\n{text_table(header, cells)}")
