@@ -120,7 +120,9 @@ def statistics(table: Table, phi: str, clusters: int) -> ClassStatistics:
     """From a file, where an earlier worker has left one; computed once by `prepare`."""
     path = table.work / f"statistics-{table.data}-{backbone(phi).fingerprint}-{clusters}.safetensors"
     if not path.exists():
-        class_statistics(source(table.data, "train"), backbone(phi), clusters=clusters, progress=False).save(path)
+        train = source(table.data, "train")
+        known = features(table.work).features(train, backbone(phi), progress=False)
+        class_statistics(train, backbone(phi), clusters=clusters, known=known).save(path)
     return ClassStatistics.load(path)
 
 

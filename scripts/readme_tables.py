@@ -38,7 +38,7 @@ def accuracy_summary() -> str:
     machine = result["environment"]
     note = (
         f"Top-1 in percent, mean ± std over 3 seeds. Distillation: steps times a step's time, on all three backbones together, steps of all methods measured in turn ({machine['cpu']}, "
-        f"{machine['cores']} threads, torch {machine['torch']}, fp32); LGM in closed form, the fastest, with A = 10 views. Peak: beyond weights, images and Adam, the largest of the three."
+        f"{machine['threads']} thread, torch {machine['torch']}, fp32); LGM in closed form, the fastest, with A = 10 views. Peak: beyond weights, images and Adam, the largest of the three."
     )
     return f"{summary(result)}\n\n{note}"
 

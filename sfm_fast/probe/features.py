@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 import torch
@@ -115,9 +115,18 @@ def projector_features(
 
 
 def class_statistics(
-    source: ImageSource, backbone: Backbone, *, clusters: int = 0, batch_size: int = 256, progress: bool = True
+    source: ImageSource,
+    backbone: Backbone,
+    *,
+    clusters: int = 0,
+    known: tuple[Tensor, Tensor] | None = None,
+    batch_size: int = 256,
+    progress: bool = True,
 ) -> ClassStatistics:
-    """Statistics of a data set on a backbone in one pass; ``.provenance`` names backbone, data, transform and counts."""
+    """Statistics of a data set on a backbone in one pass; ``.provenance`` names backbone, data, transform and counts.
+
+    ``known``: its `dataset_features`, where they have been computed before.
+    """
     statistics = ClassStatistics(
         len(source.class_names),
         backbone.num_features,
@@ -125,7 +134,12 @@ def class_statistics(
         class_names=source.class_names,
         device=backbone.device,
     )
-    for features, labels in stream_features(source, backbone, batch_size=batch_size, progress=progress):
+    stream: Iterable[tuple[Tensor, Tensor]] = stream_features(
+        source, backbone, batch_size=batch_size, progress=progress
+    )
+    if known is not None:
+        stream = zip(*(part.split(batch_size) for part in known), strict=True)
+    for features, labels in stream:
         statistics.update(features, labels)
     statistics.centers  # noqa: B018 (an empty class is an error here, before anything is built on it)
     statistics.provenance = {
