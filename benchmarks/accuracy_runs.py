@@ -82,10 +82,6 @@ class Table:
     def steps_of(self, phi: str, ipc: int) -> int:
         return self.steps or STEPS[ipc][phi]
 
-    def views_of(self, ipc: int) -> int:
-        """Views of an image in evaluation: as many features for ten images a class as for one would take too long."""
-        return 200 if ipc == 1 else 40
-
 
 def config_of(table: Table, run: Run, phi: str, ipc: int, seed: int, costs: dict[str, dict[str, Any]]) -> DistillConfig:
     """``costs``: rows of `compare_methods` on this backbone and ipc, by label."""
@@ -135,6 +131,12 @@ def classifier(table: Table, phi: str) -> Classifier:
     return Classifier.load(path)
 
 
+def probe_config(table: Table, ipc: int) -> ProbeConfig:
+    """As many features for ten images a class as for one would take too long: fewer views there."""
+    views = 30 if ipc > 1 else 100
+    return ProbeConfig(seeds=table.seeds, epochs=table.epochs, views=min(views, table.epochs))
+
+
 @functools.cache
 def evaluator(table: Table, phi: str, psi: str, ipc: int) -> Evaluator:
     return Evaluator(
@@ -143,7 +145,7 @@ def evaluator(table: Table, phi: str, psi: str, ipc: int) -> Evaluator:
         source(table.data, "train"),
         distilling=backbone(phi),
         classifier=classifier(table, phi),
-        config=ProbeConfig(seeds=table.seeds, epochs=table.epochs, views=min(table.views_of(ipc), table.epochs)),
+        config=probe_config(table, ipc),
         cache=features(table.work),
         progress=False,
     )
@@ -215,8 +217,7 @@ def evaluate(table: Table, cell: Cell) -> list[dict[str, Any]]:
     key = json.dumps(
         [
             table.data,
-            table.seeds,
-            table.epochs,
+            asdict(probe_config(table, cell.ipc)),
             backbone(cell.phi).fingerprint,
             backbone(cell.psi).fingerprint,
             asdict(cell),
