@@ -13,7 +13,7 @@ from typing import Any
 from sfm_fast.data.backbones import Backbone, load_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.sources import ImageSource
-from sfm_fast.distill.config import DistillConfig
+from sfm_fast.distill.config import DistillConfig, Execution
 from sfm_fast.distill.prepare import make_distiller
 from sfm_fast.files import load_tensors, save_tensors, write_json
 from sfm_fast.probe.cache import FeatureCache
@@ -28,6 +28,7 @@ from sfm_fast.testing.efficientnet_lite0 import load_efficientnet_lite0
 BACKBONES = ("fashion_vit", "fashion_cnn", "tf_efficientnet_lite0")
 REFERENCES = ("full", "class-means", "random-real", "nearest-real", "neighbour-real")
 LR = 0.02
+MEMORY = 2_000_000_000  # bytes a process may take for a step
 # Steps of every run, but for those of equal time, by images a class and distilling backbone: what LGM can take in an hour.
 STEPS: dict[int, dict[str, int]] = {
     1: {"fashion_vit": 400, "fashion_cnn": 400, "tf_efficientnet_lite0": 150},
@@ -169,7 +170,9 @@ def distil(table: Table, phi: str, config: DistillConfig) -> dict[str, Any]:
     if not path.exists():
         clusters = config.ipc if config.level == "cluster" else 0
         found = None if config.method == "lgm" else statistics(table, phi, clusters)
-        distiller = make_distiller(config, backbone(phi), source(table.data, "train"), found)
+        # The same gradient up to rounding; several processes share the memory, and LGM's one-shot step here takes up to 7 GB.
+        small = Execution(memory_budget=MEMORY)
+        distiller = make_distiller(config, backbone(phi), source(table.data, "train"), found, execution=small)
         while distiller.steps_done < config.steps:
             distiller.step()
         made = distiller.result()
