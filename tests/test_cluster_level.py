@@ -152,7 +152,10 @@ def test_recommended_options_and_what_comes_after_them() -> None:
         ipc=3, level="class", min_area=0.5
     )
     assert config("--recommended", "--ipc", "3", "--method", "sfm").level == "class"
-    assert config("--min-area", "0.5", "--recommended").min_area == 0.3
+    assert config("--min-area", "0.5", "--noise", "--recommended") == DistillConfig.recommended(
+        min_area=0.5, noise=True
+    )
+    assert config("--method", "sfm", "--recommended").method == "sfm"
 
 
 def test_the_plan_of_a_recommended_run_has_lgm_beside_it(tmp_path) -> None:

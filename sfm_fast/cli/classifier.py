@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     common.say(
         args,
         f"{found['images']} images of {classifier.out_features} classes: weight decay {found['weight_decay']:g}, top-1 {', '.join(scores)}",
-        f"features {found['feature_seconds']:.1f} s, {args.solver} {found['seconds']:.1f} s, {found['iterations']} iterations at the end"
+        f"features {found['feature_seconds']:.1f} s, training {found['seconds']:.1f} s ({found['iterations']} {args.solver} steps in the last fit, on all images)"
         + (", not converged" if found["converged"] is False else ""),
         f"{classifier.parameters} parameters, {classifier.nbytes()} bytes -> {args.out}",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -47,40 +46,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="steps between log lines")
 
 
-class _Recommended(argparse.Action):
-    """Sets the options of `RECOMMENDED` where it stands, so that later ones win."""
-
-    def __init__(self, option_strings: Sequence[str], dest: str, **kwargs: Any) -> None:
-        super().__init__(option_strings, dest, nargs=0, default=False, **kwargs)
-
-    def __call__(
-        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
-    ) -> None:
-        for name, value in {**RECOMMENDED, self.dest: True, "level": None}.items():
-            setattr(namespace, name, value)
-
-
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the method and its images."""
     default = DistillConfig()
+    # No defaults where --recommended has others: what is given wins over both, wherever it stands.
     parser.add_argument(
         "--recommended",
-        action=_Recommended,
+        action="store_true",
         help="what did best in this project's tables, instead of the papers' settings: "
-        + ", ".join(f"{name}={value}" for name, value in RECOMMENDED.items())
-        + "; and --level cluster where --ipc is above 1. Options after it still change it",
+        + ", ".join(f"{name} {value}" for name, value in RECOMMENDED.items())
+        + ", and level cluster for more than one image a class; options that are given stay as they are",
     )
     parser.add_argument(
         "--method",
         choices=METHODS,
-        default=default.method,
-        help="sfm: flows between class centres, the paper's; sfm-decoupled: means to their centres; lgm: linear gradient matching",
+        help="sfm: flows between class centres, the paper's; sfm-decoupled: means to their centres; lgm: linear gradient matching "
+        f"(default: {default.method})",
     )
     parser.add_argument(
         "--level",
         choices=LEVELS,
-        default=default.level,
-        help="of sfm and sfm-decoupled: match class means, or each image of a class with one of its k-means centres, as many as --ipc",
+        help="of sfm and sfm-decoupled: match class means, or each image of a class with one of its k-means centres, as many as --ipc "
+        f"(default: {default.level})",
     )
     parser.add_argument("--ipc", type=int, default=default.ipc, help="synthetic images per class")
     parser.add_argument("--steps", type=int, default=default.steps, help="optimisation steps")
@@ -103,9 +90,9 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--average-last",
         type=float,
-        default=default.average_last,
         metavar="SHARE",
-        help="take the mean of the images over this share of the steps, the last ones, such as 0.25",
+        help="take the mean of the images over this share of the steps, the last ones, such as 0.25 "
+        f"(default: {default.average_last:g}, the last images alone)",
     )
     parser.add_argument(
         "--alignment",
@@ -113,7 +100,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         default=default.alignment,
         help="of sfm: all flows at once, class by class, or every pair",
     )
-    parser.add_argument("--metric", choices=METRICS, default=default.metric, help="of sfm")
+    parser.add_argument("--metric", choices=METRICS, default=default.metric, help="how flows are compared, of sfm")
     parser.add_argument(
         "--alpha",
         type=float,
@@ -127,18 +114,23 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         help="of lgm: how its gradients are computed",
     )
     parser.add_argument(
-        "--min-area", type=float, default=default.min_area, help="smallest random crop, as a part of the image"
+        "--min-area",
+        type=float,
+        metavar="SHARE",
+        help=f"smallest random crop, as a part of the image (default: {default.min_area:g})",
     )
-    parser.add_argument("--no-noise", dest="noise", action="store_false", help="views without Gaussian noise")
+    parser.add_argument(
+        "--noise",
+        action=argparse.BooleanOptionalAction,
+        help=f"whether views get Gaussian noise (default: {'yes' if default.noise else 'no'})",
+    )
 
 
 def method_config(args: argparse.Namespace) -> DistillConfig:
     """The configuration that options of `add_method_arguments` give."""
     known = {field.name for field in fields(DistillConfig)}
-    values = {name: value for name, value in vars(args).items() if name in known}
-    if values["level"] is None:  # left to --recommended, which may stand before --ipc and --method
-        values["level"] = "cluster" if args.ipc > 1 and args.method == "sfm-decoupled" else DistillConfig().level
-    return DistillConfig(**values)
+    given = {name: value for name, value in vars(args).items() if name in known and value is not None}
+    return DistillConfig.recommended(**given) if args.recommended else DistillConfig(**given)
 
 
 def add_execution_arguments(parser: argparse.ArgumentParser) -> None:

@@ -40,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--references",
         metavar="NAMES",
         default=",".join(USUAL),
-        help=f"comma-separated, of {', '.join(REFERENCES)}; '' for none. neighbour-real: the real images nearest to the synthetic ones; "
-        "class-means: means of real features, no images at all",
+        help=f"comma-separated, of {', '.join(REFERENCES)}; '' for none. full: all real images; random-real: drawn anew for each seed; "
+        "nearest-real: nearest to their class's centre; neighbour-real: nearest to the synthetic ones; class-means: means of real features "
+        "(with several images a class k-means centres, called cluster-means), no images at all",
     )
     parser.add_argument("--ipc", type=int, default=1, help="images per class of the references, where no RUN is given")
     common.add_data_arguments(parser)
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--classifier",
         metavar="FILE",
-        help="of `sfm-fast classifier` on --backbone, for the modes inherit and kd; trained first where none is given",
+        help="written by `sfm-fast classifier` on --backbone, for the modes inherit and kd; without it the classifier is trained first, and not kept",
     )
     parser.add_argument(
         "--projector", choices=SOLVERS, default=default.projector, help="how mode inherit fits its projector"
@@ -66,11 +67,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_false",
         help="fit it on views of single images alone, as in the paper, and not on blends of two as well",
     )
-    parser.add_argument("--temperature", type=float, default=default.temperature, help="of mode kd")
+    parser.add_argument(
+        "--temperature", type=float, default=default.temperature, help="softens the teacher's probabilities in mode kd"
+    )
     parser.add_argument("--alpha", type=float, default=default.alpha, help="the teacher's part in the loss of mode kd")
     parser.add_argument("--cache", metavar="FOLDER", help="keep features of data sets here, and take them from here")
     parser.add_argument("--seeds", type=int, default=default.seeds, help="fits of every row")
-    parser.add_argument("--epochs", type=int, default=default.epochs, help="most epochs of a fit with Adam")
+    parser.add_argument(
+        "--epochs",
+        type=int,
+        default=default.epochs,
+        help="most epochs of a fit with Adam, which takes at most 20 000 steps",
+    )
     parser.add_argument("--views", type=int, default=default.views, help="augmented views cached for every image")
     parser.add_argument(
         "--min-area", type=float, default=default.min_area, help="smallest random crop, as a part of the image"
@@ -137,6 +145,13 @@ def run(args: argparse.Namespace) -> None:
     rows, left_out = _rows(args, evaluator, sets, names)
     if not rows:
         raise InputError("nothing to evaluate: " + "; ".join(f"{one['images']}: {one['reason']}" for one in left_out))
+    seeds = f"{config.seeds} seed" + "s" * (config.seeds > 1)
+    common.say(args, f"distilled on {distilling.name}, tested on {evaluating.name}: {test.name}, {seeds}")
+    if evaluator.same and "inherit" in modes:
+        common.say(
+            args,
+            "mode inherit on the distilling backbone is the full-data classifier itself, whatever the images: name --eval-backbone to test them",
+        )
     common.say(args, accuracy_table(rows))
     common.write_result(
         args,

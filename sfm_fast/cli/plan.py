@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
     common.say(
         args,
         f"{backbone.name} at {backbone.input_size} px, {args.precision}; {args.num_classes} classes x {config.ipc} per class "
-        f"of {config.size or backbone.image_size} px; one step of {args.method} with all levels live",
+        f"of {config.size or backbone.image_size} px; one step of {config.method} with all levels live",
         "",
         plan_table(rows),
         "",

@@ -114,8 +114,9 @@ class DistillConfig:
     @classmethod
     def recommended(cls, **options: Any) -> DistillConfig:
         """What did best here at the papers' cost (docs/accuracy.md): `RECOMMENDED`, cluster level from ipc 2 on; ``options`` come last."""
-        level = {"level": "cluster"} if options.get("ipc", 1) > 1 else {}
-        return cls(**(RECOMMENDED | level | options))
+        chosen = RECOMMENDED | options
+        clusters = chosen.get("ipc", 1) > 1 and chosen["method"] == "sfm-decoupled"
+        return cls(**({"level": "cluster" if clusters else "class"} | chosen))
 
     @property
     def views_per_step(self) -> int:

@@ -29,7 +29,9 @@ def stream_features(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (B, D) float32 features of the centre views and (B,) labels, in the data set's order, with a progress bar."""
     transform = backbone.transform(min(source.channels, backbone.in_channels))
-    with tqdm(total=len(source) or None, desc=source.name, unit="image", disable=not progress) as bar:
+    # None: no bar where nobody looks, in a file or a pipe.
+    quiet, what = None if progress else True, f"{source.name} on {backbone.name}"
+    with tqdm(total=len(source) or None, desc=what, unit="image", disable=quiet) as bar:
         for images, labels in source.batches(batch_size, transform):
             yield backbone.features(images, batch_size), labels.to(backbone.device)
             bar.update(len(labels))

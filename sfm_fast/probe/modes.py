@@ -42,7 +42,7 @@ class ProbeConfig:
             if getattr(self, name) < 1:
                 raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not 0 < self.min_area <= 1:
-            raise InputError(f"min_area must be in (0, 1], got {self.min_area}")
+            raise InputError(f"min_area (--min-area) must be in (0, 1], got {self.min_area}")
         if self.projector not in SOLVERS:
             raise InputError(f"projector must be one of {SOLVERS}, got {self.projector!r}")
         check_distillation(self.temperature, self.alpha)

@@ -34,7 +34,7 @@ def accuracy_table(rows: Iterable[dict[str, Any]]) -> str:
         spread = f" ± {100 * row[key + '_std']:.1f}" if row.get("seeds", 2) > 1 else ""
         return f"{100 * row[key + '_mean']:.1f}{spread}"
 
-    header, cells = ["images", "mode", "per class", "top-1 %", "top-5 %", "fit", "stored", "backbone"], []
+    header, cells = ["images", "mode", "per class", "top-1 %", "top-5 %", "one fit", "stored, fp32", "tested on"], []
     for row in rows:
         seconds, stored = row.get("fit_seconds"), row.get("bytes_fp32")
         cells.append(
@@ -44,7 +44,7 @@ def accuracy_table(rows: Iterable[dict[str, Any]]) -> str:
                 str(row["ipc"]),
                 percent(row, "top1"),
                 percent(row, "top5"),
-                "" if seconds is None else f"{seconds:.2f} s",
+                "" if seconds is None else f"{1e3 * seconds:.0f} ms",
                 "" if stored is None else f"{stored / 1e3:.1f} kB",
                 row["backbone"],
             ]
