@@ -9,6 +9,7 @@ stopped. Mean ± std is over distillation seeds, each with an evaluation of its 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import os
@@ -30,11 +31,15 @@ from sfm_fast.report.accuracy import summary, verdicts
 
 def measure_costs(table: runs.Table, phi: str, ipc: int, rounds: int) -> dict[str, dict[str, Any]]:
     """Seconds and peak bytes of a step by label, all runs in turn; kept in WORK, since equal time depends on it."""
-    path = table.work / f"costs-{table.data}-{runs.backbone(phi).fingerprint}-{ipc}.json"
     # A run of equal time differs from the one of equal steps in the number of them alone.
     wanted = {run.label: run for run in runs.RUNS[ipc] if run.equal_time is None}
+    configs = {label: DistillConfig(method=run.method, ipc=ipc, **run.options) for label, run in wanted.items()}
+    key = json.dumps([rounds, {label: config.to_dict() for label, config in configs.items()}])
+    name = (
+        f"costs-{table.slug}-{runs.backbone(phi).fingerprint}-{ipc}-{hashlib.sha256(key.encode()).hexdigest()[:8]}.json"
+    )
+    path = table.work / name
     if not path.exists():
-        configs = {label: DistillConfig(method=run.method, ipc=ipc, **run.options) for label, run in wanted.items()}
         train = runs.source(table.data, "train")
         # No step's time depends on what the centres are.
         found = runs.statistics(table, phi, ipc if ipc > 1 else 0)
@@ -63,6 +68,13 @@ def in_parallel(jobs: int, threads: int, work: Iterable[tuple[Any, ...]], what: 
     return results
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 on, for argparse."""
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"wanted a whole number, at least 1, got {text!r}")
+    return int(text)
+
+
 def distil_only(table: runs.Table, phi: str, config: DistillConfig) -> None:
     runs.distil(table, phi, config)  # its file is what counts
 
@@ -76,12 +88,12 @@ def main() -> None:
     )
     parser.add_argument("--backbones", nargs="+", choices=runs.BACKBONES, default=runs.BACKBONES)
     parser.add_argument("--ipc", type=int, nargs="+", choices=list(runs.RUNS), default=list(runs.RUNS))
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, help="instead of the table's own")
-    parser.add_argument("--epochs", type=int, default=1000, help="of the probes")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved steps when measuring times")
+    parser.add_argument("--seeds", type=positive, default=3)
+    parser.add_argument("--steps", type=positive, help="instead of the table's own")
+    parser.add_argument("--epochs", type=positive, default=1000, help="of the probes")
+    parser.add_argument("--rounds", type=positive, default=5, help="interleaved steps when measuring times")
     parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, help="processes; the cores are divided among them"
+        "--jobs", type=positive, default=os.cpu_count() or 1, help="processes; the cores are divided among them"
     )
     args = parser.parse_args()
     out, work = Path(args.out), Path(args.work)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -80,6 +81,11 @@ class Table:
     steps: int | None = None
     epochs: int = 1000
 
+    @property
+    def slug(self) -> str:
+        """The data's name as a part of file names."""
+        return re.sub(r"[^A-Za-z0-9.-]+", "_", self.data)
+
     def steps_of(self, phi: str, ipc: int) -> int:
         return self.steps or STEPS[ipc][phi]
 
@@ -115,7 +121,7 @@ def features(work: Path) -> FeatureCache:
 @functools.cache
 def statistics(table: Table, phi: str, clusters: int) -> ClassStatistics:
     """From a file, where an earlier worker has left one; computed once by `prepare`."""
-    path = table.work / f"statistics-{table.data}-{backbone(phi).fingerprint}-{clusters}.safetensors"
+    path = table.work / f"statistics-{table.slug}-{backbone(phi).fingerprint}-{clusters}.safetensors"
     if not path.exists():
         train = source(table.data, "train")
         known = features(table.work).features(train, backbone(phi), progress=False)
@@ -125,7 +131,7 @@ def statistics(table: Table, phi: str, clusters: int) -> ClassStatistics:
 
 @functools.cache
 def classifier(table: Table, phi: str) -> Classifier:
-    path = table.work / f"classifier-{table.data}-{backbone(phi).fingerprint}.safetensors"
+    path = table.work / f"classifier-{table.slug}-{backbone(phi).fingerprint}.safetensors"
     if not path.exists():
         train, test = (source(table.data, split) for split in ("train", "test"))
         train_on_source(train, backbone(phi), test=test, cache=features(table.work), progress=False).save(path)
@@ -243,7 +249,13 @@ def evaluate(table: Table, cell: Cell) -> list[dict[str, Any]]:
         rows = judge.evaluate(cell.configs[0].method.split("-")[0], images, labels, modes=cell.modes)
     steps = cell.configs[0].steps if cell.configs and cell.reference is None else None
     rows = [
-        row | {"label": cell.label, "distilled_on": cell.phi, "steps": steps, "ipc": cell.ipc or row["ipc"]}
+        row
+        | {
+            "label": row["images"] if cell.reference == "class-means" else cell.label,
+            "distilled_on": cell.phi,
+            "steps": steps,
+            "ipc": cell.ipc or row["ipc"],
+        }
         for row in rows
     ]
     write_json(path, {"key": key, "rows": rows})

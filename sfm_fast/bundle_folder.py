@@ -1,4 +1,4 @@
-"""A bundle's folder: which files lie in it, what they weigh, and how a new bundle takes an old one's place whole."""
+"""A bundle's folder: which files lie in it, whether they are whole, and how a new bundle takes an old one's place whole."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
-from .files import write_text
 from .version import __version__
 
 FORMAT, VERSION = "sfm_fast.bundle", 1
@@ -24,7 +23,7 @@ CONFIG, README, IMAGES, CLASSIFIER, PROJECTOR, WEIGHTS = (
     "projector.safetensors",
     "backbone.safetensors",
 )
-_TITLES = {IMAGES: "synthetic images", CLASSIFIER: "classifier", PROJECTOR: "projector", WEIGHTS: "backbone's weights"}
+TITLES = {IMAGES: "synthetic images", CLASSIFIER: "classifier", PROJECTOR: "projector", WEIGHTS: "backbone's weights"}
 _WANTED = {
     "class_names": list,
     "distilling_backbone": dict,
@@ -53,7 +52,7 @@ def check_bundle_folder(folder: str | os.PathLike[str], argument: str = "folder"
         found = {entry.name for entry in place.iterdir()}
         if found and not _is_bundle(place):
             raise InputError(f"{argument} {folder}: holds other files, and no bundle; choose an empty or a new folder")
-        if strange := sorted(found - {CONFIG, README, *_TITLES}):
+        if strange := sorted(found - {CONFIG, README, *TITLES}):
             raise InputError(
                 f"{argument} {folder}: a bundle, but {strange[0]!r} in it is no part of one; move that away"
             )
@@ -126,39 +125,6 @@ def checked_file(folder: Path, name: str, files: Mapping[str, Any]) -> Path:
     return path
 
 
-def write_texts(folder: Path, config: dict[str, Any], details: Mapping[str, str]) -> None:
-    """Write bundle.json and README.md, with a table of sizes that includes their own; fills in ``config["sizes"]``.
-
-    ``details`` says of each file by name what it holds.
-    """
-    training = _training_images(config)
-    own = -1
-    while True:  # the sizes have few digits, so they settle after a round or two
-        sized = {name: entry["bytes"] for name, entry in config["files"].items()}
-        rows = [{"what": _TITLES[name], "bytes": sized[name], "detail": details[name]} for name in sized]
-        rows.append({"what": "names and configuration", "bytes": max(own, 0), "detail": f"{CONFIG}, {README}"})
-        rows.append({"what": "total", "bytes": max(own, 0) + sum(sized.values()), "detail": ""})
-        config["sizes"] = rows + training
-        text, page = json.dumps(config, indent=2, allow_nan=False) + "\n", readme(config)
-        size = len(text.encode()) + len(page.encode())
-        if size == own:
-            break
-        own = size
-    write_text(folder / README, page)
-    write_text(folder / CONFIG, text)
-
-
-def _training_images(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The row of the images that the classifier was trained on, where it says how many."""
-    count = (config["made"].get("classifier") or {}).get("images")
-    if not isinstance(count, int):
-        return []
-    phi, channels = config["distilling_backbone"], config["channels"]
-    side = phi["input_size"]
-    detail = f"{count} x {side} x {side} x {channels}, uint8, as {phi['name']} takes them"
-    return [{"what": "training images (not inside)", "bytes": count * side**2 * channels, "detail": detail}]
-
-
 def read_config(folder: Path) -> dict[str, Any]:
     """bundle.json, checked; raises ``InputError`` naming the file where there is none, or it is damaged or too new."""
     path = folder / CONFIG
@@ -185,55 +151,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     for key in ("distilling_backbone", "evaluating_backbone"):
         if missing := [name for name in BACKBONE_FIELDS if name not in config[key]]:
             raise InputError(f"{path}: damaged ({key} has no {missing[0]})")
+    for data, found in config["accuracy"].items():
+        if not isinstance(found, dict) or {type(found.get(key)) for key in ("top1", "images")} != {float, int}:
+            raise InputError(f"{path}: damaged (accuracy of {data!r} is {str(found)[:60]})")
     return dict(config)
-
-
-def readme(config: Mapping[str, Any]) -> str:
-    """The page inside a bundle: what it is, how to use it, what it holds."""
-    names, phi, psi = config["class_names"], config["distilling_backbone"], config["evaluating_backbone"]
-    shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
-    same = phi["fingerprint"] == psi["fingerprint"]
-    lines = [
-        f"# A classifier of {len(names)} classes",
-        "",
-        f"Classes: {shown}.",
-        "",
-        "```python",
-        "from sfm_fast import Bundle",
-        "",
-        'bundle = Bundle.load("this/folder")',
-        'print(bundle.classify("photo.jpg"))  # [("name of a class", probability), …], the likeliest first',
-        "```",
-        "",
-        "Or `sfm-fast classify this/folder photo.jpg`. The training data is not needed, and not inside.",
-        "",
-        f"Photos go through the backbone `{psi['name']}` ({psi['input_size']} px, {psi['num_features']} features, weights `{psi['fingerprint']}`): "
-        + (
-            "its weights are inside."
-            if WEIGHTS in config["files"]
-            else "its weights are not inside, and must be at hand."
-        ),
-        _how(config, same),
-        "",
-        "| | bytes | |",
-        "|---|--:|---|",
-        # Without what the texts themselves weigh, which bundle.json knows.
-        *(
-            f"| {row['what']} | {row['bytes']} | {row['detail']} |"
-            for row in config["sizes"]
-            if row["what"] in _TITLES.values()
-        ),
-        "",
-    ]
-    if config["accuracy"]:
-        known = ", ".join(f"{name} {value:.4g}" for name, value in config["accuracy"].items())
-        lines += [f"Accuracy, as far as known: {known}.", ""]
-    return "\n".join([*lines, f"Made by sfm_fast {config['sfm_fast']}; all figures and settings: `{CONFIG}`.", ""])
-
-
-def _how(config: Mapping[str, Any], same: bool) -> str:
-    trained = f"The classifier was trained on the full data with `{config['distilling_backbone']['name']}`"
-    if same:
-        return trained + "."
-    joined = "folded into it" if config["folded"] else "between the two"
-    return f"{trained}; a projector fitted on the synthetic images alone is {joined}."

@@ -6,8 +6,8 @@ import argparse
 
 from ..bundle import DTYPES, VIEWS, Bundle
 from ..bundle_folder import check_bundle_folder
-from ..bundle_parts import check_parts
-from ..data.backbones import Backbone, load_backbone
+from ..bundle_parts import check_parts, check_test_set
+from ..data.datasets import open_dataset
 from ..data.weights import check_storable
 from ..distill.export import SyntheticSet
 from ..errors import InputError
@@ -38,8 +38,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eval-checkpoint", metavar="FILE", help="local weights of --eval-backbone")
     parser.add_argument("--eval-image-size", type=int, metavar="PX", help="input side of --eval-backbone")
     parser.add_argument("--projector", choices=SOLVERS, default="ridge", help="how the projector is fitted")
-    parser.add_argument("--views", type=int, default=VIEWS, help="flips and crops of every image it is fitted on")
-    parser.add_argument("--seed", type=int, default=0, help="of these crops")
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=VIEWS,
+        help="augmented views of every image that the projector is fitted on, half of them blends of two",
+    )
+    parser.add_argument(
+        "--min-area", type=float, default=0.08, help="smallest crop of these views, as a part of the image"
+    )
+    parser.add_argument(
+        "--no-blends",
+        dest="blends",
+        action="store_false",
+        help="fit it on views of single images alone, as in the paper, and not on blends of two as well",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of these views")
+    parser.add_argument(
+        "--test-data",
+        metavar="SPEC",
+        help="measure the bundle's accuracy on this data set, and store it; as --data of `sfm-fast classifier`",
+    )
+    parser.add_argument("--test-split", default="test", help="split of --test-data")
+    parser.add_argument("--data-root", metavar="FOLDER", help="where timm's data sets keep their files")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that decode images (default: one a core, at most 8)"
+    )
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="of the stored weights")
     parser.add_argument(
         "--folded", action="store_true", help="store classifier and projector as one matrix, and no images"
@@ -56,11 +80,20 @@ def run(args: argparse.Namespace) -> None:
     check_bundle_folder(args.out, "--out")
     if args.views < 1:
         raise InputError(f"--views must be at least 1, got {args.views}")
+    if not 0 < args.min_area <= 1:
+        raise InputError(f"--min-area must be in (0, 1], got {args.min_area}")
     synthetic = SyntheticSet.load(args.run_folder)
     classifier = Classifier.load(args.classifier)
     phi = common.open_backbone(args)
     check_parts(synthetic, classifier, phi)
-    psi = _evaluating(args)
+    test = None
+    if args.test_data is not None:
+        count = len(classifier.class_names)
+        test = open_dataset(
+            args.test_data, args.test_split, root=args.data_root, num_classes=count, workers=args.workers
+        )
+        check_test_set(test, classifier.class_names)
+    psi = common.open_evaluating_backbone(args)
     if args.with_backbone:
         check_storable(psi or phi)
     bundle = Bundle.create(
@@ -70,14 +103,20 @@ def run(args: argparse.Namespace) -> None:
         psi,
         solver=args.projector,
         views=args.views,
+        min_area=args.min_area,
+        blends=args.blends,
         seed=args.seed,
         batch_size=args.batch_size,
     )
+    bundle = bundle.as_stored(dtype=args.dtype, folded=args.folded)  # so that the accuracy is that of the files
+    if test is not None:
+        bundle.evaluate(test, batch_size=args.batch_size, progress=not args.quiet)
     bundle.save(args.out, dtype=args.dtype, folded=args.folded, with_backbone=args.with_backbone)
     sizes = bundle.size_report()
     common.say(
         args,
-        text_table(["", "bytes", ""], ([row["what"], f"{row['bytes']:,}", row["detail"]] for row in sizes)),
+        text_table(["part", "bytes", "what"], ([row["what"], f"{row['bytes']:,}", row["detail"]] for row in sizes)),
+        bundle.accuracy_text(),
         f"{len(bundle.class_names)} classes, photos through {bundle.psi['name']} -> {args.out}",
     )
     common.write_result(
@@ -94,18 +133,4 @@ def run(args: argparse.Namespace) -> None:
             "folded": args.folded,
             "with_backbone": args.with_backbone,
         },
-    )
-
-
-def _evaluating(args: argparse.Namespace) -> Backbone | None:
-    """psi, where any option names another than phi."""
-    if not (args.eval_backbone or args.eval_checkpoint or args.eval_image_size):
-        return None
-    named = args.eval_backbone is not None
-    return load_backbone(
-        args.eval_backbone if named else args.backbone,
-        args.eval_checkpoint if named or args.eval_checkpoint else args.checkpoint,
-        device=args.device,
-        image_size=args.eval_image_size or (None if named else args.image_size),
-        precision=args.precision,
     )

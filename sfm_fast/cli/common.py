@@ -90,6 +90,24 @@ def open_backbone(args: argparse.Namespace, **options: bool) -> Backbone:
     )
 
 
+def open_evaluating_backbone(args: argparse.Namespace) -> Backbone | None:
+    """The backbone of --eval-backbone, --eval-checkpoint and --eval-image-size; None where none of them is given.
+
+    Without --eval-backbone it is --backbone's model: at --image-size, and with --checkpoint's weights, unless others are given.
+    """
+    if args.eval_backbone is None and args.eval_checkpoint is None and args.eval_image_size is None:
+        return None
+    own = args.eval_backbone is None
+    checkpoint, size = args.eval_checkpoint, args.eval_image_size
+    return load_backbone(
+        args.backbone if own else args.eval_backbone,
+        args.checkpoint if own and checkpoint is None else checkpoint,
+        device=args.device,
+        image_size=args.image_size if own and size is None else size,
+        precision=args.precision,
+    )
+
+
 def say(args: argparse.Namespace, *lines: str) -> None:
     """Print for people: to stderr where stdout carries JSON."""
     print(*lines, sep="\n", file=sys.stderr if args.json == "-" else sys.stdout, flush=True)

@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from ..data.backbones import Backbone, load_backbone
 from ..distill.export import SyntheticSet
 from ..errors import InputError
 from ..probe.cache import FeatureCache
@@ -116,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
                 f"{path}: distilled on {made_with.get('name')!r} ({made_with['fingerprint']}), --backbone is {distilling.name!r} "
                 f"({distilling.fingerprint}); name the distilling one there, and another to test on as --eval-backbone"
             )
-    evaluating = _evaluating_backbone(args, distilling)
+    evaluating = common.open_evaluating_backbone(args) or distilling
     test = common.open_data(args, args.test_split)
     trains = classifier is None and modes != ["probe"]
     train = common.open_data(args, "train") if names or trains else None
@@ -173,20 +172,6 @@ def _names(option: str, given: list[str], known: tuple[str, ...]) -> list[str]:
         if name not in known:
             raise InputError(f"{option}: {name!r} is none of {', '.join(known)}")
     return found
-
-
-def _evaluating_backbone(args: argparse.Namespace, distilling: Backbone) -> Backbone:
-    """That of --eval-…: --backbone itself where none of them is given, and its weights where only the size is."""
-    if not (args.eval_backbone or args.eval_checkpoint or args.eval_image_size):
-        return distilling
-    own = None if args.eval_backbone else args.checkpoint
-    return load_backbone(
-        args.eval_backbone or args.backbone,
-        args.eval_checkpoint or own,
-        device=args.device,
-        image_size=args.eval_image_size,
-        precision=args.precision,
-    )
 
 
 def _rows(

@@ -100,12 +100,12 @@ def run(args: argparse.Namespace) -> None:
         "",
         plan_table(rows),
         "",
-        *advice(rows, args),
+        *advice(rows, args, config),
     )
     common.write_result(args, result)
 
 
-def advice(rows: list[dict[str, Any]], args: argparse.Namespace) -> list[str]:
+def advice(rows: list[dict[str, Any]], args: argparse.Namespace, config: DistillConfig) -> list[str]:
     """What to type, or why nothing fits."""
     chosen = next((row for row in rows if row["recommended"]), None)
     if chosen is None:
@@ -117,11 +117,12 @@ def advice(rows: list[dict[str, Any]], args: argparse.Namespace) -> list[str]:
             f"nothing fits {args.memory}: try {further if args.grad_checkpointing else '--grad-checkpointing, ' + further}"
         ]
     words = ["sfm-fast distill", f"--precision {args.precision}"]
-    default = DistillConfig()
-    for name in ("backbone", "image_size", "method", "ipc", "views", "size", "parametrization", "alignment", "metric"):
-        value = getattr(args, name)
-        if value not in (None, getattr(default, name, DEFAULT)):
-            words.append(f"--{name.replace('_', '-')} {value}")
+    usual = {"backbone": DEFAULT, "image_size": None, **DistillConfig().to_dict()}
+    chosen_ones = {"backbone": args.backbone, "image_size": args.image_size, **config.to_dict()}
+    for name, value in chosen_ones.items():
+        option = name.replace("_", "-")
+        if value != usual[name]:
+            words.append(f"--{'' if value else 'no-'}{option}" if isinstance(value, bool) else f"--{option} {value}")
     if args.grad_checkpointing:
         words.append("--grad-checkpointing")
     if chosen["micro_batch"]:

@@ -55,6 +55,11 @@ class Backbone:
         """Side of synthetic images: 8/7 of the input (256 for 224), as the papers have it; small inputs keep theirs."""
         return round(self.input_size * 8 / 7) if self.input_size >= 64 else self.input_size
 
+    @property
+    def identity(self) -> tuple[Any, ...]:
+        """Equal for backbones that give the same features: equal weights alone may sit in another network, or see other inputs."""
+        return self.name, self.fingerprint, self.input_size, self.resize, *self.mean.tolist(), *self.std.tolist()
+
     def __call__(self, views: Tensor) -> Tensor:
         """Features (N, num_features) float32 of normalised views; differentiable in ``views``."""
         features: Tensor = (self.model if self.run is None else self.run)(views.to(self.dtype))

@@ -61,6 +61,8 @@ def _open(path: Path) -> Any:
     require_package("PIL", "reading photos", "distill")
     from PIL import Image
 
+    if path.is_dir():
+        raise InputError("is a folder; give image files")
     if not path.is_file():
         raise InputError("no such file")
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -36,14 +38,23 @@ class IterateAverage:
         return {} if self.mean is None else {"average": self.mean, "average_count": torch.tensor(self.count)}
 
     def restore(self, tensors: dict[str, Tensor], pyramid: Tensor, steps_done: int) -> None:
-        """From `state`, after ``steps_done`` steps; a mean that began before this run's first one is dropped.
+        """From `state`, after ``steps_done`` steps; a mean that began before this run's first step that counts is dropped.
 
-        Raises ``InputError`` where it doesn't fit ``pyramid``.
+        Raises ``InputError`` where it doesn't fit ``pyramid``; warns where steps that count are missing from it.
         """
         self.mean, self.count = None, 0
-        if "average" not in tensors:
-            return
-        mean, count = tensors["average"], tensors.get("average_count", torch.tensor(0))
+        if "average" in tensors:
+            self._take(tensors["average"], tensors.get("average_count", torch.tensor(0)), pyramid, steps_done)
+        missing = steps_done - self.first - self.count
+        if missing > 0:
+            warnings.warn(
+                f"average_last: {missing} of the last steps are missing from the mean, since the run was made for fewer steps before "
+                "(or had a new pyramid level among them)",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _take(self, mean: Tensor, count: Tensor, pyramid: Tensor, steps_done: int) -> None:
         if mean.shape != pyramid.shape or not mean.isfinite().all() or count.numel() != 1 or int(count) < 1:
             raise InputError(
                 f"average {tuple(mean.shape)} of {count.tolist()} steps for a pyramid {tuple(pyramid.shape)}"

@@ -100,6 +100,10 @@ class DistillConfig:
                 raise InputError(f"{name} must be at most {most}, got {value}")
         if self.level == "cluster" and self.method == "lgm":
             raise InputError("level 'cluster' is for sfm and sfm-decoupled: lgm has no centres")
+        if self.level == "cluster" and self.method == "sfm-decoupled" and self.alpha != 1:
+            raise InputError(
+                f"level 'cluster' takes alpha 1: other centres of one class are no other classes, got {self.alpha}"
+            )
         if self.level == "cluster" and self.method == "sfm" and self.alignment != "pair":
             raise InputError(f"level 'cluster' of method 'sfm' takes alignment 'pair', got {self.alignment!r}")
         if not 0 < self.lr <= 1000:

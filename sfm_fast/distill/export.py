@@ -40,6 +40,11 @@ class SyntheticSet:
     def load(cls, path: str | os.PathLike[str]) -> SyntheticSet:
         """Read what `save` wrote, or the ``synthetic.safetensors`` in a run's folder."""
         path = Path(path)
+        if path.is_dir() and (path / "bundle.json").is_file():
+            raise InputError(
+                f"{path} is a bundle; wanted a folder of `sfm-fast distill`. From Python: bundle.synthetic holds its images, "
+                "Bundle.create(bundle.synthetic, …) makes another bundle of them"
+            )
         if path.is_dir():
             path = path / "synthetic.safetensors"
         tensors, metadata = load_tensors(path)

@@ -97,9 +97,9 @@ def center_of(labels: Tensor, clusters: int, views: int) -> Tensor:
     if clusters == 1:
         return labels
     count = len(labels) // views
-    classes = count // clusters
-    slot = (torch.arange(count, device=labels.device) // classes).repeat(views)
-    return labels * clusters + slot
+    order = torch.argsort(labels[:count], stable=True)  # every class has as many images as clusters
+    slot = torch.empty_like(order).scatter_(0, order, torch.arange(count, device=labels.device) % clusters)
+    return labels * clusters + slot.repeat(views)
 
 
 class GradientMatching(Objective):

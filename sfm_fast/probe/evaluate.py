@@ -59,8 +59,7 @@ class Evaluator:
         self.modes, self.config, self.batch_size, self.progress = tuple(modes), config, batch_size, progress
         self.class_names, self.num_classes = test.class_names, len(test.class_names)
         self.cache = cache or FeatureCache(None)
-        own, other = self.distilling, backbone
-        self.same = (own.fingerprint, own.input_size) == (other.fingerprint, other.input_size)
+        self.same = self.distilling.identity == backbone.identity
         for mode in self.modes:
             if mode not in MODES:
                 raise InputError(f"modes: {mode!r} is none of {', '.join(MODES)}")

@@ -53,7 +53,7 @@ def full_tables(result: dict[str, Any]) -> str:
                     for row in result["rows"]
                     if (row["label"], row["ipc"], row["mode"]) == (label, its_ipc, mode)
                 }
-                if by_pair and its_ipc in (ipc, _full_ipc(result["rows"])):
+                if by_pair and (its_ipc == ipc or label == "full"):
                     cells.append([label, *(_cell(by_pair.get((a, b))) for a in names for b in names)])
             if not cells:
                 continue
@@ -120,10 +120,6 @@ def _labels(rows: Iterable[dict[str, Any]]) -> list[tuple[int, str]]:
     """(ipc, label) in the order of the table: full data first, then by number of images, each as they come."""
     found = dict.fromkeys((row["ipc"], row["label"]) for row in rows)
     return sorted(found, key=lambda one: (one[1] != "full", one[0]))
-
-
-def _full_ipc(rows: Iterable[dict[str, Any]]) -> int | None:
-    return next((int(row["ipc"]) for row in rows if row["label"] == "full"), None)
 
 
 def _of_mode(rows: Rows, mode: str) -> Rows:
