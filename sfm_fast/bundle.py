@@ -8,7 +8,6 @@ A linear projector psi -> phi, fitted on views of the synthetic images alone, jo
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from .bundle_folder import IMAGES, WEIGHTS, checked_file, describe_file, read_config, replaced_folder
 from .bundle_parts import (
+    DTYPES,
     check_parts,
     check_projector,
     fit,
@@ -30,16 +30,16 @@ from .bundle_parts import (
     rounded,
     save_heads,
     save_images,
+    save_psi,
 )
 from .bundle_photos import PhotoClassifier
 from .bundle_text import accuracy_text, config_of, same_backbone, write_texts
 from .data.backbones import Backbone
-from .data.weights import as_recorded, check_storable, save_weights
+from .data.weights import as_recorded, check_storable
 from .distill.export import SyntheticSet, to_bytes
 from .errors import InputError
 from .probe.heads import Classifier, LinearMap, Projector, compose
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 VIEWS = 200
 
 
@@ -138,8 +138,8 @@ class Bundle(PhotoClassifier):
         if dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         whole = self.fold() if folded and not self.folded else self
-        projector = None if whole.projector is None else rounded(whole.projector, DTYPES[dtype])
-        return replace(whole, classifier=rounded(whole.classifier, DTYPES[dtype]), projector=projector)
+        projector = None if whole.projector is None else rounded(whole.projector, dtype)
+        return replace(whole, classifier=rounded(whole.classifier, dtype), projector=projector)
 
     def save(
         self,
@@ -158,25 +158,22 @@ class Bundle(PhotoClassifier):
                 this bundle was loaded with.
         """
         kept = self.as_stored(dtype=dtype, folded=folded)
-        if with_backbone:
-            check_storable(self.backbone)
         source, files = self._stored or (Path(), {})
-        weights = checked_file(source, WEIGHTS, files) if with_backbone is None and WEIGHTS in files else None
+        weights: Backbone | Path | None = None
+        if with_backbone:
+            check_storable(weights := self.backbone)
+        elif with_backbone is None and WEIGHTS in files:
+            weights = checked_file(source, WEIGHTS, files)
         pixels = None if self.folded else self._read_pixels()  # though folded: this may take the place where they lie
         with replaced_folder(folder) as place:
             details = {}
             if pixels is not None and not kept.folded:
                 save_images(place / IMAGES, *pixels)
                 details[IMAGES] = " x ".join(map(str, pixels[0].shape)) + ", uint8"
-            heads = save_heads(
-                place, kept.classifier, kept.projector, DTYPES[dtype], kept.psi if kept.folded else kept.phi
-            )
-            details |= {name: f"{shape}, {dtype}" for name, shape in heads.items()}
+            made_with = kept.psi if kept.folded else kept.phi
+            details |= save_heads(place, kept.classifier, kept.projector, dtype, made_with)
             if weights is not None:
-                shutil.copyfile(weights, place / WEIGHTS)
-            elif with_backbone:
-                save_weights(place / WEIGHTS, self.backbone)
-            if weights is not None or with_backbone:
+                save_psi(place, weights)
                 details[WEIGHTS] = self.psi["name"]
             config = config_of(kept, dtype) | {"files": {name: describe_file(place / name) for name in details}}
             write_texts(place, config, details)

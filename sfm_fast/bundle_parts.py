@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -15,13 +16,14 @@ from .bundle_folder import CLASSIFIER, PROJECTOR, WEIGHTS, checked_file
 from .checks import check_labels
 from .data.backbones import Backbone, load_backbone
 from .data.sources import ImageSource
-from .data.weights import as_recorded
+from .data.weights import as_recorded, save_weights
 from .distill.export import SyntheticSet
 from .errors import InputError
 from .files import load_tensors, save_tensors
 from .probe.heads import Classifier, Projector
 from .reference.augment import Augmentation
 
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 IMAGES_FORMAT = "sfm_fast.bundle_images/1"
 Head = TypeVar("Head", Classifier, Projector)
 
@@ -77,21 +79,21 @@ def on_cpu(head: Head) -> Head:
     return replace(head, weight=head.weight.detach().float().cpu(), bias=head.bias.detach().float().cpu())
 
 
-def rounded(head: Head, dtype: torch.dtype) -> Head:
+def rounded(head: Head, dtype: str) -> Head:
     """The same map with weights as ``dtype`` holds them, in float32."""
-    return replace(head, weight=head.weight.to(dtype).float())
+    return replace(head, weight=head.weight.to(DTYPES[dtype]).float())
 
 
 def save_heads(
-    folder: Path, classifier: Classifier, projector: Projector | None, dtype: torch.dtype, backbone: Mapping[str, Any]
+    folder: Path, classifier: Classifier, projector: Projector | None, dtype: str, backbone: Mapping[str, Any]
 ) -> dict[str, str]:
     """Write the maps, weights as ``dtype``; returns what each file holds. ``backbone``: whose features the classifier takes."""
     # Metadata stands in bundle.json once; here is what the classifier's file needs to be used alone.
     alone = replace(classifier, metadata={"backbone": backbone})
     heads = {CLASSIFIER: alone} | ({} if projector is None else {PROJECTOR: replace(projector, metadata={})})
     for name, head in heads.items():
-        replace(head, weight=head.weight.to(dtype)).save(folder / name)
-    return {name: f"{head.out_features} x {head.in_features}" for name, head in heads.items()}
+        replace(head, weight=head.weight.to(DTYPES[dtype])).save(folder / name)
+    return {name: f"{head.out_features} x {head.in_features}, {dtype}" for name, head in heads.items()}
 
 
 def load_heads(folder: Path, config: Mapping[str, Any]) -> tuple[Classifier, Projector | None]:
@@ -111,6 +113,14 @@ def load_heads(folder: Path, config: Mapping[str, Any]) -> tuple[Classifier, Pro
     if projector is not None:
         projector.metadata |= made.get("projector") or {}
     return classifier, projector
+
+
+def save_psi(folder: Path, weights: Backbone | Path) -> None:
+    """Store a backbone's weights, or those of another bundle's file, which were checked when that was made."""
+    if isinstance(weights, Path):
+        shutil.copyfile(weights, folder / WEIGHTS)
+    else:
+        save_weights(folder / WEIGHTS, weights)
 
 
 def load_psi(record: Mapping[str, Any], folder: Path, files: Mapping[str, Any], options: Mapping[str, Any]) -> Backbone:

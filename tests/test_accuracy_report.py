@@ -68,3 +68,13 @@ def test_what_inheritance_stores() -> None:
     made = lines(stored_table(result({(OURS, "inherit"): 0.7, ("lgm", "inherit"): 0.6})))
     assert len(made) == 2 + 4
     assert made[2] == ["vit → vit", "1,000", "0.00 MB", "0.00 MB", "0.4 kB", "0.25 s"]
+
+
+def test_full_data_of_ten_images_a_class_is_no_table_of_its_own() -> None:
+    made = result({("full", "probe"): 0.9, (OURS, "probe"): 0.7})
+    made["rows"] = [row | {"ipc": 10} if row["label"] == "full" else row for row in made["rows"]]
+    made["rows"] += [row | {"ipc": 10, "top1_mean": 0.75} for row in made["rows"] if row["label"] == OURS]
+    first, second = full_tables(made).split("### ")[1:]
+    assert "75.0" not in first
+    assert "90.0" in first
+    assert "75.0" in second

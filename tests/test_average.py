@@ -98,3 +98,13 @@ def test_shares():
     assert none.mean is None
     with pytest.raises(InputError, match=r"average_last must be in \[0, 1\], got 1.5"):
         DistillConfig(average_last=1.5)
+
+
+def test_steps_that_are_missing_from_the_mean_are_said():
+    earlier = IterateAverage(0.5, 10)
+    for step in range(1, 11):
+        earlier.add(torch.zeros(1, 1), step)
+    later = IterateAverage(0.5, 12)
+    with pytest.warns(RuntimeWarning, match="4 of the last steps are missing from the mean"):
+        later.restore(earlier.state(), torch.zeros(1, 1), 10)
+    assert later.count == 0

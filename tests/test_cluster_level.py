@@ -39,6 +39,7 @@ def test_image_k_of_a_class_belongs_to_its_centre_k(batch) -> None:
     assert rows[: CLASSES * CLUSTERS].view(CLUSTERS, CLASSES).tolist() == [[0, 3, 6, 9], [1, 4, 7, 10], [2, 5, 8, 11]]
     assert torch.equal(rows[: CLASSES * CLUSTERS], rows[CLASSES * CLUSTERS :])
     assert torch.equal(center_of(labels, 1, views=2), labels)
+    assert center_of(torch.tensor([0, 0, 1, 1, 2, 2]), 2, views=1).tolist() == [0, 1, 2, 3, 4, 5]  # any order of labels
 
 
 def test_decoupled_is_the_squared_distance_of_every_image_to_its_own_centre(batch) -> None:
@@ -101,6 +102,7 @@ def test_statistics_must_hold_as_many_centres_as_images() -> None:
     ("options", "message"),
     [
         ({"method": "lgm"}, "level 'cluster' is for sfm and sfm-decoupled"),
+        ({"method": "sfm-decoupled", "alpha": 0.5}, "takes alpha 1: .* got 0.5"),
         ({"method": "sfm"}, "takes alignment 'pair', got 'global'"),
         ({"method": "sfm-decoupled", "level": "image"}, "level must be one of"),
     ],
@@ -158,8 +160,18 @@ def test_recommended_options_and_what_comes_after_them() -> None:
     assert config("--method", "sfm", "--recommended").method == "sfm"
 
 
-def test_the_plan_of_a_recommended_run_has_lgm_beside_it(tmp_path) -> None:
+def test_the_plan_of_a_recommended_run_has_lgm_beside_it(tmp_path, capsys) -> None:
     options = ["--backbone", "fashion_vit", "--num-classes", "4", "--ipc", "2", "--recommended"]
     main(["plan", *options, "--json", str(tmp_path / "plan.json")])
     rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
     assert {row["method"] for row in rows} == {"sfm", "lgm"}
+    advice = capsys.readouterr().out.strip().splitlines()[-1]
+    for words in (
+        "--method sfm-decoupled",
+        "--level cluster",
+        "--average-last 0.25",
+        "--min-area 0.3",
+        "--no-noise",
+        "--ipc 2",
+    ):
+        assert words in advice

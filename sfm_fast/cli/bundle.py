@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from ..bundle import DTYPES, VIEWS, Bundle
+from ..bundle import VIEWS, Bundle
 from ..bundle_folder import check_bundle_folder
-from ..bundle_parts import check_parts, check_test_set
+from ..bundle_parts import DTYPES, check_parts, check_test_set
 from ..data.datasets import open_dataset
 from ..data.weights import check_storable
 from ..distill.export import SyntheticSet
