@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.sfm_fast_ready
 
-.PHONY: demo test lint bench claims predict gpu static accuracy readme clean
+.PHONY: demo test lint bench claims predict gpu static accuracy derivation readme clean
 
 SOURCES = $(wildcard csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
@@ -46,6 +46,9 @@ static: $(READY)  ## write the table of the compiled GPU kernels anew (tests com
 
 accuracy: $(READY)  ## the accuracy table on full Fashion-MNIST, three backbones: resumable, about an hour on 2 cores
 	$(BIN)/python benchmarks/accuracy.py --data fashion-mnist --out benchmarks/results/cpu
+
+derivation: $(READY)  ## LGM's gradient beside the flow on full Fashion-MNIST: table and figure, some minutes
+	$(BIN)/python benchmarks/derivation.py --data fashion-mnist --out benchmarks/results/cpu --figure docs/figures/derivation.svg
 
 readme: $(READY)  ## the README's tables, from the committed results
 	$(BIN)/python scripts/readme_tables.py

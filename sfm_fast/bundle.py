@@ -64,7 +64,7 @@ class Bundle(PhotoClassifier):
     sizes: list[dict[str, Any]] = field(default_factory=list)
     _pixels: tuple[Tensor, Tensor] | None = None
     _backbone: Backbone | None = None
-    _stored: tuple[Path, dict[str, Any]] | None = None
+    _stored: tuple[Path, dict[str, Any]] = field(default_factory=lambda: (Path(), {}))
     _machine: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -158,7 +158,7 @@ class Bundle(PhotoClassifier):
                 this bundle was loaded with.
         """
         kept = self.as_stored(dtype=dtype, folded=folded)
-        source, files = self._stored or (Path(), {})
+        source, files = self._stored
         weights: Backbone | Path | None = None
         if with_backbone:
             check_storable(weights := self.backbone)
@@ -166,10 +166,7 @@ class Bundle(PhotoClassifier):
             weights = checked_file(source, WEIGHTS, files)
         pixels = None if self.folded else self._read_pixels()  # though folded: this may take the place where they lie
         with replaced_folder(folder) as place:
-            details = {}
-            if pixels is not None and not kept.folded:
-                save_images(place / IMAGES, *pixels)
-                details[IMAGES] = " x ".join(map(str, pixels[0].shape)) + ", uint8"
+            details = {} if pixels is None or kept.folded else {IMAGES: save_images(place / IMAGES, *pixels)}
             made_with = kept.psi if kept.folded else kept.phi
             details |= save_heads(place, kept.classifier, kept.projector, dtype, made_with)
             if weights is not None:
@@ -178,7 +175,7 @@ class Bundle(PhotoClassifier):
             config = config_of(kept, dtype) | {"files": {name: describe_file(place / name) for name in details}}
             write_texts(place, config, details)
         self.sizes = config["sizes"]
-        if self._stored and os.path.realpath(source) == os.path.realpath(Path(folder).expanduser()):
+        if files and os.path.realpath(source) == os.path.realpath(Path(folder).expanduser()):
             self._stored = (source, config["files"])  # what it was loaded from is this now
 
     @classmethod
@@ -224,8 +221,7 @@ class Bundle(PhotoClassifier):
     def backbone(self) -> Backbone:
         """psi, loaded at the first use; raises ``InputError`` where its weights can't be had, or are others."""
         if self._backbone is None:
-            place, files = self._stored or (Path(), {})
-            self._backbone = load_psi(self.psi, place, files, self._machine)
+            self._backbone = load_psi(self.psi, *self._stored, self._machine)
         return self._backbone
 
     @property
@@ -239,7 +235,7 @@ class Bundle(PhotoClassifier):
         if self.folded:
             raise InputError("this bundle is folded: it classifies, and holds no images")
         if self._pixels is None:
-            place, files = self._stored or (Path(), {})
+            place, files = self._stored
             self._pixels = read_images(checked_file(place, IMAGES, files), len(self.class_names))
         return self._pixels
 

@@ -152,9 +152,10 @@ def from_bytes(pixels: Tensor) -> Tensor:
     return pixels.permute(0, 3, 1, 2).contiguous().float() / 255
 
 
-def save_images(path: str | os.PathLike[str], pixels: Tensor, labels: Tensor) -> None:
-    """Write pixels (N, H, W, channels) uint8 and labels (N,) int64 as a safetensors file."""
+def save_images(path: str | os.PathLike[str], pixels: Tensor, labels: Tensor) -> str:
+    """Write pixels (N, H, W, channels) uint8 and labels (N,) int64 as a safetensors file; returns what it holds."""
     save_tensors(path, {"images": pixels, "labels": labels}, {"file_format": IMAGES_FORMAT})
+    return " x ".join(map(str, pixels.shape)) + ", uint8"
 
 
 def read_images(path: str | os.PathLike[str], classes: int) -> tuple[Tensor, Tensor]:
