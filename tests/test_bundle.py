@@ -21,9 +21,11 @@ import sfm_fast
 from sfm_fast import Bundle, bundle_folder
 from sfm_fast import bundle as bundle_module
 from sfm_fast.bundle_parts import fit
+from sfm_fast.cli import common
 from sfm_fast.cli import main as cli
 from sfm_fast.data.backbones import load_backbone
 from sfm_fast.data.datasets import open_dataset
+from sfm_fast.data.sources import ArraySource
 from sfm_fast.data.weights import save_weights
 from sfm_fast.distill.export import SyntheticSet
 from sfm_fast.errors import InputError
@@ -126,16 +128,30 @@ def test_the_projector_stands_between(joined, classifier, tiny, test_data, tmp_p
 
 
 def test_the_projector_is_fitted_on_the_same_views_of_the_images_as_stored(joined, tiny, vit):
-    from sfm_fast.probe.features import view_features
+    from sfm_fast.probe.features import projector_features
     from sfm_fast.probe.inherit import fit_projector
 
     stored = joined.synthetic.images
     options = dict(seed=0, augmentation=sfm_fast.Augmentation(min_area=0.08, noise=False))
-    x, y = (view_features(model, stored, 4, **options) for model in (tiny, vit))
+    x, y = (projector_features(model, stored, 4, **options) for model in (tiny, vit))
     again = fit_projector(x, y)
     torch.testing.assert_close(joined.projector.weight, again.weight)
     residual = y - again(x)
     assert residual.square().mean() < (y - y.mean((0, 1))).square().mean()
+
+
+def test_without_blends_it_is_fitted_on_single_images(synthetic, classifier, vit, tiny, joined):
+    from sfm_fast.probe.features import view_features
+    from sfm_fast.probe.inherit import fit_projector
+
+    plain = Bundle.create(synthetic, classifier, vit, tiny, views=4, min_area=0.5, blends=False)
+    options = dict(seed=0, augmentation=sfm_fast.Augmentation(min_area=0.5, noise=False))
+    x, y = (view_features(model, plain.synthetic.images, 4, **options) for model in (tiny, vit))
+    torch.testing.assert_close(plain.projector.weight, fit_projector(x, y).weight)
+    assert not torch.allclose(plain.projector.weight, joined.projector.weight)
+    for bundle, wanted in ((plain, (False, 0.5)), (joined, (True, 0.08))):
+        made = bundle.made["projector"]
+        assert (made["blends"], made["min_area"]) == wanted
 
 
 def test_a_batch_equals_its_photos_one_by_one(same, test_data, tmp_path):
@@ -193,6 +209,7 @@ def test_exif_turns_a_photo(same, tmp_path):
 
 
 BAD_PHOTOS = {
+    "folder": (lambda folder: folder, ": is a folder; give image files"),
     "missing": (lambda folder: folder / "none.png", "none.png: no such file"),
     "no image": (lambda folder: __file__, "unreadable image"),
     "channels": (lambda folder: torch.rand(2, 4, 28, 28), "4 channels"),
@@ -230,7 +247,7 @@ def test_the_round_trip(joined, synthetic, vit, tiny, tmp_path):
     bundle = Bundle.load(folder)
     assert bundle.class_names == synthetic.class_names
     assert (bundle.phi, bundle.psi) == (joined.phi, joined.psi)
-    assert bundle.accuracy == {"fashion_vit, classifier alone, embedded/test": 0.75}
+    assert bundle.accuracy == {}
     assert bundle.projector.metadata["solver"] == "ridge"
     assert bundle.classifier.metadata["backbone"]["name"] == "fashion_vit"
     again = bundle.synthetic
@@ -310,12 +327,77 @@ def test_its_readme_says_what_it_is_and_its_snippet_runs(
 ):
     joined.save(tmp_path / "this" / "folder", with_backbone=True)
     page = (tmp_path / "this" / "folder" / "README.md").read_text()
-    for wanted in ("T-shirt/top", "`test_vit`", "`fashion_vit`", "0.75", "its weights are inside"):
+    for wanted in (
+        "T-shirt/top",
+        "`test_vit`",
+        "`fashion_vit`",
+        "Its weights are inside",
+        "half of them blends of two",
+    ):
         assert wanted in page
     Image.fromarray((test_data[0][0, 0] * 255).byte().numpy()).save(tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     exec(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], {})
     assert capsys.readouterr().out.startswith("[('")
+
+
+# --- how accurate it is ------------------------------------------------------------------------------------------------
+
+
+ALONE = "(Its classifier on fashion_vit's own features: 75.0 % on embedded/test"
+
+
+def test_another_accuracy_is_not_given_for_its_own(joined, same, vit, tmp_path):
+    lower = f"Accuracy of this bundle: not measured. {ALONE}; through the projector it is lower.)"
+    smaller = replace(same, psi=vit.describe() | {"input_size": 14}, accuracy={})  # the same weights, other photos
+    for bundle in (joined, joined.fold(), smaller):
+        assert bundle.accuracy_text() == lower
+    wanted = "Accuracy: 75.0 % on embedded/test, measured when its classifier was trained."
+    for bundle in (same, same.fold()):
+        assert bundle.accuracy_text() == wanted
+    unknown = replace(same, made={**same.made, "classifier": {}})
+    assert unknown.accuracy_text() == "Accuracy of this bundle: not measured."
+    joined.save(tmp_path / "b", folded=True)
+    assert lower in (tmp_path / "b" / "README.md").read_text()
+
+
+def small_test_set(count=150, names=None):
+    source = open_dataset("embedded", "test")
+    images = source.images[:count, 0].numpy()
+    return ArraySource("a test set", images, source.labels[:count].numpy(), names or source.class_names)
+
+
+@pytest.mark.parametrize("name", ["same", "joined"])
+def test_its_accuracy_is_that_of_its_answers(name, tiny, vit, test_data, tmp_path, request):
+    bundle = replace(request.getfixturevalue(name), accuracy={})
+    found = bundle.evaluate(small_test_set(), batch_size=64)
+    right = (bundle.probabilities(test_data[0]).argmax(1) == test_data[1]).double().mean().item()
+    assert found == {"top1": right, "images": 150}
+    bundle.save(tmp_path / "b", dtype="fp32")
+    loaded = Bundle.load(tmp_path / "b", backbone=vit if name == "same" else tiny)
+    assert loaded.accuracy == {"a test set": found}
+    line = f"Accuracy of this bundle: {100 * right:.1f} % on a test set, 150 images."
+    assert loaded.accuracy_text() == (line if name == "same" else f"{line} {ALONE}.)")
+    assert loaded.accuracy_text() in (tmp_path / "b" / "README.md").read_text()
+
+
+def test_as_stored_is_what_load_reads(joined, tiny, tmp_path):
+    for folded in (False, True):
+        joined.save(tmp_path / "b", folded=folded)
+        loaded, stored = Bundle.load(tmp_path / "b", backbone=tiny), joined.as_stored(folded=folded)
+        assert torch.equal(loaded.classifier.weight, stored.classifier.weight)
+        assert loaded.folded == stored.folded
+        assert folded or torch.equal(loaded.projector.weight, stored.projector.weight)
+
+
+def test_a_test_set_of_other_classes_is_refused(same):
+    names = [str(c) for c in range(10)]
+    with pytest.raises(InputError, match="a test set: its 10 classes are not the bundle's 10"):
+        same.evaluate(small_test_set(5, names))
+    with pytest.raises(InputError, match="a test set: holds no images"):
+        same.evaluate(small_test_set(0))
+    with pytest.raises(InputError, match="batch_size"):
+        same.evaluate(small_test_set(5), batch_size=0)
 
 
 # --- the backbone ----------------------------------------------------------------------------------------------------
@@ -350,6 +432,26 @@ def test_the_preprocessing_is_the_recorded_one(joined, tiny, test_data, tmp_path
     assert loaded.backbone.resize == 40
     images = test_data[0][:3]
     assert not torch.allclose(loaded.probabilities(images), joined.probabilities(images), atol=1e-3)
+
+
+def test_stored_weights_stay_unless_told_otherwise(joined, tmp_path):
+    joined.save(tmp_path / "b", with_backbone=True)
+    weights = (tmp_path / "b" / "backbone.safetensors").read_bytes()
+    bundle = Bundle.load(tmp_path / "b")
+    bundle.save(tmp_path / "b")  # onto itself
+    bundle.save(tmp_path / "folded", folded=True)
+    for name in ("b", "folded"):
+        assert (tmp_path / name / "backbone.safetensors").read_bytes() == weights
+        assert Bundle.load(tmp_path / name).classify(torch.rand(28, 28))
+    bundle.save(tmp_path / "b", folded=True, with_backbone=False)
+    assert files_of(tmp_path / "b") == {"bundle.json", "README.md", "classifier.safetensors"}
+    assert len(bundle.synthetic.images) == 10  # read before their file went
+
+
+def test_its_readme_says_where_the_weights_are(same, joined, tmp_path):
+    for bundle, wanted in ((same, "they come with the package"), (joined, "timm downloads them")):
+        bundle.save(tmp_path / "b")
+        assert f"Its weights are not inside: {wanted}" in (tmp_path / "b" / "README.md").read_text()
 
 
 FRESH = """
@@ -410,6 +512,12 @@ def test_parts_of_different_making_are_refused(synthetic, classifier, vit, tiny)
     foreign = replace(classifier, metadata={"backbone": tiny.describe()})
     with pytest.raises(InputError, match="classifier: made with 'test_vit'"):
         Bundle.create(synthetic, foreign, vit)
+    smaller = {"backbone": vit.describe() | {"input_size": 14}}
+    wanted = "made with 'fashion_vit' (input size 14), phi is 'fashion_vit' (input size 28)"
+    with pytest.raises(InputError, match=re.escape(f"classifier: {wanted}")):
+        Bundle.create(synthetic, replace(classifier, metadata=smaller), vit)
+    with pytest.raises(InputError, match=re.escape(f"synthetic: {wanted}")):
+        Bundle.create(replace(synthetic, metadata=smaller), classifier, vit)
     names = ["Sack" if name == "Bag" else name for name in classifier.class_names]
     with pytest.raises(InputError, match="differ in \\['Bag', 'Sack'\\]"):
         Bundle.create(synthetic, replace(classifier, class_names=names), vit)
@@ -421,10 +529,17 @@ def test_parts_of_different_making_are_refused(synthetic, classifier, vit, tiny)
         Bundle.create(
             synthetic, classifier, vit, tiny, Projector(torch.ones(192, 64), torch.ones(192), {"psi": vit.describe()})
         )
+    wide = {"psi": tiny.describe() | {"input_size": 64}}
+    with pytest.raises(
+        InputError, match=r"fitted for psi 'test_vit' \(input size 64\), psi is 'test_vit' \(input size 32"
+    ):
+        Bundle.create(synthetic, classifier, vit, tiny, Projector(torch.ones(192, 64), torch.ones(192), wide))
     with pytest.raises(InputError, match="left out where psi is phi"):
         Bundle.create(synthetic, classifier, vit, vit, Projector(torch.eye(192), torch.ones(192)))
     with pytest.raises(InputError, match="views must be at least 1"):
         Bundle.create(synthetic, classifier, vit, tiny, views=0)
+    with pytest.raises(InputError, match=r"min_area must be in \(0, 1\], got 2"):
+        Bundle.create(synthetic, classifier, vit, tiny, min_area=2)
 
 
 def test_a_given_projector_is_taken(synthetic, classifier, vit, tiny):
@@ -465,6 +580,7 @@ DAMAGE = {
     "no names": ("bundle.json", edit(class_names=None), "damaged (class_names is None)"),
     "channels": ("bundle.json", edit(channels=2), "damaged (channels is 2)"),
     "no backbone": ("bundle.json", edit(evaluating_backbone={"name": "x"}), "evaluating_backbone has no fingerprint"),
+    "accuracy": ("bundle.json", edit(accuracy={"x": 0.9}), "damaged (accuracy of 'x' is 0.9)"),
     "no files": ("bundle.json", edit(files={}), "names no classifier.safetensors"),
     "other names": ("bundle.json", edit(class_names=["a"] * 10), "don't fit together"),
 }
@@ -608,6 +724,8 @@ def test_the_commands(workplace, capsys, tiny_checkpoint):
     assert result["evaluating_backbone"]["name"] == "test_vit"
     assert result["sizes"] == Bundle.load("b").size_report()
     assert f"| {result['sizes'][-2]['bytes']:,} |".replace("| ", "") in out
+    assert re.search(r"^\| part +\| +bytes \| +what \|$", out, re.MULTILINE)
+    assert "Accuracy of this bundle: not measured." in out
     code, out, _ = call(capsys, "classify", "b", "photo.jpg", "--top", "2", "--json", "-")
     assert code == 0
     row = json.loads(out)["rows"][0]
@@ -634,6 +752,14 @@ MISTAKES = {
     "no classifier": (["bundle", "runs/sfm", "--classifier", "none", "--out", "b"], "none: no such file"),
     "no photo": (["classify", "whole", "none.jpg"], "none.jpg: no such file"),
     "no bundle": (["classify", "none", "photo.jpg"], "no bundle here"),
+    "folder": (["classify", "whole", "runs"], "runs: is a folder; give image files"),
+    "min_area": ([*BUNDLE, "--min-area", "0"], "--min-area must be in (0, 1], got 0.0"),
+    "test data": ([*BUNDLE, "--test-data", "none"], "'none' is no folder or .tar file here"),
+    "bundle of a bundle": (
+        ["bundle", "whole", *BUNDLE[2:]],
+        "whole is a bundle; wanted a folder of `sfm-fast distill`",
+    ),
+    "eval of a bundle": (["eval", "whole"], "From Python: bundle.synthetic holds its images"),
     "top": (["classify", "whole", "photo.jpg", "--top", "0"], "--top"),
 }
 
@@ -648,6 +774,54 @@ def test_a_mistake_is_one_line_and_writes_nothing(name, workplace, capsys, same)
     assert message in err
     assert len(err.strip().splitlines()) == 1
     assert files_of(workplace) == before
+
+
+def test_the_command_measures_what_it_writes(workplace, capsys, tiny_checkpoint, test_data):
+    for label, image in zip(test_data[1][:60].tolist(), test_data[0], strict=False):
+        folder = workplace / "data" / "test" / str(label)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((image[0] * 255).round().byte().numpy()).save(folder / f"{len(files_of(folder))}.png")
+    numbered = Classifier.load("classifier.safetensors")
+    names = [str(c) for c in range(10)]
+    replace(numbered, class_names=names).save("classifier.safetensors")
+    images = SyntheticSet.load("runs/sfm")
+    replace(images, class_names=names).save("runs/sfm/synthetic.safetensors")
+    other = ["--eval-backbone", "test_vit", "--eval-checkpoint", tiny_checkpoint, "--eval-image-size", 32, "--views", 3]
+    test = ["--test-data", "data", "--workers", 0, "--no-blends", "--min-area", 0.3, "--with-backbone", "--json", "-"]
+    code, out, err = call(capsys, *BUNDLE, *other, *test)
+    assert code == 0, err
+    result = json.loads(out)
+    bundle = Bundle.load("b")
+    paths = sorted((workplace / "data" / "test").glob("*/*.png"))
+    right = [
+        answer[0][0] == path.parent.name for answer, path in zip(bundle.classify(paths, top=1), paths, strict=True)
+    ]
+    (found,) = result["accuracy"].values()
+    assert found == {"top1": pytest.approx(sum(right) / 60), "images": 60}
+    assert bundle.accuracy == result["accuracy"]
+    assert bundle.made["projector"]["min_area"] == 0.3
+    assert bundle.made["projector"]["blends"] is False
+    assert f"{100 * found['top1']:.1f} % on data/test, 60 images" in (workplace / "b" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ([], None),
+        (["--eval-checkpoint", "b"], ("fashion_vit", "b", 224)),
+        (["--eval-image-size", "56"], ("fashion_vit", "a", 56)),
+        (["--eval-backbone", "x"], ("x", None, None)),
+        (["--eval-backbone", "x", "--eval-checkpoint", "b", "--eval-image-size", "56"], ("x", "b", 56)),
+    ],
+)
+def test_the_evaluating_backbone_of_bundle_and_eval(given, wanted, monkeypatch):
+    def load(name, checkpoint, *, image_size, device, precision):
+        return name, checkpoint, image_size
+
+    monkeypatch.setattr(common, "load_backbone", load)
+    own = ["--image-size", "224", "--checkpoint", "a", *given]
+    for argv in (["bundle", "run", "--classifier", "c", "--out", "o"], ["eval", "run"]):
+        assert common.open_evaluating_backbone(cli.parser().parse_args([*argv, *own])) == wanted
 
 
 def test_a_run_of_another_backbone_is_refused(workplace, capsys, tiny_checkpoint):
