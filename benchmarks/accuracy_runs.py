@@ -69,6 +69,10 @@ RUNS: dict[int, tuple[Run, ...]] = {
 }
 
 
+# Twelve seconds a step here, an hour's quarter for three seeds: only with --everything.
+DEAR = frozenset({("tf_efficientnet_lite0", 10, "lgm"), ("tf_efficientnet_lite0", 1, "lgm, views as recommended")})
+
+
 @dataclass(frozen=True)
 class Table:
     """Settings of one table; a job's file is valid for as long as what it depends on is the same."""

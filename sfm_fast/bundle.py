@@ -15,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bundle_folder import IMAGES, WEIGHTS, checked_file, describe_file, read_config, replaced_folder
+from .bundle_config import read_config
+from .bundle_folder import IMAGES, WEIGHTS, checked_file, describe_file, replaced_folder
 from .bundle_parts import (
     DTYPES,
     check_parts,
     check_projector,
+    check_psi,
     fit,
     from_bytes,
     how_made,
@@ -33,9 +35,9 @@ from .bundle_parts import (
     save_psi,
 )
 from .bundle_photos import PhotoClassifier
-from .bundle_text import accuracy_text, config_of, same_backbone, write_texts
+from .bundle_text import accuracy_text, config_of, write_texts
 from .data.backbones import Backbone
-from .data.weights import as_recorded, check_storable
+from .data.weights import check_storable
 from .distill.export import SyntheticSet, to_bytes
 from .errors import InputError
 from .probe.heads import Classifier, LinearMap, Projector, compose
@@ -95,8 +97,8 @@ class Bundle(PhotoClassifier):
         Raises ``InputError`` where the parts weren't made with each other.
         """
         check_parts(synthetic, classifier, phi)
-        evaluating = phi if psi is None or same_backbone(phi.describe(), psi.describe()) else psi
-        same = evaluating is phi
+        same = psi is None or psi.identity == phi.identity
+        evaluating = phi if psi is None or same else psi
         if same and projector is not None:
             raise InputError("projector must be left out where psi is phi: there is nothing to project")
         # As the bundle keeps them: who fits another projector on a bundle's images later starts from the same ones.
@@ -209,8 +211,7 @@ class Bundle(PhotoClassifier):
             _stored=(place, config["files"]),
             _machine={"checkpoint": checkpoint, "device": device, "precision": precision},
         )
-        if backbone is not None:
-            bundle._backbone = as_recorded(backbone, bundle.psi)
+        bundle._backbone = None if backbone is None else check_psi(backbone, bundle.psi, place)
         return bundle
 
     def __repr__(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from .bundle_folder import CLASSIFIER, PROJECTOR, WEIGHTS, checked_file
+from .bundle_folder import CLASSIFIER, CONFIG, PROJECTOR, WEIGHTS, checked_file
 from .checks import check_labels
 from .data.backbones import Backbone, load_backbone
 from .data.sources import ImageSource
@@ -135,7 +135,16 @@ def load_psi(record: Mapping[str, Any], folder: Path, files: Mapping[str, Any], 
         found = load_backbone(record["name"], image_size=record["input_size"], **options)
     except InputError as error:
         raise InputError(f"{folder}: its backbone can't be loaded: {error}") from error
-    return as_recorded(found, record)
+    return check_psi(found, record, folder)
+
+
+def check_psi(found: Backbone, record: Mapping[str, Any], folder: Path) -> Backbone:
+    """``found`` as ``record``, of the bundle in ``folder``, has it; raises ``InputError`` where it is another, or the record damaged."""
+    recorded = as_recorded(found, record)
+    if recorded.mean.shape != found.mean.shape:
+        told = f"{len(record['mean'])} numbers, {found.name!r} wants {len(found.mean)}"
+        raise InputError(f"{folder / CONFIG}: damaged bundle (evaluating_backbone: mean has {told})")
+    return recorded
 
 
 def how_made(synthetic: SyntheticSet, classifier: Classifier, projector: Projector | None) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .bundle_folder import CONFIG, FORMAT, README, TITLES, VERSION, WEIGHTS
+from .bundle_config import VERSION
+from .bundle_folder import CONFIG, FORMAT, README, TITLES, WEIGHTS
 from .data.shipped import SHIPPED
 from .files import write_text
 from .version import __version__
@@ -66,8 +67,8 @@ def _training_images(config: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def same_backbone(phi: Mapping[str, Any], psi: Mapping[str, Any]) -> bool:
-    """Whether two ``Backbone.describe()`` tell of the same weights at the same input size."""
-    return all(phi[key] == psi[key] for key in ("fingerprint", "input_size"))
+    """Whether two ``Backbone.describe()`` tell of the same ``Backbone.identity``."""
+    return all(phi[key] == psi[key] for key in ("name", "fingerprint", "input_size", "resize", "mean", "std"))
 
 
 def accuracy_text(config: Mapping[str, Any]) -> str:

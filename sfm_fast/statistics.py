@@ -132,7 +132,7 @@ class ClassStatistics:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ClassStatistics:
-        """Read what `save` wrote; ``.provenance`` of the result holds its metadata."""
+        """Read what `save` wrote; ``.provenance`` of the result holds its metadata. Raises ``InputError`` naming a damaged file."""
         tensors, metadata = load_tensors(path)
         if metadata.get("file_format") != FORMAT or not {"sums", "counts"} <= tensors.keys():
             raise InputError(
@@ -144,8 +144,17 @@ class ClassStatistics:
             raise InputError(f"{path}: damaged statistics (sums {tuple(sums.shape)}, counts {tuple(counts.shape)})")
         if not isinstance(metadata.get("provenance", {}), dict):
             raise InputError(f"{path}: damaged statistics (provenance is no table)")
-        clusters = tensors.get("cluster_centers")
-        statistics = cls(*sums.shape, class_names=metadata.get("class_names"))
+        names, clusters = metadata.get("class_names"), tensors.get("cluster_centers")
+        if names is not None and (not isinstance(names, list) or len(names) != len(sums)):
+            raise InputError(f"{path}: damaged statistics ({len(sums)} classes, class names {str(names)[:80]})")
+        if clusters is not None:
+            fits = clusters.ndim == 3 and clusters.shape[::2] == sums.shape and clusters.shape[1] > 0
+            if not fits or clusters.dtype != torch.float64 or not clusters.isfinite().all():
+                raise InputError(
+                    f"{path}: damaged statistics (cluster_centers {tuple(clusters.shape)} {clusters.dtype}, wanted finite float64 "
+                    f"({sums.shape[0]}, centres, {sums.shape[1]}))"
+                )
+        statistics = cls(*sums.shape, class_names=names)
         statistics._sums, statistics._counts = sums, counts
         if clusters is not None:
             statistics.clusters, statistics._cluster_centers = clusters.shape[1], clusters

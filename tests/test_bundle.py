@@ -208,6 +208,26 @@ def test_exif_turns_a_photo(same, tmp_path):
     torch.testing.assert_close(same.probabilities(path), same.probabilities(upright))
 
 
+def saved(image: Image.Image, path: Path) -> Path:
+    image.save(path)
+    return path
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_as_other_packages_give_them(same):
+    colours = np.random.default_rng(0).integers(0, 255, (40, 50, 3)).astype(np.uint8)
+    image = Image.fromarray(colours)
+    wanted = same.probabilities(colours)
+    deep = colours.astype(np.uint16) * 257
+    several = [np.ascontiguousarray(colours[..., ::-1])[..., ::-1], np.asarray(image), deep, deep.astype(">u2")]
+    for given in (*several, torch.from_numpy(deep), torch.from_numpy(deep).permute(2, 0, 1)[None]):
+        torch.testing.assert_close(same.probabilities(given), wanted)
+    deep_grey = same.probabilities(deep[..., 0])
+    torch.testing.assert_close(deep_grey, same.probabilities(Image.fromarray(deep[..., 0])), rtol=0, atol=0.02)
+    strip = np.zeros((2, 100), np.uint8)  # just short enough
+    torch.testing.assert_close(same.probabilities(strip), same.probabilities(Image.fromarray(strip)))
+
+
 BAD_PHOTOS = {
     "folder": (lambda folder: folder, ": is a folder; give image files"),
     "missing": (lambda folder: folder / "none.png", "none.png: no such file"),
@@ -217,6 +237,19 @@ BAD_PHOTOS = {
     "nan": (lambda folder: [torch.rand(28, 28), torch.full((28, 28), torch.nan)], "photo 1: not finite"),
     "number": (lambda folder: [3], "photo 0: must be a path"),
     "nothing": (lambda folder: 3, "photos must be paths"),
+    "lab": (lambda folder: saved(picture("RGB").convert("LAB"), folder / "lab.tif"), "lab.tif: unreadable image (conv"),
+    "la": (lambda folder: [picture("LA").convert("La")], "photo 0: unreadable image (conversion"),
+    "objects": (lambda folder: np.full((9, 9), "x", object), "photo 0: unreadable image (an array of object"),
+    "text": (lambda folder: np.full((9, 9), "x"), "photo 0: unreadable image (an array of <U1"),
+    "complex": (lambda folder: np.ones((9, 9), complex), "photo 0: unreadable image (an array of complex128"),
+    "complex tensors": (lambda folder: torch.ones(2, 1, 9, 9, dtype=torch.cfloat), "photos: pixels must be uint8"),
+    "int": (lambda folder: np.ones((9, 9), int), "photo 0: pixels must be uint8"),
+    "strip": (
+        lambda folder: saved(Image.new("RGB", (1, 60000)), folder / "strip.png"),
+        "strip.png: an image of 1 x 60000",
+    ),
+    "array strip": (lambda folder: np.zeros((2, 101), np.uint8), "photo 0: an image of 101 x 2 pixels"),
+    "empty": (lambda folder: np.zeros((0, 9), np.uint8), "photo 0: an image must have pixels"),
     "float file": (lambda folder: Image.fromarray(np.zeros((9, 9), np.float32)), "photo 0: image mode 'F'"),
 }
 
@@ -536,6 +569,12 @@ def test_parts_of_different_making_are_refused(synthetic, classifier, vit, tiny)
         Bundle.create(synthetic, classifier, vit, tiny, Projector(torch.ones(192, 64), torch.ones(192), wide))
     with pytest.raises(InputError, match="left out where psi is phi"):
         Bundle.create(synthetic, classifier, vit, vit, Projector(torch.eye(192), torch.ones(192)))
+    named = replace(vit, name="fashion_vit_quickgelu")  # the same weights in another network
+    for other in (named, replace(vit, resize=32), replace(vit, mean=vit.mean + 0.1)):
+        bundle = Bundle.create(synthetic, classifier, vit, other, views=3)
+        assert bundle.projector is not None
+        assert "not measured" in bundle.accuracy_text()
+    assert Bundle.create(synthetic, classifier, vit, replace(vit)).projector is None
     with pytest.raises(InputError, match="views must be at least 1"):
         Bundle.create(synthetic, classifier, vit, tiny, views=0)
     with pytest.raises(InputError, match=r"min_area must be in \(0, 1\], got 2"):
@@ -577,13 +616,48 @@ DAMAGE = {
     "config empty": ("bundle.json", lambda path: path.write_text("[]"), "bundle.json: not of a bundle"),
     "other config": ("bundle.json", edit(file_format="other/1"), "bundle.json: not of a bundle"),
     "future": ("bundle.json", edit(file_format="sfm_fast.bundle/2", sfm_fast="9.1"), "format 2, made by sfm_fast 9.1"),
-    "no names": ("bundle.json", edit(class_names=None), "damaged (class_names is None)"),
-    "channels": ("bundle.json", edit(channels=2), "damaged (channels is 2)"),
+    "no names": ("bundle.json", edit(class_names=None), "damaged bundle (class_names is None)"),
+    "channels": ("bundle.json", edit(channels=2), "damaged bundle (channels is 2)"),
     "no backbone": ("bundle.json", edit(evaluating_backbone={"name": "x"}), "evaluating_backbone has no fingerprint"),
-    "accuracy": ("bundle.json", edit(accuracy={"x": 0.9}), "damaged (accuracy of 'x' is 0.9)"),
+    "accuracy": ("bundle.json", edit(accuracy={"x": 0.9}), "damaged bundle (accuracy of 'x' is 0.9)"),
     "no files": ("bundle.json", edit(files={}), "names no classifier.safetensors"),
     "other names": ("bundle.json", edit(class_names=["a"] * 10), "don't fit together"),
+    "deep": ("bundle.json", lambda path: path.write_text("[" * 100_000), "bundle.json: damaged bundle"),
+    "format": ("bundle.json", edit(file_format="sfm_fast.bundle/²"), "damaged bundle (file_format is "),
+    "infinite": ("bundle.json", edit(sfm_fast=float("inf")), "damaged bundle (Infinity is no number"),
+    "names": ("bundle.json", edit(class_names=[1] * 10), "damaged bundle (class_names is [1"),
+    "made": ("bundle.json", edit(made={"classifier": 3}), "damaged bundle (made: classifier is 3"),
+    "made projector": ("bundle.json", edit(made={"projector": [1]}), "damaged bundle (made: projector is [1]"),
+    "made synthetic": ("bundle.json", edit(made={"synthetic": "x"}), "damaged bundle (made: synthetic is 'x'"),
+    "made top1": ("bundle.json", edit(made={"classifier": {"test_top1": "x"}}), "made: classifier: test_top1 is 'x'"),
+    "sizes": ("bundle.json", edit(sizes=[1]), "damaged bundle (sizes[0] is 1)"),
+    "accuracies": ("bundle.json", edit(accuracy={"a": "b"}), "damaged bundle (accuracy of 'a' is 'b')"),
+    "top1": ("bundle.json", edit(accuracy={"a": {"top1": "b", "images": 1}}), "accuracy of 'a': top1 is 'b'"),
 }
+
+BACKBONE_DAMAGE = {
+    "input_size": "28", "resize": 0, "num_features": True, "mean": "0.5", "std": [0.5, 0.5], "name": ["x"], "fingerprint": None,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("role", ["distilling_backbone", "evaluating_backbone"])
+@pytest.mark.parametrize("key", BACKBONE_DAMAGE)
+def test_a_damaged_record_of_a_backbone_is_named(key, role, same, tmp_path):
+    same.save(tmp_path / "b")
+    path = tmp_path / "b" / "bundle.json"
+    edit(**{role: same.phi | {key: BACKBONE_DAMAGE[key]}})(path)
+    with pytest.raises(InputError, match=rf"bundle\.json: damaged bundle \({role}: .*{key}"):
+        Bundle.load(tmp_path / "b")
+
+
+def test_a_mean_of_another_length_is_named(same, vit, tmp_path):
+    same.save(tmp_path / "b")
+    edit(evaluating_backbone=same.psi | {"mean": [0.5] * 3, "std": [0.5] * 3})(tmp_path / "b" / "bundle.json")
+    wanted = "bundle.json: damaged bundle (evaluating_backbone: mean has 3 numbers, 'fashion_vit' wants 1)"
+    with pytest.raises(InputError, match=re.escape(wanted)):
+        Bundle.load(tmp_path / "b", backbone=vit)
+    with pytest.raises(InputError, match=re.escape(wanted)):
+        Bundle.load(tmp_path / "b").classify(torch.rand(28, 28))
 
 
 @pytest.mark.parametrize("name", DAMAGE)
@@ -639,6 +713,51 @@ def test_a_bundle_is_replaced_and_nothing_else(same, joined, tmp_path):
         same.save(tmp_path / "b", dtype="int4")
     assert (tmp_path / "thesis" / "bundle.json").read_text() == "{}"
     assert files_of(tmp_path) == {"b", "other", "thesis", "file"}
+
+
+@pytest.mark.parametrize("before", ["nothing", "empty", "bundle"])
+@pytest.mark.parametrize("what", ["folder", "file", "link", "bundle with more"])
+def test_what_lies_beside_is_never_touched(what, before, same, tmp_path):
+    place, old = tmp_path / "b", tmp_path / ".b.old"
+    if before == "empty":
+        place.mkdir()
+    elif before == "bundle":
+        same.save(place)
+    if what == "file":
+        old.write_text("mine")
+    elif what == "link":
+        same.save(tmp_path / "other")
+        old.symlink_to(tmp_path / "other")
+    else:
+        same.save(old) if what == "bundle with more" else old.mkdir()
+        (old / "mine.txt").write_text("mine")
+    found = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"\.b\.old lies beside, where a bundle is kept .* move that away"):
+        same.save(place)
+    assert sorted(tmp_path.rglob("*")) == found
+
+
+def test_a_folder_named_as_a_part_is_no_part(same, tmp_path):
+    same.save(tmp_path / "b")
+    page = tmp_path / "b" / "README.md"
+    page.unlink()
+    page.mkdir()
+    (page / "mine.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"'README.md' in it is no part"):
+        same.save(tmp_path / "b")
+    assert (page / "mine.txt").read_text() == "mine"
+
+
+def test_the_old_bundle_beside_is_kept_while_nothing_better_is_there(same, tmp_path):
+    same.save(tmp_path / ".b.old")
+    (tmp_path / "b").mkdir()
+    with pytest.raises(KeyboardInterrupt), bundle_folder.replaced_folder(tmp_path / "b"):
+        raise KeyboardInterrupt
+    assert files_of(tmp_path) == {"b"}
+    assert Bundle.load(tmp_path / "b").class_names == same.class_names
+    same.save(tmp_path / ".b.old")
+    same.save(tmp_path / "b")
+    assert files_of(tmp_path) == {"b"}
 
 
 def test_a_link_stays_a_link(same, tmp_path):
@@ -748,6 +867,11 @@ def test_help_has_defaults_and_an_example(command, capsys):
 MISTAKES = {
     "out holds files": ([*BUNDLE[:-3], "--out", "."], "--out .: holds other files"),
     "views": ([*BUNDLE, "--views", "0"], "--views must be at least 1"),
+    "seed": ([*BUNDLE, "--seed", "-1"], "--seed must be in [0, 2**63), got -1"),
+    "json inside": (
+        [*BUNDLE[:-3], "--out", "whole", "--json", "whole/r.json"],
+        "--json whole/r.json: lies in --out, which holds nothing but the bundle",
+    ),
     "no run": (["bundle", "runs/none", *BUNDLE[2:]], "no such file"),
     "no classifier": (["bundle", "runs/sfm", "--classifier", "none", "--out", "b"], "none: no such file"),
     "no photo": (["classify", "whole", "none.jpg"], "none.jpg: no such file"),

@@ -333,3 +333,41 @@ def test_help_has_defaults_and_an_example(capsys):
     assert stop.value.code == 0
     assert "sfm-fast classifier --data embedded" in out[out.index("example:") :]
     assert "(default: lbfgs)" in " ".join(out.split())
+
+
+@pytest.mark.parametrize("dim", [768, 1536])
+def test_many_correlated_features_are_fitted(dim):
+    # Two directions in all: the rounding of a float32 matrix of second moments makes it indefinite.
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(60) % 2
+    hidden = torch.randn(60, 2, generator=generator) + 3 * labels.unsqueeze(1)
+    features = hidden @ torch.randn(2, dim, generator=generator) + 1
+    wide = train_classifier(features, labels, ["a", "b"], weight_decays=[1e-6])
+    assert wide.metadata["train_top1"] >= 0.95
+    assert wide.weight.isfinite().all()
+
+
+def test_features_of_a_scale_beyond_float32_are_refused():
+    labels = torch.arange(60) % 2
+    plain = torch.randn(60, 8, generator=torch.Generator().manual_seed(0)) + 3 * labels.unsqueeze(1)
+    for features in (plain * 1e-40, plain.double() * 1e-200, plain.double() + 1e12):
+        with pytest.raises(InputError, match="too small for a float32 classifier"):
+            train_classifier(features, labels, ["a", "b"])
+    for scale in (1e200, 1e307):
+        with pytest.raises(InputError, match="too far for a float32 classifier"):
+            train_classifier(plain.double() * scale, labels, ["a", "b"])
+    with pytest.raises(InputError, match=r"out of float32's range.*weight decay 1e\+300"):
+        train_classifier(plain, labels, ["a", "b"], solver="minibatch", weight_decays=[1e300], steps=2)
+    # Some features of that kind among others are as good as constant.
+    mixed = train_classifier(torch.cat((plain, plain * 1e-40), 1), labels, ["a", "b"], weight_decays=[1e-2])
+    assert mixed.metadata["train_top1"] == 1
+    assert not mixed.weight[:, 8:].any()
+
+
+def test_a_large_mean_in_float64_is_no_constant():
+    labels = torch.arange(200) % 2
+    features = 0.2 * (torch.randn(200, 4, generator=torch.Generator().manual_seed(0)) + 4 * labels.unsqueeze(1))
+    shifted = train_classifier(features.double() + 1e6, labels, ["a", "b"], weight_decays=[1e-2], validation=0)
+    plain = train_classifier(features, labels, ["a", "b"], weight_decays=[1e-2], validation=0)
+    torch.testing.assert_close(shifted.weight, plain.weight, rtol=1e-3, atol=1e-3)
+    assert shifted.metadata["train_top1"] > 0.98

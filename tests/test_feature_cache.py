@@ -127,7 +127,13 @@ def foreign(path):
     save_tensors(path, {"features": torch.zeros(40, 192), "labels": torch.zeros(40).long()}, {})
 
 
+def zeroed(path):
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-4000] + bytes(3000) + whole[-1000:])
+
+
 DAMAGES = {
+    "zeroed": (zeroed, "other numbers than were written"),
     "truncated": (truncated, "damaged"),
     "text": (lambda path: path.write_text("no tensors"), "damaged"),
     "foreign": (foreign, "other features"),
@@ -151,6 +157,16 @@ def test_a_bad_file_is_replaced_with_a_warning(name, backbone, computed, tmp_pat
         warnings.simplefilter("error")
         get(FeatureCache(tmp_path), source(), backbone)
     assert len(computed) == 2
+
+
+def test_files_without_a_digest_are_read(backbone, computed, tmp_path):
+    features, _ = get(FeatureCache(tmp_path), source(), backbone)
+    (path,) = tmp_path.iterdir()
+    tensors, metadata = load_tensors(path)
+    assert len(metadata.pop("sha256")) == 64
+    save_tensors(path, tensors, metadata)
+    assert torch.equal(get(FeatureCache(tmp_path), source(), backbone)[0], features)
+    assert len(computed) == 1
 
 
 def test_a_full_disk_costs_the_cache_alone(backbone, tmp_path, monkeypatch):

@@ -89,3 +89,16 @@ def test_files_that_are_none(tmp_path):
     save_tensors(path, {"weight": numbers(3, 5)}, {"file_format": "sfm_fast.classifier/1"})
     with pytest.raises(InputError, match="no classifier"):
         Classifier.load(path)
+
+
+@pytest.mark.parametrize("key", ["format", "file_format", "class_names"])
+def test_metadata_with_keys_of_the_file_are_refused(key, tmp_path):
+    for head in (classifier(), Projector(numbers(5, 4), numbers(5))):
+        head.metadata = {key: "mine", "other": 1}
+        if key == "class_names" and isinstance(head, Projector):
+            head.save(tmp_path / "head.safetensors")  # it has none itself
+            assert Projector.load(tmp_path / "head.safetensors").metadata == head.metadata
+            continue
+        with pytest.raises(InputError, match=f"metadata must not have the keys {key}"):
+            head.save(tmp_path / "other.safetensors")
+    assert not (tmp_path / "other.safetensors").exists()

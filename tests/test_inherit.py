@@ -18,7 +18,7 @@ from sfm_fast.probe.evaluate import Evaluator, ProbeConfig
 from sfm_fast.probe.features import projector_features, view_features
 from sfm_fast.probe.heads import Classifier, compose
 from sfm_fast.probe.inherit import PENALTIES, Ridge, fit_projector
-from sfm_fast.probe.references import labelled_means, neighbour_indices
+from sfm_fast.probe.references import labelled_means, nearest_indices, neighbour_indices, random_indices
 from sfm_fast.reference.augment import Augmentation
 
 
@@ -489,3 +489,46 @@ def test_projector_features_are_views_then_blends(backbone):
         projector_features(backbone, images, 5, augmentation, seed=1, plain=plain), found, rtol=1e-4, atol=1e-4
     )
     assert projector_features(backbone, images, 1, augmentation, seed=1).shape == (1, 3, backbone.num_features)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "targets", "options", "message"),
+    [
+        (1e-30, 1e10, {"selection": "images"}, "left float32's range: inputs of up to"),
+        (1.0, 1e200, {}, "targets reaches .* beyond float32"),
+        (1e160, 1.0, {}, "inputs reaches .* beyond float32"),
+        (1e30, 1.0, {"solver": "adam", "epochs": 2}, "left float32's range"),
+        (1.0, 1.0, {"selection": "images", "seed": 2**64}, r"seed must be in \[0, 2\*\*64\), got 18446744073709551616"),
+        (1.0, 1.0, {"seed": -1}, "seed must be in"),
+        (1.0, 1.0, {"metadata": {"file_format": 3}}, "metadata must not have the keys file_format"),
+    ],
+)
+def test_scales_seeds_and_metadata_that_can_not_be(inputs, targets, options, message):
+    x, y, _ = pairs(3, 4, offset=0.0)
+    with pytest.raises(InputError, match=message):
+        fit_projector(inputs * x, targets * y, **options)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_references_of_no_images_are_refused(count):
+    features, labels, names = torch.eye(4), torch.tensor([0, 0, 1, 1]), ["a", "b"]
+    for call in (
+        lambda: nearest_indices(features, labels, names, count),
+        lambda: random_indices(labels, names, count, 0),
+        lambda: labelled_means(features, labels, names, count),
+    ):
+        with pytest.raises(InputError, match=f"ipc must be at least 1, got {count}"):
+            call()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e200])
+def test_neighbours_of_numbers_beyond_float32_are_refused(bad):
+    features, labels = torch.eye(4, dtype=torch.float64), torch.tensor([0, 0, 1, 1])
+    queries = features.clone()
+    queries[1, 2] = bad
+    with pytest.raises(InputError, match=r"queries (holds NaN|reaches 1e\+200, beyond float32)"):
+        neighbour_indices(queries, labels, features, labels)
+    with pytest.raises(InputError, match=r"features (holds NaN|reaches 1e\+200, beyond float32)"):
+        neighbour_indices(features, labels, queries, labels)
+    largest = torch.finfo(torch.float32).max
+    assert neighbour_indices(features * largest, labels, features, labels).sort().values.tolist() == [0, 1, 2, 3]

@@ -112,3 +112,43 @@ def test_mode_kd_takes_the_classifier_on_the_distilling_features():
 def test_bad_options_are_named(options, message):
     with pytest.raises(InputError, match=message):
         train_linear(*training(), 4, **options)
+
+
+def first_is(value):
+    features, _ = training()
+    features = features.double()
+    features[0, 0, 0] = value
+    return features
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"labels": torch.full((8,), 4)}, r"labels must be in 0\.\.3, got 4\.\.4"),
+        ({"labels": torch.full((8,), -100)}, r"labels must be in 0\.\.3, got -100"),
+        ({"labels": torch.zeros(7).long()}, r"labels must be \(8,\)"),
+        ({"labels": torch.zeros(8)}, "labels must be an int64 tensor"),
+        ({"features": torch.zeros(8, 6)}, "features must be"),
+        ({"features": torch.zeros(5, 8, 6).long()}, "features must be a float tensor"),
+        ({"features": first_is(float("nan"))}, "features holds NaN"),
+        ({"features": first_is(1e200)}, r"features reaches 1e\+200, beyond float32"),
+        ({"teacher": torch.full((5, 8, 4), 3e38), "temperature": 0.1}, "training left float32's range"),
+        ({"teacher": torch.full((5, 8, 4), float("inf"))}, "teacher holds NaN or infinity"),
+        ({"teacher": torch.zeros(5, 8, 4).long()}, "teacher must be a float tensor"),
+        ({"num_classes": 0}, "num_classes must be at least 1"),
+        ({"seed": 2**64}, "seed must be in"),
+    ],
+)
+def test_bad_input_is_named_before_training(change, message):
+    features, labels = training()
+    with pytest.raises(InputError, match=message):
+        train_linear(**{"features": features, "labels": labels, "num_classes": 4, "epochs": 4} | change)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_float_features_are_taken_as_float32(dtype):
+    features, labels = training()
+    features, teacher = features.to(dtype), features[..., :4].to(dtype)
+    weight, bias = train_linear(features, labels, 4, teacher=teacher, epochs=5)
+    assert weight.dtype == bias.dtype == torch.float32
+    assert torch.equal(weight, train_linear(features.float(), labels, 4, teacher=teacher.float(), epochs=5)[0])

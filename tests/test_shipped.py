@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from sfm_fast import InputError
 from sfm_fast.data.backbones import load_backbone, shape_of_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.shipped import SHIPPED, build_shipped
+from sfm_fast.data.weights import save_weights
 from sfm_fast.files import load_tensors, save_tensors
 
 FEATURES = {"fashion_vit": 192, "fashion_cnn": 256}
@@ -106,3 +108,39 @@ def test_files_that_are_not_the_scripts(tmp_path):
         load_backbone("fashion_cnn", tmp_path / "bare.safetensors")
     with pytest.raises(InputError, match="timm_class None"):
         build_shipped({})
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_numbers_that_make_no_sense_are_named(tmp_path, name):
+    tensors, metadata = load_tensors(SHIPPED[name])
+    path, nan = tmp_path / "x.safetensors", float("nan")
+
+    def refused(message, weights=tensors, **change):
+        save_tensors(path, weights, metadata | change)
+        with pytest.raises(InputError, match=rf"x\.safetensors: .*{message}"):
+            load_backbone(name, path)
+
+    for mean in ("x", [0.1] * 5, [nan], ["0.1"], [], 0.1, [True], None):
+        refused("mean must be 1 numbers", mean=mean)
+    refused("std must be 1 numbers", std=[float("inf")])
+    refused("std must be positive", std=[0])
+    refused("std must be positive", std=[-0.5])
+    for change in ({"img_size": -5}, {"img_size": 0}, {"img_size": 10**9}, {"img_size": None}, {"in_chans": -1}):
+        refused("architecture can't be built", architecture=metadata["architecture"] | change)
+    key = next(key for key, value in tensors.items() if value.ndim == 4)
+    refused(f"{key} holds NaN", tensors | {key: tensors[key].clone().index_fill_(0, torch.tensor([1]), nan)})
+
+
+def test_stored_weights_of_small_features_are_compared_at_their_scale(tmp_path):
+    tensors, metadata = load_tensors(SHIPPED["fashion_vit"])
+    small = {
+        key: value.float() * 1e-4 if "norm." in key and "blocks" not in key else value for key, value in tensors.items()
+    }
+    save_tensors(tmp_path / "small.safetensors", small, metadata)
+    backbone = load_backbone("fashion_vit", tmp_path / "small.safetensors")
+    noise = torch.rand(2, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    assert 0 < backbone.features(noise).abs().max() < 3e-3
+    save_weights(tmp_path / "stored.safetensors", backbone)
+    other = replace(backbone, run=lambda views: -backbone.model(views))  # the same weights in another model
+    with pytest.raises(InputError, match="comes back as another"):
+        save_weights(tmp_path / "stored.safetensors", other)

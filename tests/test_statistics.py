@@ -136,3 +136,26 @@ def test_bad_sizes_and_files(tmp_path):
     sfm_fast.files.save_tensors(tmp_path / "other.safetensors", {"x": torch.zeros(1)}, {})
     with pytest.raises(InputError, match="no class statistics"):
         ClassStatistics.load(tmp_path / "other.safetensors")
+
+
+WHOLE = torch.zeros(2, 3, 4, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(
+    "centers",
+    [WHOLE[0], WHOLE[:, :0], WHOLE[:1], WHOLE[..., :3], WHOLE.float(), WHOLE.long(), WHOLE + float("nan")],
+    ids=["flat", "none", "one class", "narrow", "float32", "whole numbers", "NaN"],
+)
+def test_damaged_cluster_centers_are_named(centers, tmp_path):
+    path = tmp_path / "s.safetensors"
+    filled(*labelled(10, 4, 2), 2, 10, class_names=["a", "b"]).save(path)
+    tensors, metadata = sfm_fast.files.load_tensors(path)
+    sfm_fast.files.save_tensors(path, tensors | {"cluster_centers": WHOLE}, metadata)
+    assert torch.equal(ClassStatistics.load(path).cluster_centers, WHOLE)
+    sfm_fast.files.save_tensors(path, tensors | {"cluster_centers": centers}, metadata)
+    with pytest.raises(InputError, match=r"s\.safetensors: damaged statistics \(cluster_centers"):
+        ClassStatistics.load(path)
+    for names in ("ab", 2, ["a"]):
+        sfm_fast.files.save_tensors(path, tensors, metadata | {"class_names": names})
+        with pytest.raises(InputError, match=r"s\.safetensors: damaged statistics \(2 classes, class names"):
+            ClassStatistics.load(path)

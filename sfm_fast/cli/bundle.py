@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+from pathlib import Path
 
 from ..bundle import VIEWS, Bundle
 from ..bundle_folder import check_bundle_folder
@@ -77,11 +79,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     common.set_threads(args)
-    check_bundle_folder(args.out, "--out")
+    place = check_bundle_folder(args.out, "--out")
+    if args.json and args.json != "-" and Path(os.path.realpath(args.json)).is_relative_to(place):
+        raise InputError(f"--json {args.json}: lies in --out, which holds nothing but the bundle; choose another place")
     if args.views < 1:
         raise InputError(f"--views must be at least 1, got {args.views}")
     if not 0 < args.min_area <= 1:
         raise InputError(f"--min-area must be in (0, 1], got {args.min_area}")
+    if not 0 <= args.seed < 2**63:
+        raise InputError(f"--seed must be in [0, 2**63), got {args.seed}")
     synthetic = SyntheticSet.load(args.run_folder)
     classifier = Classifier.load(args.classifier)
     phi = common.open_backbone(args)

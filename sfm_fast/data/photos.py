@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def photo_batches(photos: Any, transform: ImageTransform, batch_size: int) -> It
     """
     if isinstance(photos, Tensor) and photos.ndim == 4:
         for batch in photos.split(batch_size):
-            yield transform.batch(batch.cpu())
+            yield _transformed(batch, transform.batch, "photos")
         return
     several: Iterable[Any] = [photos] if is_one(photos) else photos
     if not isinstance(several, Iterable):
@@ -49,12 +49,20 @@ def _read(photo: Any, transform: ImageTransform, where: str) -> Tensor:
             where = str(photo)
             photo = _open(Path(photo))
         if hasattr(photo, "convert"):
-            return transform(_upright(photo))
-        if isinstance(photo, (Tensor, np.ndarray)):
-            return transform(photo.cpu() if isinstance(photo, Tensor) else photo)
+            photo = _upright(photo)
+        elif not isinstance(photo, (Tensor, np.ndarray)):
+            raise InputError(f"must be a path, a PIL image, an array or a tensor, got a {type(photo).__name__}")
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
-    raise InputError(f"{where}: must be a path, a PIL image, an array or a tensor, got a {type(photo).__name__}")
+    return _transformed(photo, transform, where)
+
+
+def _transformed(photo: Any, transform: Callable[[Any], Tensor], where: str) -> Tensor:
+    try:
+        return transform(photo.cpu() if isinstance(photo, Tensor) else photo)
+    except Exception as error:  # modes that Pillow can't convert, tensors that torch can't read
+        reason = str(error) if isinstance(error, InputError) else f"unreadable image ({error})"
+        raise InputError(f"{where}: {reason}") from error
 
 
 def _open(path: Path) -> Any:
@@ -79,6 +87,6 @@ def _upright(image: Any) -> Any:
 
     try:
         image = ImageOps.exif_transpose(image)
+        return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
     except Exception as error:  # a lazily opened image is decoded here
         raise InputError(f"unreadable image ({error})") from error
-    return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
+from ..checks import check_side
 from ..errors import InputError
 from ..files import load_tensors
 
@@ -45,7 +47,7 @@ def read_shipped(
     """A file of scripts/pretrain_backbone.py: its model without weights, its data config, and the weights as they are stored.
 
     Another ``image_size`` than it was trained at is for convolutional ones alone. Raises ``InputError``: no such file, damaged,
-    not made by the script, a size the model can't take.
+    not made by the script, numbers that make no sense or aren't finite, a size the model can't take.
     """
     tensors, metadata = load_tensors(path)
     if not {"architecture", "mean", "std"} <= metadata.keys():
@@ -54,10 +56,24 @@ def read_shipped(
         )
     architecture = metadata["architecture"]
     try:
-        model = build_shipped(architecture)
         channels, size = int(architecture["in_chans"]), int(architecture["img_size"])
-    except (KeyError, TypeError, ValueError) as error:  # InputError is a ValueError
+        check_side("img_size", size)
+        model = build_shipped(architecture)
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        # InputError is a ValueError; timm's models raise any of these for an argument that makes no sense.
         raise InputError(f"checkpoint {path}: its architecture can't be built ({error})") from error
+    for key in ("mean", "std"):
+        values = metadata[key]
+        numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
+        if not numbers or len(values) != channels or not all(abs(value) < math.inf for value in values):
+            raise InputError(
+                f"checkpoint {path}: {key} must be {channels} numbers, one a channel, got {str(values)[:80]}"
+            )
+    if min(metadata["std"]) <= 0:
+        raise InputError(f"checkpoint {path}: std must be positive, got {metadata['std']}")
+    for key, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise InputError(f"checkpoint {path}: {key} holds NaN or infinity")
     if image_size not in (None, size) and architecture["timm_class"] != "ByobNet":
         raise InputError(f"image_size of {name!r} is {size}, got {image_size}")
     size = image_size or size

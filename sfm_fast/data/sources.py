@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import InputError, require_package
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's convert("L")
+MOST_ASPECT = 50  # longer strips are refused: their shorter side resized to 224, 1 x 60000 pixels would be gigabytes
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,10 @@ class ImageTransform:
     channels: int
 
     def __call__(self, image: Any) -> Tensor:
-        """A PIL image, or an array or tensor (uint8 0..255 or float 0..1; HW, HWC or CHW) -> (channels, crop, crop) float32."""
+        """A PIL image, or an array or tensor (uint8, uint16 or float 0..1; HW, HWC or CHW) -> (channels, crop, crop) float32."""
         if hasattr(image, "convert"):
             return self._pil(image)
-        array = torch.as_tensor(np.asarray(image)) if not isinstance(image, Tensor) else image
+        array = image if isinstance(image, Tensor) else _as_tensor(np.asarray(image))
         if array.ndim == 2:
             array = array.unsqueeze(0)
         elif array.ndim == 3 and array.shape[0] not in (1, 3) and array.shape[2] in (1, 3):
@@ -42,6 +43,7 @@ class ImageTransform:
     def _pil(self, image: Any) -> Tensor:
         from PIL import Image
 
+        _check_shape(*image.size)
         if image.mode.startswith("I;16"):  # convert("L") would clip 16 bits to white
             image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
         elif image.mode in ("I", "F"):
@@ -58,15 +60,18 @@ class ImageTransform:
         return array.permute(2, 0, 1).float() / 255
 
     def batch(self, images: Tensor) -> Tensor:
-        """(N, channels, H, W) uint8 or float 0..1 -> (N, self.channels, crop, crop) float32."""
+        """(N, channels, H, W) uint8, uint16 or float 0..1 -> (N, self.channels, crop, crop) float32."""
         if 0 in images.shape:
             raise InputError(f"an image must have pixels, got shape {tuple(images.shape[1:])}")
+        _check_shape(images.shape[3], images.shape[2])
+        if images.is_complex():
+            raise _wrong_pixels(images.dtype)
+        if images.dtype == torch.uint16:  # the upper 8 bits, as of PIL images
+            images = (images.int() >> 8).byte()
         if images.dtype == torch.uint8:
             images = images.float() / 255
         elif not images.is_floating_point() or images.min() < -1e-3 or images.max() > 1 + 1e-3:
-            raise InputError(
-                f"pixels must be uint8 in 0..255 or floats in 0..1, got {images.dtype} up to {images.max()}"
-            )
+            raise _wrong_pixels(f"{images.dtype} up to {images.max()}")
         images = images.float()
         images = match_channels(images, self.channels)
         height, width = images.shape[2:]
@@ -76,6 +81,24 @@ class ImageTransform:
             images = F.interpolate(images, target, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
         top, left = (target[0] - self.crop) // 2, (target[1] - self.crop) // 2
         return images[:, :, top : top + self.crop, left : left + self.crop]
+
+
+def _as_tensor(array: np.ndarray) -> Tensor:
+    """A copy, which torch takes whatever the array's strides, byte order and flags."""
+    if array.dtype.kind not in "biuf":
+        raise InputError(f"unreadable image (an array of {array.dtype}, wanted uint8 or floats)")
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
+
+
+def _wrong_pixels(got: object) -> InputError:
+    return InputError(f"pixels must be uint8 in 0..255 or floats in 0..1, got {got}")
+
+
+def _check_shape(width: int, height: int) -> None:
+    if not 0 < max(width, height) <= MOST_ASPECT * min(width, height):
+        raise InputError(
+            f"an image of {width} x {height} pixels, wanted sides of at most {MOST_ASPECT} to 1; cut a part of it"
+        )
 
 
 def match_channels(images: Tensor, channels: int) -> Tensor:

@@ -41,7 +41,7 @@ def train_classifier(
 ) -> Classifier:
     """Softmax regression: the minimum of mean cross-entropy + weight_decay / 2 * |weight|², the bias unpenalised.
 
-    Features are standardised inside (constant ones get weight 0), so the penalty doesn't depend on their scale; the result takes raw
+    Features are standardised inside (constant ones get weight 0, as do those whose spread float32 can't hold), so the penalty doesn't depend on their scale; the result takes raw
     features. The weight decay is chosen by the accuracy on a stratified part of the rows, the lower cross-entropy deciding between
     equal accuracies; then the classifier is fitted to all rows. "lbfgs" tries decays from strong to weak, and stops after two in a row
     that are worse than the best by both measures.
@@ -64,8 +64,8 @@ def train_classifier(
         test_top1 (None here), search (a row for each weight decay tried: top1, cross_entropy, iterations, converged), iterations and
         converged (None for "minibatch") of the last fit, images, seed, seconds, sfm_fast.
 
-    Raises ``InputError``: a class without rows (named), a row that isn't finite (numbered), too few rows to validate on, an argument
-    out of its range.
+    Raises ``InputError``: a class without rows (named), a row that isn't finite (numbered), features whose scale is out of a float32
+    classifier's reach, too few rows to validate on, an argument out of its range.
     """
     started = time.perf_counter()
     decays = _check(solver, weight_decays, validation, seed, search_rows, tolerance, max_iterations, steps, batch_size)
@@ -115,6 +115,10 @@ def train_classifier(
         row = min((row for _, row in search), key=_rank, default={"weight_decay": decays[0]})
         fit = fit_minibatch(features, labels, order, classes, [row["weight_decay"]], standardise, **limits)[0]
     classifier = Classifier(*standardise.fold(fit.weight, fit.bias), class_names=list(class_names))
+    if not (classifier.weight.isfinite().all() and classifier.bias.isfinite().all()):
+        raise InputError(
+            f"the classifier's weights are out of float32's range: scale the features, or change the weight decay {row['weight_decay']:g}"
+        )
     classifier.metadata = {
         "solver": solver,
         "weight_decay": row["weight_decay"],

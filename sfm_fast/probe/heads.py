@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -50,7 +51,8 @@ class Projector(LinearMap):
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, atomically."""
+        """Write a safetensors file, atomically; raises ``InputError`` as of `check_metadata`."""
+        check_metadata(self.metadata)
         save_tensors(
             path, {"weight": self.weight, "bias": self.bias}, {"file_format": PROJECTOR_FORMAT, **self.metadata}
         )
@@ -70,7 +72,8 @@ class Classifier(LinearMap):
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, atomically."""
+        """Write a safetensors file, atomically; raises ``InputError`` as of `check_metadata`, for "class_names" too."""
+        check_metadata(self.metadata, "class_names")
         save_tensors(
             path,
             {"weight": self.weight, "bias": self.bias},
@@ -85,6 +88,15 @@ class Classifier(LinearMap):
         if not isinstance(names, list) or len(names) != len(bias):
             raise InputError(f"{path}: damaged classifier ({len(bias)} outputs, class names {str(names)[:80]})")
         return cls(weight, bias, names, metadata)
+
+
+def check_metadata(metadata: Mapping[str, Any], *more: str) -> None:
+    """Raise ``InputError`` for keys that are the file's own: "format" and "file_format", and ``more``."""
+    taken = sorted({"format", "file_format", *more} & metadata.keys())
+    if taken:
+        raise InputError(
+            f"metadata must not have the keys {', '.join(taken)}: the file has its own; choose other names"
+        )
 
 
 def compose(outer: LinearMap, inner: LinearMap) -> LinearMap:

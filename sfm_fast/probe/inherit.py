@@ -14,8 +14,8 @@ from torch import Tensor
 from ..checks import kind_of
 from ..errors import InputError
 from ..version import __version__
-from .heads import Projector
-from .linear import MOST_STEPS, fit_linear
+from .heads import Projector, check_metadata
+from .linear import MOST_STEPS, check_range, check_seed, fit_linear
 
 SOLVERS = ("ridge", "adam")
 SELECTIONS = ("loo", "views", "images")
@@ -57,16 +57,19 @@ def fit_projector(
         penalties: all positive; equal errors are decided for the largest.
         epochs, most_steps: Adam's, as of `fit_linear`.
         seed: of Adam's start and batches, and of the parts of "images".
-        metadata: joins the projector's.
+        metadata: joins the projector's; not with the keys "format" and "file_format", which its file has.
 
     Returns:
         Projector, float32, on the inputs' device. Its metadata: solver, views, images, seconds, seed, sfm_fast; with ridge penalty,
         selection (None for a single penalty) and held_out_mse; with Adam epochs. Constant inputs, or a single row, give weight 0:
         the mean target.
 
-    Raises ``InputError``: shapes that don't pair up, rows that aren't finite, an argument out of its range.
+    Raises ``InputError``: shapes that don't pair up, rows that aren't finite, an argument out of its range, scales of inputs and
+    targets that no float32 map connects.
     """
     started = time.perf_counter()
+    check_seed(seed)
+    check_metadata(metadata or {})
     ordered = _check(inputs, targets, solver, selection, penalties, epochs)
     views, images = inputs.shape[:2]
     x, y = inputs.detach().flatten(0, 1), targets.detach().flatten(0, 1)
@@ -97,8 +100,14 @@ def fit_projector(
             ordered, held = [ordered[best]], {"selection": selection, "held_out_mse": float(errors[best])}
         weight, bias = whole.solve(ordered[0])
         facts |= {"penalty": ordered[0], **held}
+    weight, bias = weight.float(), bias.float()
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        sizes = [float(part.abs().max()) for part in (x, y)]
+        raise InputError(
+            f"the projector left float32's range: inputs of up to {sizes[0]:.3g} and targets of up to {sizes[1]:.3g}; scale them"
+        )
     facts |= {"views": views, "images": images, "seed": seed, "seconds": round(time.perf_counter() - started, 6)}
-    return Projector(weight.float(), bias.float(), {**facts, "sfm_fast": __version__, **(metadata or {})})
+    return Projector(weight, bias, {**facts, "sfm_fast": __version__, **(metadata or {})})
 
 
 class Ridge:
@@ -201,8 +210,7 @@ def _check(
             raise InputError(f"{name} must be a float tensor, got {kind_of(value)}")
         if value.ndim != 3 or 0 in value.shape:
             raise InputError(f"{name} must be (views, images, features), none of them 0, got {tuple(value.shape)}")
-        if not value.isfinite().all():
-            raise InputError(f"{name} holds NaN or infinity")
+        check_range(name, value)
     if inputs.shape[:2] != targets.shape[:2] or inputs.device != targets.device:
         raise InputError(
             f"targets must be of the inputs' views and images, {tuple(inputs.shape[:2])} on {inputs.device}, "

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..checks import check_labels, kind_of
 from ..errors import InputError
 
 BATCH = 256
@@ -31,22 +32,60 @@ def train_linear(
     """A classifier: features (views, N, D), labels (N,) -> weight (C, D), bias (C,), trained by `fit_linear` on cross-entropy.
 
     With ``teacher``, logits (views, N, C) of the same views, the loss is `distillation_loss`; alpha 0 is the probe without
-    teacher, bit for bit.
+    teacher, bit for bit. Features and teacher may be of any float dtype and are taken as float32. Raises ``InputError``: labels
+    outside 0..C-1 or not as many as images, features or teacher that aren't finite or fit together, a scale that training overflows on.
     """
     check_distillation(temperature, alpha)
+    check_seed(seed)
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        raise InputError(f"features must be a float tensor, got {kind_of(features)}")
+    if features.ndim != 3 or 0 in features.shape:
+        raise InputError(f"features must be (views, images, features), none of them 0, got {tuple(features.shape)}")
+    if num_classes < 1:
+        raise InputError(f"num_classes must be at least 1, got {num_classes}")
+    check_labels("labels", labels, features.shape[1], num_classes)
+    check_range("features", features)
+    if teacher is not None and (not isinstance(teacher, Tensor) or not teacher.is_floating_point()):
+        raise InputError(f"teacher must be a float tensor, got {kind_of(teacher)}")
     if teacher is not None and teacher.shape != (*features.shape[:2], num_classes):
         raise InputError(
             f"teacher must be {(*features.shape[:2], num_classes)}, logits of the features' views, got {tuple(teacher.shape)}"
         )
-    labels = labels.to(features.device)
-    known = None if teacher is None else teacher.to(features.device).flatten(0, 1)
+    if teacher is not None:
+        check_range("teacher", teacher)
+    features, labels = features.float(), labels.to(features.device)
+    known = None if teacher is None else teacher.to(features.device, torch.float32).flatten(0, 1)
 
     def loss(logits: Tensor, rows: Tensor, images: Tensor) -> Tensor:
         if known is None:
             return F.cross_entropy(logits, labels[images])
         return distillation_loss(logits, known[rows], labels[images], temperature, alpha)
 
-    return fit_linear(features, num_classes, loss, lr=LEARNING_RATE, epochs=epochs, most_steps=most_steps, seed=seed)
+    weight, bias = fit_linear(
+        features, num_classes, loss, lr=LEARNING_RATE, epochs=epochs, most_steps=most_steps, seed=seed
+    )
+    if not (weight.isfinite().all() and bias.isfinite().all()):
+        raise InputError(
+            f"training left float32's range: scale the features (up to {float(features.abs().max()):.3g}) or the teacher"
+        )
+    return weight, bias
+
+
+def check_range(name: str, value: Tensor) -> None:
+    """Raise ``InputError`` unless all numbers of the float tensor ``value`` are finite, as float32 too."""
+    if not value.numel():
+        return
+    most = max(abs(float(end)) for end in value.detach().aminmax())
+    if not most < float("inf"):
+        raise InputError(f"{name} holds NaN or infinity")
+    if most > torch.finfo(torch.float32).max:
+        raise InputError(f"{name} reaches {most:.3g}, beyond float32, which linear maps take; scale it down")
+
+
+def check_seed(seed: int) -> None:
+    """Raise ``InputError`` unless ``seed`` is in [0, 2**64)."""
+    if not 0 <= seed < 2**64:
+        raise InputError(f"seed must be in [0, 2**64), got {seed}")
 
 
 def check_distillation(temperature: float, alpha: float) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..reference import philox
 from ..statistics import ClassStatistics
+from .linear import check_range
 
 REFERENCES = ("full", "random-real", "nearest-real", "neighbour-real", "class-means")
 USUAL = REFERENCES[:3]
@@ -19,12 +20,15 @@ class TooFewImagesError(InputError):
 
 def random_indices(labels: Tensor, class_names: list[str], count: int, seed: int) -> Tensor:
     """Indices (C * count,) of ``count`` random images of every class, class by class: labels (N,) int64 on the CPU."""
+    _check_count(count)
     score = philox.uniform(torch.arange(len(labels)), 1, seed=seed, stream=philox.Stream.PROBE, step=1)[:, 0]
     return lowest_per_class(score, labels, len(class_names), count, class_names)
 
 
 def nearest_indices(features: Tensor, labels: Tensor, class_names: list[str], count: int) -> Tensor:
     """Indices (C * count,) of each class's images nearest (Euclidean) to its mean, nearest first: features (N, D), labels (N,)."""
+    _check_count(count)
+    check_range("features", features)
     seen = ClassStatistics(len(class_names), features.shape[1], class_names=class_names, device=features.device)
     seen.update(features, labels)
     distance = (features.double() - seen.centers[labels]).norm(dim=1).cpu()
@@ -35,7 +39,10 @@ def neighbour_indices(queries: Tensor, query_labels: Tensor, features: Tensor, l
     """Indices (M,) of the real image nearest (Euclidean) to each query of its own class: queries (M, D), features (N, D).
 
     Images are distinct within a class as far as it has enough: the closest pair is matched first, then the closest of the rest.
+    Raises ``InputError``: a query's class without images, features that aren't finite or beyond float32.
     """
+    check_range("queries", queries)
+    check_range("features", features)
     found = torch.full((len(queries),), -1)
     for label in query_labels.unique().tolist():
         asking, rows = ((part == label).nonzero().flatten() for part in (query_labels.to(labels.device), labels))
@@ -57,6 +64,8 @@ def labelled_means(features: Tensor, labels: Tensor, class_names: list[str], cou
 
     What matching means could at best end in, were any feature the feature of some image.
     """
+    _check_count(count)
+    check_range("features", features)
     counts = torch.bincount(labels, minlength=len(class_names))
     if int(counts.min()) < count:
         label = int(counts.argmin())
@@ -74,6 +83,7 @@ def labelled_means(features: Tensor, labels: Tensor, class_names: list[str], cou
 
 def lowest_per_class(score: Tensor, labels: Tensor, num_classes: int, count: int, class_names: list[str]) -> Tensor:
     """Indices (num_classes * count,) of the ``count`` lowest scores of every class, class by class, lowest first."""
+    _check_count(count)
     chosen = []
     for label in range(num_classes):
         rows = (labels == label).nonzero().flatten()
@@ -83,3 +93,8 @@ def lowest_per_class(score: Tensor, labels: Tensor, num_classes: int, count: int
             )
         chosen.append(rows[torch.argsort(score[rows], stable=True)[:count]])
     return torch.cat(chosen)
+
+
+def _check_count(count: int) -> None:
+    if count < 1:
+        raise InputError(f"ipc must be at least 1, got {count}")

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import InputError
 
 LEARNING_RATE = 2e-2  # of the small batches' Adam, on standardised features
+_LEAST = torch.finfo(torch.float32).tiny  # standard deviation of a feature: weights are as large as its reciprocal
 _BLOCK = {"cpu": 1 << 19, "cuda": 1 << 25}  # numbers of a block of rows: it stays in a cache between its two products
 
 
@@ -23,17 +24,34 @@ class Standardiser:
 
     @classmethod
     def of(cls, features: Tensor) -> Standardiser:
-        """Of features (N, D) of any float dtype, summed in float64. Raises ``InputError`` naming the first row that isn't finite."""
+        """Of features (N, D) of any float dtype, summed in float64.
+
+        Raises ``InputError``: a row that isn't finite (the first is named), features too large or too small for float32 maps of them.
+        """
         blocks = features.split(_rows_of_block(features))
         mean = torch.stack([block.double().sum(0) for block in blocks]).sum(0) / len(features)
         if not mean.isfinite().all():
             finite = torch.cat([block.isfinite().all(1) for block in blocks])
-            raise InputError(f"features must be finite, row {int((~finite).nonzero()[0])} holds NaN or infinity")
+            if not finite.all():
+                raise InputError(f"features must be finite, row {int((~finite).nonzero()[0])} holds NaN or infinity")
         std = (
             torch.stack([(block.double() - mean).square_().sum(0) for block in blocks]).sum(0) / len(features)
         ).sqrt()
-        constant = std <= 1e-6 * mean.abs()  # no more than float32's rounding of the mean
-        return cls(mean, torch.where(constant, 0.0, 1 / std.masked_fill(constant, 1.0)))
+        size, spread = mean.abs(), float(std.max())
+        if not (size.max() <= 1 / _LEAST and spread <= 1 / _LEAST):  # infinite where float64 overflowed
+            raise InputError(
+                f"features reach beyond {1 / _LEAST:.2g}, too far for a float32 classifier; scale them down"
+            )
+        exact = features.dtype == torch.float64
+        # More than the rounding of the mean; squares of what is below may vanish even in float64.
+        varies = (std > (1e-12 if exact else 1e-6) * size) | ((size > 0) & (size < _LEAST))
+        seen = varies & (std > 1e-7 * size) & (std > _LEAST)  # by the classifier, which takes float32
+        if varies.any() and not seen.any():
+            raise InputError(
+                f"features have standard deviations of at most {spread:.2g} beside means of up to {float(size.max()):.2g}, "
+                "too small for a float32 classifier; scale them up, or subtract the mean"
+            )
+        return cls(mean, torch.where(seen, 1 / std.masked_fill(~seen, 1.0), 0.0))
 
     def __call__(self, features: Tensor) -> Tensor:
         return (
@@ -117,7 +135,12 @@ def fit_lbfgs(
     level = max(float(unsure.mean(dtype=torch.float64)), 1e-6)
     hessian = ((sample * unsure).T @ sample).double() / len(sample)
     hessian.diagonal().add_(weight_decay + 1e-6 * level)  # the latter for float32's rounding
-    root = torch.linalg.cholesky(hessian)
+    root, failed = torch.linalg.cholesky_ex(hessian)
+    if failed:  # of many strongly correlated features, rounding sums up to more than that
+        weighted = (sample * unsure.sqrt()).double()
+        hessian = weighted.T @ weighted / len(sample)
+        hessian.diagonal().add_(weight_decay + 1e-6 * level)
+        root = torch.linalg.cholesky(hessian)
     inverse = torch.linalg.solve_triangular(root, torch.eye(dim, dtype=root.dtype, device=x.device), upper=False)
     point = torch.cat((start.weight @ root, start.bias.unsqueeze(1) * level**0.5), 1).requires_grad_()
 
