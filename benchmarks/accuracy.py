@@ -93,6 +93,9 @@ def main() -> None:
     parser.add_argument("--epochs", type=positive, default=1000, help="of the probes")
     parser.add_argument("--rounds", type=positive, default=5, help="interleaved steps when measuring times")
     parser.add_argument(
+        "--everything", action="store_true", help="also LGM where a step of it takes ten seconds on a CPU"
+    )
+    parser.add_argument(
         "--jobs", type=positive, default=os.cpu_count() or 1, help="processes; the cores are divided among them"
     )
     args = parser.parse_args()
@@ -117,6 +120,7 @@ def main() -> None:
         (phi, ipc): {
             run.label: tuple(runs.config_of(table, run, phi, ipc, seed, costs[phi, ipc]) for seed in range(table.seeds))
             for run in runs.RUNS[ipc]
+            if args.everything or (phi, ipc, run.label) not in runs.DEAR
         }
         for phi, ipc in costs
     }

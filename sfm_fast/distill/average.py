@@ -18,6 +18,7 @@ class IterateAverage:
     """
 
     def __init__(self, share: float, steps: int) -> None:
+        self.share = share
         self.first = steps - round(share * steps)  # steps done before those that count
         self.mean: Tensor | None = None
         self.count = 0
@@ -43,6 +44,8 @@ class IterateAverage:
         Raises ``InputError`` where it doesn't fit ``pyramid``; warns where steps that count are missing from it.
         """
         self.mean, self.count = None, 0
+        if not self.share:
+            return
         if "average" in tensors:
             self._take(tensors["average"], tensors.get("average_count", torch.tensor(0)), pyramid, steps_done)
         missing = steps_done - self.first - self.count
