@@ -172,17 +172,22 @@ def prepare(table: Table, phi: str) -> None:
 
 
 def distil(table: Table, phi: str, config: DistillConfig) -> dict[str, Any]:
-    """Images, labels and configuration of a run: from its file, or distilled and kept there."""
-    name = hashlib.sha256(json.dumps([backbone(phi).fingerprint, table.data, config.to_dict()]).encode()).hexdigest()[
-        :16
-    ]
+    """`distilled` for a cell of the table; the file is named after everything that its images depend on."""
+    key = json.dumps([backbone(phi).fingerprint, table.data, config.to_dict()])
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
     path = table.work / "images" / f"{phi}-{config.method}-{config.ipc}-{config.seed}-{name}.safetensors"
-    if not path.exists():
-        clusters = config.ipc if config.level == "cluster" else 0
-        found = None if config.method == "lgm" else statistics(table, phi, clusters)
-        # The same gradient up to rounding; several processes share the memory, and LGM's one-shot step here takes up to 7 GB.
-        small = Execution(memory_budget=MEMORY)
-        distiller = make_distiller(config, backbone(phi), source(table.data, "train"), found, execution=small)
+    clusters = config.ipc if config.level == "cluster" else 0
+    found = None if config.method == "lgm" else statistics(table, phi, clusters)
+    return distilled(path, config, backbone(phi), source(table.data, "train"), found)
+
+
+def distilled(
+    path: Path, config: DistillConfig, model: Backbone, train: ImageSource, found: ClassStatistics | None
+) -> dict[str, Any]:
+    """Images, labels and configuration of a run: read from ``path``, or distilled and kept there."""
+    if not path.exists() or DistillConfig.from_dict(load_tensors(path)[1]["config"]) != config:
+        # The same gradient up to rounding; several processes share the memory, and LGM's one-shot step takes up to 7 GB.
+        distiller = make_distiller(config, model, train, found, execution=Execution(memory_budget=MEMORY))
         while distiller.steps_done < config.steps:
             distiller.step()
         made = distiller.result()

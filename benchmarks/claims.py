@@ -21,7 +21,7 @@ import pytest
 import torch
 
 from sfm_fast.benchmarks import bench_step
-from sfm_fast.benchmarks.accuracy import distil
+from sfm_fast.benchmarks.accuracy_runs import distilled
 from sfm_fast.benchmarks.harness import Row
 from sfm_fast.benchmarks.machine import environment
 from sfm_fast.benchmarks.step_contenders import PRESETS, ways_of
@@ -174,7 +174,7 @@ def accuracy_claims(work: str | Path = WORK, *, steps: int = STEPS, seeds: int =
         for method in ("lgm", "sfm", "sfm-decoupled"):
             config = DistillConfig(method=method, steps=steps, lr=0.02, grow_every=max(1, steps // 15), seed=seed)
             path = folder / f"{backbone.fingerprint}-{EMBEDDED}-{method}-1-{steps}-{seed}.safetensors"
-            done = distil(path, config, backbone, train, centers)
+            done = distilled(path, config, backbone, train, centers)
             row = evaluator.probe(method, done["images"], done["labels"])
             scores.setdefault(method, []).append(100 * row["top1_mean"])
     setting = f"embedded data, {steps} steps, {seeds} seeds"
