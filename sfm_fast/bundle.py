@@ -81,7 +81,7 @@ class Bundle(PhotoClassifier):
         solver: str = "ridge",
         views: int = VIEWS,
         min_area: float = 0.08,
-        blends: bool = True,
+        blends: bool = False,
         seed: int = 0,
         batch_size: int = 256,
     ) -> Bundle:
@@ -91,8 +91,8 @@ class Bundle(PhotoClassifier):
             phi: the backbone that distilled, and whose features ``classifier`` takes.
             psi: the backbone that photos will go through; None takes phi.
             solver, views, min_area, blends, seed: how the projector is fitted (`fit_projector`): on ``views`` flips and crops of
-                every image, of at least ``min_area`` of it, the same for both backbones; half of them, unless ``blends`` is
-                False, of two images blended.
+                every image, of at least ``min_area`` of it, the same for both backbones; with ``blends`` half of them
+                of two images blended.
 
         Raises ``InputError`` where the parts weren't made with each other.
         """

@@ -128,28 +128,29 @@ def test_the_projector_stands_between(joined, classifier, tiny, test_data, tmp_p
 
 
 def test_the_projector_is_fitted_on_the_same_views_of_the_images_as_stored(joined, tiny, vit):
-    from sfm_fast.probe.features import projector_features
+    from sfm_fast.probe.features import view_features
     from sfm_fast.probe.inherit import fit_projector
 
     stored = joined.synthetic.images
     options = dict(seed=0, augmentation=sfm_fast.Augmentation(min_area=0.08, noise=False))
-    x, y = (projector_features(model, stored, 4, **options) for model in (tiny, vit))
+    x, y = (view_features(model, stored, 4, **options) for model in (tiny, vit))
     again = fit_projector(x, y)
     torch.testing.assert_close(joined.projector.weight, again.weight)
     residual = y - again(x)
     assert residual.square().mean() < (y - y.mean((0, 1))).square().mean()
 
 
-def test_without_blends_it_is_fitted_on_single_images(synthetic, classifier, vit, tiny, joined):
+def test_blends_are_asked_for(synthetic, classifier, vit, tiny, joined):
     from sfm_fast.probe.features import view_features
     from sfm_fast.probe.inherit import fit_projector
 
-    plain = Bundle.create(synthetic, classifier, vit, tiny, views=4, min_area=0.5, blends=False)
+    plain = Bundle.create(synthetic, classifier, vit, tiny, views=4, min_area=0.5)
     options = dict(seed=0, augmentation=sfm_fast.Augmentation(min_area=0.5, noise=False))
     x, y = (view_features(model, plain.synthetic.images, 4, **options) for model in (tiny, vit))
     torch.testing.assert_close(plain.projector.weight, fit_projector(x, y).weight)
-    assert not torch.allclose(plain.projector.weight, joined.projector.weight)
-    for bundle, wanted in ((plain, (False, 0.5)), (joined, (True, 0.08))):
+    mixed = Bundle.create(synthetic, classifier, vit, tiny, views=4, min_area=0.5, blends=True)
+    assert not torch.allclose(plain.projector.weight, mixed.projector.weight)
+    for bundle, wanted in ((plain, (False, 0.5)), (mixed, (True, 0.5)), (joined, (False, 0.08))):
         made = bundle.made["projector"]
         assert (made["blends"], made["min_area"]) == wanted
 
@@ -365,7 +366,6 @@ def test_its_readme_says_what_it_is_and_its_snippet_runs(
         "`test_vit`",
         "`fashion_vit`",
         "Its weights are inside",
-        "half of them blends of two",
     ):
         assert wanted in page
     Image.fromarray((test_data[0][0, 0] * 255).byte().numpy()).save(tmp_path / "photo.jpg")
@@ -911,7 +911,7 @@ def test_the_command_measures_what_it_writes(workplace, capsys, tiny_checkpoint,
     images = SyntheticSet.load("runs/sfm")
     replace(images, class_names=names).save("runs/sfm/synthetic.safetensors")
     other = ["--eval-backbone", "test_vit", "--eval-checkpoint", tiny_checkpoint, "--eval-image-size", 32, "--views", 3]
-    test = ["--test-data", "data", "--workers", 0, "--no-blends", "--min-area", 0.3, "--with-backbone", "--json", "-"]
+    test = ["--test-data", "data", "--workers", 0, "--blends", "--min-area", 0.3, "--with-backbone", "--json", "-"]
     code, out, err = call(capsys, *BUNDLE, *other, *test)
     assert code == 0, err
     result = json.loads(out)
@@ -924,7 +924,7 @@ def test_the_command_measures_what_it_writes(workplace, capsys, tiny_checkpoint,
     assert found == {"top1": pytest.approx(sum(right) / 60), "images": 60}
     assert bundle.accuracy == result["accuracy"]
     assert bundle.made["projector"]["min_area"] == 0.3
-    assert bundle.made["projector"]["blends"] is False
+    assert bundle.made["projector"]["blends"] is True
     assert f"{100 * found['top1']:.1f} % on data/test, 60 images" in (workplace / "b" / "README.md").read_text()
 
 

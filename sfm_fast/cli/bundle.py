@@ -44,16 +44,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--views",
         type=int,
         default=VIEWS,
-        help="augmented views of every image that the projector is fitted on, half of them blends of two",
+        help="augmented views of every image that the projector is fitted on",
     )
     parser.add_argument(
         "--min-area", type=float, default=0.08, help="smallest crop of these views, as a part of the image"
     )
     parser.add_argument(
-        "--no-blends",
-        dest="blends",
-        action="store_false",
-        help="fit it on views of single images alone, as in the paper, and not on blends of two as well",
+        "--blends",
+        action="store_true",
+        help="fit it on blends of two images too, in half of the views",
     )
     parser.add_argument("--seed", type=int, default=0, help="of these views")
     parser.add_argument(

@@ -61,10 +61,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--projector", choices=SOLVERS, default=default.projector, help="how mode inherit fits its projector"
     )
     parser.add_argument(
-        "--no-blends",
-        dest="blends",
-        action="store_false",
-        help="fit it on views of single images alone, as in the paper, and not on blends of two as well",
+        "--blends",
+        action="store_true",
+        help="fit it on blends of two images too, in half of the views",
     )
     parser.add_argument(
         "--temperature", type=float, default=default.temperature, help="softens the teacher's probabilities in mode kd"

@@ -33,7 +33,7 @@ class ProbeConfig:
     views: int = 200
     min_area: float = 0.08
     projector: str = "ridge"
-    blends: bool = True
+    blends: bool = False
     temperature: float = TEMPERATURE
     alpha: float = ALPHA
 
