@@ -56,6 +56,7 @@ RUNS: dict[int, tuple[Run, ...]] = {
         Run("lgm, views as recommended", "lgm", VIEWS),
         Run("sfm", "sfm"),
         Run("sfm-decoupled", "sfm-decoupled"),
+        Run(f"{OURS}, LGM's time", "sfm-decoupled", VIEWS, equal_time="lgm"),
         Run(OURS, "sfm-decoupled", VIEWS),
     ),
     10: (
