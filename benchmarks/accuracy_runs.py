@@ -70,8 +70,10 @@ RUNS: dict[int, tuple[Run, ...]] = {
 }
 
 
-# Twelve seconds a step here, an hour's quarter for three seeds: only with --everything.
-DEAR = frozenset({("tf_efficientnet_lite0", 10, "lgm"), ("tf_efficientnet_lite0", 1, "lgm, views as recommended")})
+# Minutes a seed on this backbone, a quarter of an hour in all: only with --everything.
+DEAR = frozenset(
+    ("tf_efficientnet_lite0", ipc, label) for ipc, label in ((10, "lgm"), (1, "lgm, views as recommended"), (1, LONG))
+)
 
 
 @dataclass(frozen=True)
