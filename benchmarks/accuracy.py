@@ -92,6 +92,7 @@ def main() -> None:
     parser.add_argument("--steps", type=positive, help="instead of the table's own")
     parser.add_argument("--epochs", type=positive, default=1000, help="of the probes")
     parser.add_argument("--rounds", type=positive, default=5, help="interleaved steps when measuring times")
+    parser.add_argument("--finished", action="store_true", help="a table of the cells that are finished, nothing new")
     parser.add_argument(
         "--everything", action="store_true", help="also LGM where a step of it takes ten seconds on a CPU"
     )
@@ -127,8 +128,12 @@ def main() -> None:
     to_distil = [(phi, c) for (phi, _), by_label in configs.items() for group in by_label.values() for c in group]
     # The longest first, so that no process ends alone.
     to_distil.sort(key=lambda one: -one[1].steps * one[1].ipc * one[1].views_per_step)
-    pool([(distil_only, table, *one) for one in to_distil], "distilled")
     todo = list(runs.cells(table, configs))
+    if args.finished:
+        todo = [cell for cell in todo if runs.file_of(table, cell)[0].exists()]
+        print(f"{len(todo)} cells are finished")
+    else:
+        pool([(distil_only, table, *one) for one in to_distil], "distilled")
     found = pool([(runs.evaluate, table, cell) for cell in todo], "evaluated")
     rows = [row | cost_of(row, costs) for group in found for row in group]
     result = {

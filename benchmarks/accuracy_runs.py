@@ -233,8 +233,8 @@ def cells(table: Table, runs: dict[tuple[str, int], dict[str, tuple[DistillConfi
                     yield Cell(phi, psi, ipc, modes, configs, label)
 
 
-def evaluate(table: Table, cell: Cell) -> list[dict[str, Any]]:
-    """Rows of a cell: from its file, or computed and kept there."""
+def file_of(table: Table, cell: Cell) -> tuple[Path, str]:
+    """Where a cell's rows are kept, and all that they depend on."""
     key = json.dumps(
         [
             table.data,
@@ -244,7 +244,12 @@ def evaluate(table: Table, cell: Cell) -> list[dict[str, Any]]:
             asdict(cell),
         ]
     )
-    path = table.work / "rows" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.json"
+    return table.work / "rows" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.json", key
+
+
+def evaluate(table: Table, cell: Cell) -> list[dict[str, Any]]:
+    """Rows of a cell: from its file, or computed and kept there."""
+    path, key = file_of(table, cell)
     if path.exists():
         rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
         return rows
