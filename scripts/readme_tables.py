@@ -37,8 +37,8 @@ def accuracy_summary() -> str:
     result = accuracy()
     machine = result["environment"]
     note = (
-        f"Top-1 in percent, mean ± std over 3 seeds. Distillation: steps times a step's time, on all three backbones together, steps of all methods measured in turn ({machine['cpu']}, "
-        f"{machine['threads']} thread, torch {machine['torch']}, fp32); LGM in closed form, the fastest, with A = 10 views. Peak: beyond weights, images and Adam, the largest of the three."
+        f"Top-1 in percent, mean ± std over 3 seeds. Distillation: steps times a step's time, on both backbones together, steps of all methods measured in turn ({machine['cpu']}, "
+        f"{machine['threads']} thread, torch {machine['torch']}, fp32); LGM in closed form, the fastest, with A = 10 views. Peak: beyond weights, images and Adam, the larger of the two."
     )
     return f"{summary(result)}\n\n{note}"
 

@@ -15,7 +15,7 @@ def result(top1: dict[tuple[str, str], float]) -> dict[str, Any]:
         full = label == "full"
         rows.append(
             {
-                "label": label, "mode": mode, "distilled_on": phi, "backbone": psi, "ipc": 60 if full else 1,
+                "label": label, "mode": mode, "steps": None if full else 5, "distilled_on": phi, "backbone": psi, "ipc": 60 if full else 1,
                 "top1_mean": top1[label, mode] - (0.1 if phi != psi else 0), "top1_std": 0.01,
                 "peak_bytes": None if full else 2_000_000 if phi == NAMES[0] else 5_000_000,
                 "distillation_seconds": None if full else 10.0, "parameters": 1000, "parameters_folded": 100,
@@ -78,3 +78,12 @@ def test_full_data_of_ten_images_a_class_is_no_table_of_its_own() -> None:
     assert "75.0" not in first
     assert "90.0" in first
     assert "75.0" in second
+
+
+def test_the_summary_compares_like_with_like() -> None:
+    made = result({("full", "probe"): 0.9, (OURS, "probe"): 0.7, ("lgm", "probe"): 0.6})
+    gap = [row for row in made["rows"] if (row["label"], row["distilled_on"]) != ("lgm", NAMES[1])]
+    for row in gap:
+        row["top1_mean"] -= 0.2 * (row["distilled_on"] == NAMES[1])
+    rows = lines(summary(made | {"rows": gap}))
+    assert [row[2] for row in rows[2:]] == ["90.0 ± 1.0", "70.0 ± 1.0", "60.0 ± 1.0"]

@@ -23,10 +23,14 @@ Rows = list[dict[str, Any]]
 
 
 def summary(result: dict[str, Any]) -> str:
-    """A row a label: top-1 on the distilling backbone itself, and means over pairs of different ones in all modes."""
-    cells = []
-    for ipc, label in _labels(result["rows"]):
-        group = [row for row in result["rows"] if (row["label"], row["ipc"]) == (label, ipc)]
+    """A row a label: top-1 on the distilling backbone itself, and means over pairs of different ones in all modes.
+
+    Only of distilling backbones that have every run (`compared`), or means of different cells would stand beside each other.
+    """
+    cells, phis = [], compared(result)
+    rows = [row for row in result["rows"] if row["distilled_on"] in phis]
+    for ipc, label in _labels(rows):
+        group = [row for row in rows if (row["label"], row["ipc"]) == (label, ipc)]
         own = [row for row in group if row["distilled_on"] == row["backbone"]]
         others = [row for row in group if row["distilled_on"] != row["backbone"]]
         costs = [row for row in own if row["mode"] == "probe" and row["distillation_seconds"] is not None]
@@ -39,6 +43,14 @@ def summary(result: dict[str, Any]) -> str:
         "peak of a step",
     )  # fmt: skip
     return text_table(header, cells)
+
+
+def compared(result: dict[str, Any]) -> list[str]:
+    """The distilling backbones on which every run of the table was made."""
+    names = [backbone["name"] for backbone in result["backbones"]]
+    made = {(row["label"], row["ipc"], row["distilled_on"]) for row in result["rows"] if row["steps"] is not None}
+    runs = {run[:2] for run in made}
+    return [name for name in names if all((*run, name) in made for run in runs)]
 
 
 def full_tables(result: dict[str, Any]) -> str:
