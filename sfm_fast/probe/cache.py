@@ -100,28 +100,40 @@ def _file_name(key: dict[str, Any], digest: str) -> str:
 
 def _read(path: Path, key: dict[str, Any], classes: int, backbone: Backbone) -> tuple[Tensor, Tensor] | None:
     """What `_write` wrote, or None where there is nothing, or nothing sound."""
-    if not path.exists():
-        return None
+    while path.exists():
+        before = _version(path)
+        try:
+            return _read_once(path, key, classes, backbone)
+        except InputError as error:
+            if _version(path) != before:
+                continue  # replaced while it was read: header of one file, numbers of the other
+            warnings.warn(f"cached features are left aside and computed anew: {error}", stacklevel=3)
+            return None
+    return None
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Another one for every file that has been at ``path``."""
     try:
-        tensors, metadata = load_tensors(path)
-        if (
-            metadata.get("file_format") != FORMAT
-            or metadata.get("key") != key
-            or set(tensors) != {"features", "labels"}
-        ):
-            raise InputError(f"{path}: holds other features than its name says")
-        features, labels = tensors["features"], tensors["labels"]
-        check_features(f"features in {path}", features, backbone.num_features, "the backbone")
-        check_labels(f"labels in {path}", labels, len(features), classes)
-        if len(features) != (key["images"] or len(features)) or features.dtype != torch.float32:
-            raise InputError(f"{path}: {len(features)} rows of {features.dtype}, wanted {key['images']} of float32")
-        if not features.isfinite().all():
-            raise InputError(f"{path}: features that aren't finite")
-        if metadata.get("sha256", digest := _digest(features, labels)) != digest:
-            raise InputError(f"{path}: other numbers than were written")
-    except InputError as error:
-        warnings.warn(f"cached features are left aside and computed anew: {error}", stacklevel=3)
+        found = path.stat()
+    except OSError:
         return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read_once(path: Path, key: dict[str, Any], classes: int, backbone: Backbone) -> tuple[Tensor, Tensor]:
+    tensors, metadata = load_tensors(path)
+    if metadata.get("file_format") != FORMAT or metadata.get("key") != key or set(tensors) != {"features", "labels"}:
+        raise InputError(f"{path}: holds other features than its name says")
+    features, labels = tensors["features"], tensors["labels"]
+    check_features(f"features in {path}", features, backbone.num_features, "the backbone")
+    check_labels(f"labels in {path}", labels, len(features), classes)
+    if len(features) != (key["images"] or len(features)) or features.dtype != torch.float32:
+        raise InputError(f"{path}: {len(features)} rows of {features.dtype}, wanted {key['images']} of float32")
+    if not features.isfinite().all():
+        raise InputError(f"{path}: features that aren't finite")
+    if metadata.get("sha256", digest := _digest(features, labels)) != digest:
+        raise InputError(f"{path}: other numbers than were written")
     return features.to(backbone.device), labels.to(backbone.device)
 
 
