@@ -44,7 +44,7 @@ gpu:  ## on a machine with an NVIDIA GPU, torch and nvcc: build, test, sanitize,
 static: $(READY)  ## write the table of the compiled GPU kernels anew (tests compare with it)
 	$(BIN)/python tests/static/table.py --update
 
-accuracy: $(READY)  ## the accuracy table on full Fashion-MNIST, three backbones: resumable, about an hour on 2 cores
+accuracy: $(READY)  ## the accuracy table on full Fashion-MNIST, three backbones: resumable, one to two hours on 2 cores
 	$(BIN)/python benchmarks/accuracy.py --data fashion-mnist --out benchmarks/results/cpu
 
 derivation: $(READY)  ## LGM's gradient beside the flow on full Fashion-MNIST: table and figure, some minutes
