@@ -94,7 +94,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=positive, default=5, help="interleaved steps when measuring times")
     parser.add_argument("--finished", action="store_true", help="a table of the cells that are finished, nothing new")
     parser.add_argument(
-        "--everything", action="store_true", help="also LGM where a step of it takes ten seconds on a CPU"
+        "--everything", action="store_true", help="also the three runs that take longest, on EfficientNet-lite0"
     )
     parser.add_argument(
         "--jobs", type=positive, default=os.cpu_count() or 1, help="processes; the cores are divided among them"
