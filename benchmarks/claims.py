@@ -100,7 +100,7 @@ def step_claims(rows: Sequence[Row], setting: str, goals: dict[str, dict[str, An
             continue
         ok = row["status"] == rival["status"] == "ok"
         # Only what couldn't run for want of memory may be predicted; a wrong or failed one claims nothing.
-        sound = all(one["status"] in ("ok", "predicted", "out of memory") for one in (row, rival))
+        sound = all(one["status"].startswith(("ok", "predicted", "out of memory")) for one in (row, rival))
         memory = [_bytes(one, whole, ok) if sound else math.nan for one in (rival, row)]
         timed, speed = ("median", "time") if ok else ("flops", "operations")
         unit = "x less memory, weights and images included" if whole else "x less memory beyond weights and images"

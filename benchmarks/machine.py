@@ -6,14 +6,18 @@ import contextlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import sfm_fast
-from sfm_fast.testing.perf import interleaved
+from sfm_fast.distill.memory import free_memory
+from sfm_fast.testing.perf import samples, summary
+
+COPY_BYTES = 1 << 31  # of a copy on a GPU: two orders of magnitude more than its second-level cache
+GPU_SIDE = 8192  # of a product that keeps every unit of a GPU busy
 
 
 def environment(device: torch.device | str | None = None) -> dict[str, Any]:
@@ -64,25 +68,58 @@ def _git(*words: str) -> str | None:
     return done.stdout.strip() if done.returncode == 0 else None
 
 
-def copy_bandwidth(device: torch.device, elements: int = 1 << 26) -> float:
+def copy_bandwidth(device: torch.device, elements: int | None = None) -> float:
     """Bytes a second that a large float32 copy moves, read and written: the ceiling of memory-bound work."""
+    if elements is None:
+        elements = 1 << 26 if device.type == "cpu" else min(COPY_BYTES, free_memory(device) // 4) // 4
     source = torch.randn(elements, device=device)
     target = torch.empty_like(source).zero_()  # touched once, so that fresh pages aren't part of the measurement
-    seconds = interleaved({"copy": lambda: target.copy_(source)}, rounds=11, warmup=2, device=device)["copy"].median
-    return 2 * 4 * elements / seconds
+    return 2 * 4 * elements / _seconds(lambda: target.copy_(source), device)
 
 
 def matmul_rate(device: torch.device, size: int = 2048, dtype: torch.dtype = torch.float32) -> float:
     """Floating-point operations a second of a large matrix product: the ceiling of compute-bound work."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
-    seconds = interleaved({"mm": lambda: torch.mm(a, b, out=out)}, rounds=11, warmup=2, device=device)["mm"].median
-    return 2 * size**3 / seconds
+    return 2 * size**3 / _seconds(lambda: torch.mm(a, b, out=out), device)
+
+
+def _seconds(call: Callable[[], Any], device: torch.device) -> float:
+    """Median of some calls: by the host's clock on a CPU, between events on a GPU."""
+    return summary(samples({"call": call}, rounds=11, warmup=2, device=device, events=True)["call"]).median
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
-    """Both rates, measured now: beside every case and not once a run, for a shared machine has slow moments."""
-    return {"copy_bandwidth": copy_bandwidth(device), "matmul_rate": matmul_rate(device)}
+    """Rates measured now: beside every case and not once a run, for a shared machine has slow moments.
+
+    copy_bandwidth, matmul_rate (float32 without TF32); on a GPU also tf32_rate and bf16_rate, of its tensor cores.
+    """
+    if device.type == "cpu":
+        return {"copy_bandwidth": copy_bandwidth(device), "matmul_rate": matmul_rate(device)}
+    found = {"copy_bandwidth": copy_bandwidth(device)}
+    for name, precision in (("matmul_rate", "ieee"), ("tf32_rate", "tf32")):
+        with float32_products(precision):
+            found[name] = matmul_rate(device, GPU_SIDE)
+    return found | {"bf16_rate": matmul_rate(device, GPU_SIDE, torch.bfloat16)}
+
+
+@contextlib.contextmanager
+def float32_products(precision: str) -> Iterator[None]:
+    """float32 matrix products on GPUs as "ieee" or "tf32", whatever the process has set, which comes back at the end."""
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def card_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU that this process has or can still have; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
 
 
 @contextlib.contextmanager

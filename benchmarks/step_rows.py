@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sfm_fast.benchmarks.harness import Contender, Row, attempt, measure
+from sfm_fast.benchmarks.machine import card_memory
 from sfm_fast.benchmarks.step_contenders import Made, Preset, Setting, Way, lgm, reference
 from sfm_fast.data.backbones import Backbone
 from sfm_fast.distill.predict import Prediction
@@ -128,12 +129,22 @@ class StepRun:
         return self._together(ways, modes) if self.device.type == "cpu" else self._one_by_one(ways, modes)
 
     def _alive(self, way: Way) -> _Alive:
-        made, verdict, first = None, self.checked[way.name], 0.0
+        made, verdict, first = None, self.checked[way.name] or self._too_large(way), 0.0
         if not verdict:
             made, _, verdict = attempt(lambda: way.make(self.setting, way), self.device)
         if made is not None:
             _, first, verdict = attempt(made.step, self.device)
         return _Alive(way, None if verdict else made, verdict, first)
+
+    def _too_large(self, way: Way) -> str:
+        """The status of a step whose predicted peak is more than a GPU has, else "": trying it takes long and ends the same.
+
+        What stands there now is in the room: the weights are part of the peak, and the first contender makes way if need be.
+        """
+        prediction, room = self.predictions[way.name], card_memory(self.device)
+        if prediction is None or room is None or prediction.peak_bytes <= room:
+            return ""
+        return f"out of memory: predicted {prediction.peak_bytes / 1e9:.1f} GB, the card has {room / 1e9:.1f} GB"
 
     def _rows(self, every: Sequence[_Alive], mode: str) -> list[Row]:
         steps, contenders = STEPS if mode == "steps" else 1, []

@@ -128,7 +128,10 @@ def test_share_of_a_ceiling():
     ceilings = {"copy_bandwidth": 100.0, "matmul_rate": 40.0}
     found = share_of(row, ceilings, least_bytes=10, flops=5)
     assert (found["copy_fraction"], found["matmul_fraction"], found["flops"]) == (0.2, 0.25, 5)
+    assert "matmul_ceiling" not in found
     assert share_of({"status": "out of memory"}, ceilings, flops=5) == {}
+    found = share_of(row, ceilings | {"tf32_rate": 100.0}, flops=5, rate="tf32_rate")
+    assert (found["matmul_fraction"], found["matmul_ceiling"], found["matmul_rate"]) == (0.1, "tf32_rate", 40.0)
 
 
 def test_interval_of_a_ratio_covers_the_truth():

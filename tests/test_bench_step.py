@@ -197,6 +197,33 @@ def test_one_by_one_as_on_a_gpu(monkeypatch):
     assert len(released) >= 6
 
 
+def test_a_step_that_the_card_has_no_room_for_is_not_tried(monkeypatch):
+    setting = Setting(SMALL, open_backbone(SMALL, CPU))
+    ours, stock = (way for way in ways_of(SMALL) if way.name in ("SFM one-shot", "LGM stock"))
+    tried = []
+    ways = [
+        replace(way, make=lambda setting, way: tried.append(way.name) or ours.make(setting, ours))
+        for way in (ours, stock)
+    ]
+    guesses = {way.name: way.predict(setting) for way in ways}
+    small, large = (guesses[way.name].peak_bytes for way in ways)
+    assert small < large
+    case, checked = {"suite": "step", "case": "x"}, dict.fromkeys(guesses, "")
+    run = step_rows.StepRun(setting, case, CPU, 0.01, checked, guesses, 2)
+    monkeypatch.setattr(step_rows, "card_memory", lambda device: large - 1)
+    (rows,) = run._one_by_one(ways, ["step"])
+    assert tried == ["SFM one-shot"]
+    assert rows[0]["status"] == "ok"
+    assert (
+        rows[1]["status"] == f"out of memory: predicted {large / 1e9:.1f} GB, the card has {(large - 1) / 1e9:.1f} GB"
+    )
+    assert rows[1]["predicted_bytes"] == large
+    assert "median" not in rows[1]
+    monkeypatch.setattr(step_rows, "card_memory", lambda device: large)
+    (rows,) = run._one_by_one(ways, ["step"])
+    assert [row["status"] for row in rows] == ["ok", "ok"]
+
+
 @pytest.fixture(scope="module")
 def loading_rows():
     preset = replace(SMALL, data="embedded", classes=10)

@@ -62,12 +62,12 @@ def living_bytes(device: torch.device | str = "cpu") -> int:
     return sum(storages.values())
 
 
-def captured(function: Callable[[], Any]) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A CUDA graph of ``function()``, after three calls to warm up, and the result that its replays write."""
+def captured(function: Callable[[], Any], warmup: int = 3) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of ``function()``, after ``warmup`` calls, and the result that its replays write."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
-        for _ in range(3):
+        for _ in range(warmup):
             function()
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
@@ -95,6 +95,16 @@ class Ratio:
     high: float
 
 
+def cache_flush(device: torch.device | str, size: int = L2_BYTES) -> Callable[[], Any]:
+    """A call that takes the second-level cache for ``size`` bytes of its own, by reading them.
+
+    Writing would leave lines that are only written back to memory while the next call is timed.
+    """
+    buffer = torch.zeros(size // 4, device=device)
+    result = torch.empty((), device=device)
+    return lambda: torch.sum(buffer, 0, out=result)
+
+
 def samples(
     functions: Mapping[str, Callable[[], Any]],
     *,
@@ -103,20 +113,22 @@ def samples(
     prime: int = 0,
     device: torch.device | str = "cpu",
     cold: bool = False,
+    events: bool = False,
 ) -> dict[str, list[float]]:
     """Seconds of every callable, once a round each, so that a machine's slow moments hit all of them alike.
 
     Every other round goes backwards, so that none is always measured behind the same one. ``prime`` untimed calls come before
-    each timed one: then none is measured behind the caches another one left. ``cold`` (GPUs): what second-level cache there is
-    is overwritten before each call, and device time between two events is taken instead of the host's.
+    each timed one: then none is measured behind the caches another one left. ``events`` (GPUs): device time between two events
+    instead of the host's. ``cold`` (GPUs): so too, and before each call the second-level cache is filled with something else.
     """
     device = torch.device(device)
     cuda = device.type == "cuda"
-    flush = torch.empty(L2_BYTES, dtype=torch.uint8, device=device) if cuda and cold else None
+    flush = cache_flush(device) if cuda and cold else None
 
     def timed(function: Callable[[], Any]) -> float:
         if flush is not None:
-            flush.zero_()
+            flush()
+        if cuda and (cold or events):
             start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             start.record()
             function()
