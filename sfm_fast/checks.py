@@ -152,8 +152,9 @@ def check_views(views: Views, images: int, channels: int, device: torch.device) 
         )
     if channels not in (1, len(views.mean)):
         raise InputError(f"images must have 1 or {len(views.mean)} channels to fit views.mean, got {channels}")
-    if not 0 <= views.seed < 2**64 or not 0 <= views.step < 2**32 or not 0 <= views.stream < 2**32:
+    stream = int(views.stream)  # an IntEnum's comparison breaks Dynamo in torch 2.11
+    if not 0 <= views.seed < 2**64 or not 0 <= views.step < 2**32 or not 0 <= stream < 2**32:
         raise InputError(
             f"views.seed must be in [0, 2**64), views.step and views.stream in [0, 2**32), "
-            f"got {views.seed}, {views.step} and {views.stream}"
+            f"got {views.seed}, {views.step} and {stream}"
         )

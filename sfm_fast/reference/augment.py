@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors import InputError
 from . import philox
 from .philox import Stream
+from .sampling import sample
 
 NOISE_MEAN, NOISE_STD, NOISE_PROBABILITY = 0.5, 0.2, 0.5
 FLIP_PROBABILITY = 0.5
@@ -140,7 +141,7 @@ def augment(images: Tensor, views: Views) -> Tensor:
         dim=1,
     ).view(-1, 2, 3).to(images.dtype)  # fmt: skip
     grid = F.affine_grid(theta, [len(images), images.shape[1], size, size], align_corners=False)
-    shown = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    shown = sample(images, grid)
     chosen = (views.noise_items >= 0).nonzero().flatten()
     if len(chosen):
         shape = shown.shape[1:]
