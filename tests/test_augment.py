@@ -96,6 +96,7 @@ def test_dtypes_mix(inside, outside):
     assert torch.equal(gradient, wide_gradient.to(inside))
 
 
+@pytest.mark.usefixtures("maximum_of_a_gpu")
 @pytest.mark.parametrize("backend", KERNELS)
 def test_boxes_that_are_not_numbers_show_nothing(backend):
     nan, inf = float("nan"), float("inf")

@@ -1,4 +1,7 @@
-"""Every kernel on a real GPU: accuracy, CUDA graphs, streams, determinism, memory, more than 2^31 elements. Skipped without one."""
+"""Every kernel on a real GPU: accuracy, CUDA graphs, streams, determinism, memory, more than 2^31 elements. Skipped without one.
+
+gpu_selection.py says what the markers gpu_quick and gpu_alone choose.
+"""
 
 from __future__ import annotations
 
@@ -162,6 +165,7 @@ def test_nan_in_nan_out(backend, alignment, bad):
     assert sfm_fast.flow_alignment_loss(features, centers, labels, alignment=alignment, backend=backend).isnan()
 
 
+@pytest.mark.gpu_alone
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_more_than_two_to_the_31_elements(backend):
     classes, dim = 70_000, 32_768  # 2.3e9 elements, 4.6 GB in bfloat16
@@ -186,6 +190,7 @@ def test_more_than_two_to_the_31_elements(backend):
     assert (gradient[-1].double() - last).norm() <= 1e-2 * last.norm()
 
 
+@pytest.mark.gpu_alone
 def test_imagenet_21k_pairs_fit_in_300_megabytes():
     classes, dim = 21_841, 1024
     centers, features = (
@@ -404,6 +409,7 @@ def test_nothing_gives_nothing(backend, kind):
     assert all(len(gradient) == 0 for gradient in gradients)
 
 
+@pytest.mark.gpu_alone
 @OPERATIONS
 @KERNELS
 def test_more_than_two_to_the_31_pixels(backend, kind):

@@ -85,6 +85,7 @@ def test_levels_outside_the_view_have_no_gradient(backend):
     assert coarse[..., 2:, 2:].all()
 
 
+@pytest.mark.usefixtures("maximum_of_a_gpu")
 @pytest.mark.parametrize("backend", KERNELS)
 def test_nan_and_far_boxes(backend):
     inputs = SMALL.make()
