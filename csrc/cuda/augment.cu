@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
   U* const to = views + int64_t(view) * shape.view_channels * area + int64_t(QUAD) * block;
   const int copies = shape.view_channels / shape.channels;  // a grey image goes to all channels
   for (int copy = 0; copy < copies; ++copy) {
-    float center, scale, out[QUAD];
+    float center = 0.f, scale = 0.f, out[QUAD];
 #pragma unroll
     for (int k = 0; k < QUAD; ++k) {
       if (k == 0 || channels[k] != channels[k - 1])

@@ -59,6 +59,7 @@ struct PairProblem {
   bool need_gradient, high;
   int64_t block_rows = 0;  // side of the block of the pair matrix held in memory, a multiple of 4; 0: by the problem
   int tile_size = 0;       // 1: small tiles, 2: large ones, 0: by the problem
+  bool gram = true;        // three Gram products instead of four products; both stay until a GPU has measured them
 };
 size_t pair_alignment_workspace_bytes(const PairProblem& problem);
 cudaError_t pair_alignment(const PairProblem& problem, double* total, float* gradient, void* workspace,

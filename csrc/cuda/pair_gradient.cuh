@@ -29,10 +29,9 @@ struct GradientTile {
 };
 
 // Rows [k, k + PAIR_DEPTH) of columns [first, first + DIMS); rows past `count` and columns past `stride` become zero.
-template <int WARP_ROWS>
+template <typename Tile>
 __device__ __forceinline__ void stage_classes(float* to, const float* matrix, int64_t stride, int64_t base, int count,
                                               int k, int first) {
-  using Tile = GradientTile<WARP_ROWS>;
   constexpr int CHUNKS = Tile::DIMS / 4;
   static_assert(PAIR_DEPTH * CHUNKS % Tile::THREADS == 0, "the same number of copies for every thread");
 #pragma unroll
@@ -79,8 +78,8 @@ __global__ void __launch_bounds__(GradientTile<WARP_ROWS>::THREADS)
     stage_pairs<WARP_ROWS>(to, side.u, pitch, tile_row, side.rows, side.columns, k);
     stage_pairs<WARP_ROWS>(to + Tile::ROWS * PAIR_PITCH, side.w, pitch, tile_row, side.rows, side.columns, k);
     to += 2 * Tile::ROWS * PAIR_PITCH;
-    stage_classes<WARP_ROWS>(to, rows.a, rows.stride, side.column, side.columns, k, tile_column);
-    stage_classes<WARP_ROWS>(to + PAIR_DEPTH * Tile::PITCH, rows.b, rows.stride, side.column, side.columns, k,
+    stage_classes<Tile>(to, rows.a, rows.stride, side.column, side.columns, k, tile_column);
+    stage_classes<Tile>(to + PAIR_DEPTH * Tile::PITCH, rows.b, rows.stride, side.column, side.columns, k,
                              tile_column);
   };
 

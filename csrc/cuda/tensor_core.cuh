@@ -31,6 +31,22 @@ __device__ __forceinline__ void wait_copies() {
 #endif
 }
 
+// Four matrices of 8 rows of 4 floats, one a register: lane 4 g + t gets element (g, t) of each. Lane 8 n + g gives the
+// address of row g of matrix n in shared memory, 16-byte aligned.
+__device__ __forceinline__ void load_matrices(float (&to)[4], const float* row) {
+#ifdef SFM_SHIM
+  emu::load_matrices(to, row);
+#else
+  const unsigned from = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  uint32_t word[4];
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+               : "r"(from));
+#pragma unroll
+  for (int n = 0; n < 4; ++n) to[n] = __uint_as_float(word[n]);
+#endif
+}
+
 // To the nearest TF32 (10 bits of mantissa), as a float32.
 __device__ __forceinline__ float round_tf32(float value) {
 #ifdef SFM_SHIM
@@ -42,7 +58,15 @@ __device__ __forceinline__ float round_tf32(float value) {
 #endif
 }
 
-// c += A B for one 16 x 8 x 8 product; the operands' low 13 bits of mantissa are ignored.
+// What the tensor cores read of an operand: they ignore its low 13 bits.
+__device__ __forceinline__ float truncate_tf32(float value) {
+  return __uint_as_float(__float_as_uint(value) & 0xffffe000u);
+}
+
+// What they truncate to the nearest: one instruction. A NaN may become a zero; whoever uses this sees NaN elsewhere.
+__device__ __forceinline__ float nearest_tf32(float value) { return __uint_as_float(__float_as_uint(value) + 0x1000u); }
+
+// c += A B for one 16 x 8 x 8 product; the operands' low 13 bits of mantissa are ignored. Sums are rounded toward zero.
 __device__ __forceinline__ void mma(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
 #ifdef SFM_SHIM
   emu::mma_m16n8k8(c, a, b);
@@ -75,6 +99,68 @@ __device__ __forceinline__ void multiply(float (&c)[4], const Fragment<HIGH, 4>&
     mma(c, a.high, b.low);
   }
   mma(c, a.high, b.high);
+}
+
+// An operand of N values a lane as the tensor cores read it, and (not HIGH) what they leave of it: two instructions to
+// split a value, where rounding takes five. The sum of both keeps 21 bits of mantissa.
+template <bool HIGH, int N>
+struct Split {
+  float value[N];
+  float rest[HIGH ? 1 : N];
+
+  __device__ __forceinline__ void set(int k, float given) {
+    if constexpr (HIGH) {
+      value[k] = given;
+    } else {
+      value[k] = truncate_tf32(given), rest[k] = given - value[k];
+    }
+  }
+};
+// The square of a value as `multiply` has it, HIGH: after `nearest_tf32`.
+template <bool HIGH>
+__device__ __forceinline__ double split_square(float value) {
+  const float high = HIGH ? round_tf32(value) : truncate_tf32(value);
+  const double rest = HIGH ? 0. : double(truncate_tf32(value - high));
+  return double(high) * high + 2 * (double(high) * rest);
+}
+
+// One product (HIGH) or three, smallest first.
+template <bool HIGH>
+__device__ __forceinline__ void multiply(float (&c)[4], const Split<HIGH, 4>& a, const Split<HIGH, 2>& b) {
+  if constexpr (!HIGH) {
+    mma(c, a.rest, b.value);
+    mma(c, a.value, b.rest);
+  }
+  mma(c, a.value, b.value);
+}
+
+// sum += A B. Tensor cores truncate what they add to, so a long sum would lose in one direction: unless HIGH, each
+// product starts at 0 and is added by an addition that rounds.
+template <bool HIGH>
+__device__ __forceinline__ void add_product(float (&sum)[4], const Split<HIGH, 4>& a, const Split<HIGH, 2>& b) {
+  if constexpr (HIGH) {
+    multiply<HIGH>(sum, a, b);
+  } else {
+    float part[4] = {};
+    multiply<HIGH>(part, a, b);
+#pragma unroll
+    for (int c = 0; c < 4; ++c) sum[c] += part[c];
+  }
+}
+// sum += A B + C D, the same way.
+template <bool HIGH>
+__device__ __forceinline__ void add_products(float (&sum)[4], const Split<HIGH, 4>& a, const Split<HIGH, 2>& b,
+                                             const Split<HIGH, 4>& c, const Split<HIGH, 2>& d) {
+  if constexpr (HIGH) {
+    multiply<HIGH>(sum, a, b);
+    multiply<HIGH>(sum, c, d);
+  } else {
+    float part[4] = {};
+    multiply<HIGH>(part, a, b);
+    multiply<HIGH>(part, c, d);
+#pragma unroll
+    for (int n = 0; n < 4; ++n) sum[n] += part[n];
+  }
 }
 
 // Lane = 4 * group + member. A (16 x 8, row-major) has a0 (group, member), a1 (group + 8, member), a2 (group, member +

@@ -70,9 +70,18 @@ inline float round_tf32(float value) {
 // What the tensor cores read of an operand: the low 13 bits are ignored.
 inline float truncate_tf32(float value) { return std::isnan(value) ? value : as_float(as_bits(value) & 0xffffe000u); }
 
+// Whether the tensor cores round what they add up, as a processor does, or truncate it, as they do.
+inline bool rounding_products = false;
+inline float toward_zero(double value) {
+  const float rounded = float(value);
+  return std::isfinite(rounded) && std::fabs(double(rounded)) > std::fabs(value) ? std::nextafter(rounded, 0.f) : rounded;
+}
+
 // mma.sync.m16n8k8 row.col f32.tf32.tf32.f32, with g = lane / 4 and t = lane % 4:
 // A (16 x 8) a0 (g, t), a1 (g + 8, t), a2 (g, t + 4), a3 (g + 8, t + 4); B (8 x 8) b0 (t, g), b1 (t + 4, g);
 // C (16 x 8) c0 (g, 2t), c1 (g, 2t + 1), c2 (g + 8, 2t), c3 (g + 8, 2t + 1).
+// C and the eight exact products are added up at once and truncated: no less exact than the cores, which also drop
+// what lies far below the largest of the nine.
 inline void mma_m16n8k8(float (&c)[4], const float (&a)[4], const float (&b)[2]) {
   uint64_t words[6];
   for (int k = 0; k < 4; ++k) words[k] = as_bits(truncate_tf32(a[k]));
@@ -81,14 +90,23 @@ inline void mma_m16n8k8(float (&c)[4], const float (&a)[4], const float (&b)[2])
   const int g = current % WARP / 4, t = current % WARP % 4;
   for (int e = 0; e < 4; ++e) {
     const int row = g + (e / 2) * 8, column = 2 * t + e % 2;
-    float sum = c[e];
+    double sum = c[e];
     for (int k = 0; k < 8; ++k) {
       const float left = as_float(uint32_t(lanes[(row % 8) * 4 + k % 4][row / 8 + (k / 4) * 2]));
       const float right = as_float(uint32_t(lanes[column * 4 + k % 4][4 + k / 4]));
-      sum += left * right;
+      sum += double(left) * right;
     }
-    c[e] = sum;
+    c[e] = rounding_products ? float(sum) : toward_zero(sum);
   }
+}
+
+// ldmatrix.m8n8.x4 of 16-bit values, read as rows of 4 floats.
+inline void load_matrices(float (&to)[4], const float* row) {
+  if (reinterpret_cast<uintptr_t>(row) % 16) return fail("misaligned row of a matrix");
+  const uint64_t word = reinterpret_cast<uintptr_t>(row);
+  const auto lanes = swap_words(4, &word, 1);
+  const int g = current % WARP / 4, t = current % WARP % 4;
+  for (int n = 0; n < 4; ++n) to[n] = reinterpret_cast<const float*>(uintptr_t(lanes[8 * n + g][0]))[t];
 }
 
 }  // namespace emu

@@ -37,6 +37,7 @@ sfm::Features view(const void* data, int dtype, int64_t stride, const int64_t* o
 extern "C" {
 
 void set_reversed(int value) { emu::set_reversed(value != 0); }
+void set_rounding_products(int value) { emu::rounding_products = value != 0; }
 const char* last_message() { return emu::message.c_str(); }
 
 int flow_alignment(const void* features, int dtype, int64_t stride, const int64_t* order, const int64_t* offsets,
@@ -73,9 +74,9 @@ int class_means_backward(const float* grad, const int64_t* order, const int64_t*
 
 int pair_alignment(const float* a, const float* b, const int64_t* groups, int64_t classes, int64_t dims,
                    int64_t row_start, int64_t row_stop, float eps, int need_gradient, int high, int64_t block_rows,
-                   int tile_size, double* total, float* gradient) {
-  const sfm::PairProblem problem{
-      a, b, groups, classes, dims, row_start, row_stop, eps, need_gradient != 0, high != 0, block_rows, tile_size};
+                   int tile_size, int gram, double* total, float* gradient) {
+  const sfm::PairProblem problem{a,   b,                  groups,    classes,    dims,      row_start, row_stop,
+                                 eps, need_gradient != 0, high != 0, block_rows, tile_size, gram != 0};
   {
     Memory work(sfm::pair_alignment_workspace_bytes(problem));
     sfm::pair_alignment(problem, total, gradient, work.data, nullptr);
