@@ -98,12 +98,9 @@ def weights_kernel(
         return
     local_i = row_tile * TILE + tl.arange(0, TILE)
     local_j = column_tile * TILE + tl.arange(0, TILE)
-    i = row_begin + local_i
-    j = column_begin + local_j
-    valid = (i < row_end)[:, None] & (j < column_end)[None, :] & (i[:, None] != j[None, :])
     # Rows past the end read the last one instead: the products need no masks, ``valid`` drops them.
-    i = tl.minimum(i, classes - 1)
-    j = tl.minimum(j, classes - 1)
+    i = tl.minimum(row_begin + local_i, classes - 1)
+    j = tl.minimum(column_begin + local_j, classes - 1)
     row_i = i.to(tl.int64) * dim
     row_j = j.to(tl.int64) * dim
     aa = tl.zeros([TILE, TILE], tl.float32)
@@ -138,6 +135,9 @@ def weights_kernel(
             ab = tl.dot(b_i, low_a, ab, input_precision=PRECISION)
         at_i += BLOCK_K
         at_j += BLOCK_K
+    # Only now: before the loop it would hold registers that the products need.
+    valid = (row_begin + local_i < row_end)[:, None] & (column_begin + local_j < column_end)[None, :]
+    valid = valid & (row_begin + local_i[:, None] != column_begin + local_j[None, :])
     if groups is not None:
         valid = valid & (tl.load(groups + i)[:, None] != tl.load(groups + j)[None, :])
     near: tl.constexpr = 2.0**-5 if HIGH else 2.0**-8

@@ -138,6 +138,7 @@ def flow(
     eps: float = 1e-8,
     alpha: float = 0.3,
     off: int = 0,
+    fused: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Loss and gradient through both operations; ``off`` misaligns every buffer of floats.
 
@@ -158,8 +159,9 @@ def flow(
     loss, rows, columns = call.poisoned((1,)), call.poisoned((2, count)), call.poisoned((2, dims), shift=off)
     common = (features, DTYPES[features.dtype], features.stride(0), order, offsets, centers, shift)
     call.run(
-        "flow_alignment", *common, classes, dims, kind, eps, alpha, loss, rows, columns, writes=(loss, rows, columns)
-    )
+        "flow_alignment", *common, classes, dims, kind, eps, alpha, loss, rows, columns, fused,
+        writes=(loss, rows, columns),
+    )  # fmt: skip
     grad_output, gradient = (
         call.place(torch.tensor([upstream])),
         call.poisoned(tuple(features.shape), features.dtype, off),
@@ -200,17 +202,20 @@ NUMBERS = {name: number for name, (number, *_) in KINDS.items()} | {"decoupled":
 def test_flow_alignment(shim: ctypes.CDLL, kind: str, labelled: bool, classes: int, dims: int) -> None:
     for dtype in DTYPES:
         problem = make(classes, dims, dtype, labelled)
-        assert_flow(flow(shim, problem, NUMBERS[kind]), defined(problem, kind), dtype)
+        expected = defined(problem, kind)
+        for fused in (True, False):
+            assert_flow(flow(shim, problem, NUMBERS[kind], fused=fused), expected, dtype)
 
 
 @pytest.mark.parametrize("kind", NUMBERS)
-def test_many_classes(both_orders: ctypes.CDLL, kind: str) -> None:
+@pytest.mark.parametrize("fused", [True, False])
+def test_many_classes(both_orders: ctypes.CDLL, kind: str, fused: bool) -> None:
     """Several chunks and tiles; the same bits again, and in the other order of threads."""
     problem = make(60, 136, labelled=True)
-    first = flow(both_orders, problem, NUMBERS[kind])
+    first = flow(both_orders, problem, NUMBERS[kind], fused=fused)
     assert_flow(first, defined(problem, kind), torch.float32)
     both_orders.set_reversed(0)
-    for one, two in zip(first, flow(both_orders, problem, NUMBERS[kind]), strict=True):
+    for one, two in zip(first, flow(both_orders, problem, NUMBERS[kind], fused=fused), strict=True):
         assert torch.equal(one, two)
 
 

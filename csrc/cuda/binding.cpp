@@ -50,7 +50,7 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(const Tensor& features, const 
   const Tensor space = workspace(features, sfm::flow_alignment_workspace_bytes(rows.classes, rows.dims));
   check_launch(sfm::flow_alignment(rows.view, read<float>(a), read<float>(s), rows.classes, rows.dims, int(kind),
                                    float(eps), float(alpha), write<float>(loss), write<float>(factors),
-                                   write<float>(columns), space.mutable_data_ptr(), current_stream(features)),
+                                   write<float>(columns), space.mutable_data_ptr(), new_kernels(), current_stream(features)),
                "flow_alignment");
   return {loss, factors, columns};
 }
@@ -132,7 +132,10 @@ std::tuple<Tensor, Tensor> pair_alignment(const Tensor& a, const Tensor& b, cons
                                  row_stop,
                                  float(eps),
                                  need_gradient,
-                                 high};
+                                 high,
+                                 0,
+                                 0,
+                                 new_kernels()};
   const Tensor space = workspace(a, sfm::pair_alignment_workspace_bytes(problem));
   check_launch(sfm::pair_alignment(problem, write<double>(total), write<float>(gradient), space.mutable_data_ptr(),
                                    current_stream(a)),

@@ -10,6 +10,8 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cstdlib>
+#include <cstring>
 #include <optional>
 #include <tuple>
 #include <vector>
@@ -24,6 +26,12 @@ using torch::stable::Tensor;
 inline void check_launch(cudaError_t error, const char* operation) {
   STD_TORCH_CHECK(error == cudaSuccess, "sfm_fast::", operation,
                   ": the CUDA kernels did not start: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
+}
+
+// Private, for the first run on a GPU: SFM_FAST_KERNELS=old takes the kernels that others are to replace.
+inline bool new_kernels() {
+  const char* const value = std::getenv("SFM_FAST_KERNELS");
+  return value == nullptr || std::strcmp(value, "old") != 0;
 }
 
 inline cudaStream_t current_stream(const Tensor& tensor) {

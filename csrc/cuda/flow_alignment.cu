@@ -5,6 +5,7 @@
 // time. Chunks leave partial sums in the workspace, the finish kernel adds them in a fixed order. No floating-point
 // atomics.
 #include "flow_finish.cuh"
+#include "flow_passes.cuh"
 
 namespace sfm {
 namespace {
@@ -56,13 +57,14 @@ bool wide_rows(const Features& features, const void* centers, const void* shift,
 }
 
 struct Sizes {
-  int64_t chunks = 0, blocks = 0, finish_blocks = 0;
+  int64_t chunks = 0, blocks = 0, finish_blocks = 0, tiles = 0;
 };
 Sizes largest(int64_t classes, int64_t dims) {
   Sizes sizes;
   for (const int vec : {1, 4, 8}) {
     const Partition cut = partition(classes, dims, vec);
     if (cut.chunks > sizes.chunks) sizes.chunks = cut.chunks;
+    if (cut.tiles > sizes.tiles) sizes.tiles = cut.tiles;
     if (cut.chunks * cut.tiles > sizes.blocks) sizes.blocks = cut.chunks * cut.tiles;
   }
   const int64_t rows = divide_up(classes, WARPS), second = rows < CLASS_CHUNKS ? rows : CLASS_CHUNKS;
@@ -72,23 +74,30 @@ Sizes largest(int64_t classes, int64_t dims) {
   return sizes;
 }
 
-template <typename T, int VEC>
+template <typename T, int VEC, bool FUSED>
 cudaError_t flow_forward(const Features& features, const float* centers, const float* shift, int64_t classes, int dims,
                          int kind, float eps, float alpha, float* loss, float* factors, float* columns, Workspace work,
                          cudaStream_t stream) {
   const Partition cut = partition(classes, dims, VEC);
   const Rows<T> rows = typed_rows<T>(features);
   const dim3 grid(unsigned(cut.tiles), unsigned(cut.chunks)), finish_grid(unsigned(divide_up(dims, FINISH_COLUMNS)));
-  const size_t sums_shared = WARPS * 64 * VEC * sizeof(float) + WARPS * 3 * sizeof(double);
+  const size_t sums_shared = FUSED ? WARPS * 64 * VEC * sizeof(double) + 16
+                                   : WARPS * 64 * VEC * sizeof(float) + WARPS * 3 * sizeof(double);
   const size_t finish_shared = 2 * THREADS * sizeof(double) + 16, classes_shared = WARPS * 16;
-  const auto sums = flow_sums<T, VEC>;
-  SFM_LAUNCH(sums, grid, dim3(THREADS), sums_shared, stream, rows, centers, shift, classes, dims, cut.chunk_rows, kind,
-             work);
-  SFM_RETURN_IF_ERROR(cudaGetLastError());
   const int first_stage = kind == CLASS_COSINE ? int(MEAN_ONLY) : kind;
-  SFM_LAUNCH(flow_finish, finish_grid, dim3(THREADS), finish_shared, stream, first_stage, classes, dims, cut.chunks,
-             cut.chunks * cut.tiles, eps, alpha, shift, loss, factors, columns, work);
+  const Finish finish{first_stage, eps, alpha, loss, factors, columns};
+  if constexpr (FUSED) {
+    SFM_RETURN_IF_ERROR(cudaMemsetAsync(work.counter, 0, size_t(1 + cut.tiles) * sizeof(unsigned), stream));
+  }
+  const auto sums = flow_sums<T, VEC, FUSED>;
+  SFM_LAUNCH(sums, grid, dim3(THREADS), sums_shared, stream, rows, centers, shift, classes, dims, cut.chunk_rows, kind,
+             finish, work);
   SFM_RETURN_IF_ERROR(cudaGetLastError());
+  if constexpr (!FUSED) {
+    SFM_LAUNCH(flow_finish, finish_grid, dim3(THREADS), finish_shared, stream, first_stage, classes, dims, cut.chunks,
+               cut.chunks * cut.tiles, eps, alpha, shift, loss, factors, columns, work);
+    SFM_RETURN_IF_ERROR(cudaGetLastError());
+  }
   if (kind != CLASS_COSINE) return cudaSuccess;
   const int64_t chunk_rows = round_up(divide_up(classes, CLASS_CHUNKS), WARPS), chunks = divide_up(classes, chunk_rows);
   const auto second = flow_classes<T, VEC>;
@@ -119,26 +128,28 @@ cudaError_t flow_backward(const float* grad_output, const Features& features, co
 size_t flow_alignment_workspace_bytes(int64_t classes, int64_t dims) {
   const Sizes sizes = largest(classes, dims);
   return size_t(round_up(sizes.chunks * 2 * dims * 4, 16) + round_up(sizes.blocks * 3 * 8, 16) +
-                sizes.finish_blocks * 16 + 16 + 3 * round_up(dims * 4, 16));
+                sizes.finish_blocks * 16 + round_up((1 + sizes.tiles) * 4, 16) + 3 * round_up(dims * 4, 16));
 }
 
 cudaError_t flow_alignment(const Features& features, const float* centers, const float* shift, int64_t classes,
                            int64_t dims, int kind, float eps, float alpha, float* loss, float* rows, float* columns,
-                           void* workspace, cudaStream_t stream) {
+                           void* workspace, bool fused, cudaStream_t stream) {
   const Sizes sizes = largest(classes, dims);
   char* at = static_cast<char*>(workspace);
   Workspace work;
   work.sums = reinterpret_cast<float*>(at), at += round_up(sizes.chunks * 2 * dims * 4, 16);
   work.scalars = reinterpret_cast<double*>(at), at += round_up(sizes.blocks * 3 * 8, 16);
   work.tiles = reinterpret_cast<double*>(at), at += sizes.finish_blocks * 16;
-  work.counter = reinterpret_cast<unsigned*>(at), at += 16;
+  work.counter = reinterpret_cast<unsigned*>(at), work.arrived = work.counter + 1;
+  at += round_up((1 + sizes.tiles) * 4, 16);
   work.origin = reinterpret_cast<float*>(at), at += round_up(dims * 4, 16);
   work.mean = reinterpret_cast<float*>(at), at += round_up(dims * 4, 16);
   work.kept_mean = reinterpret_cast<float*>(at);
   return with_type(features.dtype, [&](auto element) {
     using T = decltype(element);
     const bool wide = wide_rows<T>(features, centers, shift, dims) && aligned16(columns);
-    const auto run = wide ? flow_forward<T, WIDE<T>> : flow_forward<T, 1>;
+    const auto run = wide ? (fused ? flow_forward<T, WIDE<T>, true> : flow_forward<T, WIDE<T>, false>)
+                          : (fused ? flow_forward<T, 1, true> : flow_forward<T, 1, false>);
     return run(features, centers, shift, classes, int(dims), kind, eps, alpha, loss, rows, columns, work, stream);
   });
 }

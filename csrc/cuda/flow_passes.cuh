@@ -1,24 +1,9 @@
 // Kernels of flow alignment's forward that read the features: one pass, and the second one of the class cosine.
 #pragma once
 
-#include "common.cuh"
+#include "flow_totals.cuh"
 
 namespace sfm {
-
-constexpr int FINISH_COLUMNS = 32;  // of a block of the finish kernel
-
-enum Stage : int { MEAN_ONLY = 8, CLASS_END = 9 };  // what the finish kernel does beside the kinds of one pass
-
-// What the forward kernels leave for the finish kernel.
-struct Workspace {
-  float* sums;        // (chunks, 2, dims): column sums of t (or t - a) about the origin, and of a
-  double* scalars;    // (blocks, 3): sums of a.t, a.a, t.t; for the class cosine (chunks, 1) of 1 - cos
-  double* tiles;      // (finish blocks, 2): |mean|^2 and mean . sum a
-  unsigned* counter;  // finish blocks that are done
-  float* origin;      // (dims,): the row that flow_sums took off every row of features in place of the shift
-  float* mean;        // (dims,), class cosine: mean of all t about the origin,
-  float* kept_mean;   // (dims,) and the same as the backward will see it, after m has been rounded to float32
-};
 
 // The row to take off the features before anything is summed. |sum of centred rows|^2 = sum of squares - C |mean|^2 cancels
 // where features lie far from `shift` and close together, so it is the first item (minus a_0 where t - a is summed). Any
@@ -39,17 +24,89 @@ __device__ __forceinline__ void first_row(const Rows<T>& rows, const float* cent
   for (int k = 0; k < VEC; ++k) origin[k] -= a[k];
 }
 
-template <typename T, int VEC>
-__global__ void __launch_bounds__(THREADS, RESIDENT)
+// What blocks that finish themselves need beside their rows.
+struct Finish {
+  int stage;
+  float eps, alpha;
+  float *loss, *factors, *columns;
+};
+
+// Whether this block is the last of `count` to come here, for all of its threads; then it sees what the others wrote.
+__device__ __forceinline__ bool last_to_arrive(unsigned* counter, unsigned count, unsigned* flag) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) *flag = atomicAdd(counter, 1u);
+  __syncthreads();
+  const bool last = *flag + 1 == count;
+  __threadfence();
+  return last;
+}
+
+// The last block of a tile of columns adds up the tile's chunks, the last of those makes the loss. A warp takes every
+// eighth chunk.
+template <int VEC>
+__device__ __forceinline__ void finish_tile(const float* __restrict__ shift, int64_t classes, int dims,
+                                            const Finish& finish, const Workspace& work, unsigned char* shared) {
+  double* const parts = reinterpret_cast<double*>(shared);  // (2, WARPS, 32 * VEC)
+  unsigned* const flag = reinterpret_cast<unsigned*>(parts + WARPS * 64 * VEC);
+  const unsigned chunks = gridDim.y, tiles = gridDim.x;
+  if (!last_to_arrive(work.arrived + blockIdx.x, chunks, flag)) return;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, first = (blockIdx.x * 32 + lane) * VEC;
+  double sum_t[VEC] = {}, sum_a[VEC] = {};
+  if (first < dims) {
+#pragma unroll 4
+    for (unsigned chunk = warp; chunk < chunks; chunk += WARPS) {
+      const float* from = work.sums + int64_t(chunk) * 2 * dims + first;
+      float t[VEC], a[VEC];
+      load<VEC>(from, t), load<VEC>(from + dims, a);
+#pragma unroll
+      for (int k = 0; k < VEC; ++k) sum_t[k] += t[k], sum_a[k] += a[k];
+    }
+  }
+#pragma unroll
+  for (int k = 0; k < VEC; ++k) {
+    parts[warp * 32 * VEC + k * 32 + lane] = sum_t[k];
+    parts[(WARPS + warp) * 32 * VEC + k * 32 + lane] = sum_a[k];
+  }
+  __syncthreads();
+  double square = 0, cross = 0;
+  for (int index = threadIdx.x; index < 32 * VEC; index += THREADS) {  // index = k * 32 + lane of a column
+    const int column = (blockIdx.x * 32 + index % 32) * VEC + index / 32;
+    if (column >= dims) continue;
+    double t = parts[index], a = parts[WARPS * 32 * VEC + index];
+    for (int w = 1; w < WARPS; ++w) t += parts[w * 32 * VEC + index], a += parts[(WARPS + w) * 32 * VEC + index];
+    const volatile float* const origin = work.origin;
+    const ColumnShare share = finish_column(finish.stage, classes, dims, finish.alpha, shift, origin[column], column, t,
+                                            a, finish.columns, work);
+    square += share.square, cross += share.cross;
+  }
+  if (finish.stage == MEAN_ONLY) return;
+  square = warp_sum(square), cross = warp_sum(cross);
+  __syncthreads();
+  if (lane == 0) parts[warp] = square, parts[WARPS + warp] = cross;
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int w = 1; w < WARPS; ++w) square += parts[w], cross += parts[WARPS + w];
+    work.tiles[blockIdx.x * 2] = square, work.tiles[blockIdx.x * 2 + 1] = cross;
+  }
+  if (!last_to_arrive(work.counter, tiles, flag)) return;
+  finish_loss(finish.stage, classes, dims, int64_t(chunks) * tiles, tiles, finish.eps, finish.alpha, finish.loss,
+              finish.factors, finish.columns, work, parts);
+}
+
+// FUSED: the last blocks finish; the counters of the workspace are zero before. Otherwise `flow_finish` comes next. Four
+// blocks for each multiprocessor, or two of 16-bit values: the finish, a block's work, must not cost the others registers.
+template <typename T, int VEC, bool FUSED>
+__global__ void __launch_bounds__(THREADS, FUSED ? (VEC == 8 ? 2 : 4) : RESIDENT)
     flow_sums(Rows<T> rows, const float* __restrict__ centers, const float* __restrict__ shift, int64_t classes,
-              int dims, int64_t chunk_rows, int kind, Workspace work) {
+              int dims, int64_t chunk_rows, int kind, Finish finish, Workspace work) {
   SFM_SHARED(shared);
   float* column_parts = reinterpret_cast<float*>(shared);                             // (WARPS, 2, 32 * VEC)
   double* scalar_parts = reinterpret_cast<double*>(column_parts + WARPS * 64 * VEC);  // (WARPS, 3)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int column = (blockIdx.x * 32 + lane) * VEC;
   const int64_t start = blockIdx.y * chunk_rows, stop = min(classes, start + chunk_rows);
-  if (blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *work.counter = 0;
+  if (!FUSED && blockIdx.x == 0 && blockIdx.y == 0 && threadIdx.x == 0) *work.counter = 0;
 
   float sum_t[VEC] = {}, sum_a[VEC] = {};
   double dot = 0, square_a = 0, square_t = 0;
@@ -105,6 +162,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
     for (int w = 0; w < WARPS; ++w) sum += scalar_parts[w * 3 + threadIdx.x];
     work.scalars[(int64_t(blockIdx.y) * gridDim.x + blockIdx.x) * 3 + threadIdx.x] = sum;
   }
+  if constexpr (FUSED) finish_tile<VEC>(shift, classes, dims, finish, work, shared);
 }
 
 // Second pass of the class cosine: p, q and 1 - cos of every class, and the column sums of p a + q b of this chunk.

@@ -42,11 +42,11 @@ const char* last_message() { return emu::message.c_str(); }
 
 int flow_alignment(const void* features, int dtype, int64_t stride, const int64_t* order, const int64_t* offsets,
                    const float* centers, const float* shift, int64_t classes, int64_t dims, int kind, float eps,
-                   float alpha, float* loss, float* rows, float* columns) {
+                   float alpha, float* loss, float* rows, float* columns, int fused) {
   {
     Memory work(sfm::flow_alignment_workspace_bytes(classes, dims));
     sfm::flow_alignment(view(features, dtype, stride, order, offsets), centers, shift, classes, dims, kind, eps, alpha,
-                        loss, rows, columns, work.data, nullptr);
+                        loss, rows, columns, work.data, fused != 0, nullptr);
   }
   return finish();
 }
