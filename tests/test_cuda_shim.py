@@ -539,6 +539,15 @@ def test_close_pairs(shim: ctypes.CDLL, high: bool) -> None:
     assert (gradient == 0).all()
 
 
+def test_imagenet_21k_pairs_take_200_megabytes(shim: ctypes.CDLL) -> None:
+    """Means, their gradient, and the workspace with its matrices for a block of pairs."""
+    classes, dims = 21_841, 1024
+    shim.pair_workspace.restype = ctypes.c_int64
+    space = shim.pair_workspace(ctypes.c_int64(classes), ctypes.c_int64(dims))
+    assert 4 * 4 * 1024**2 < space < 18e6
+    assert 2 * 4 * classes * dims + space <= 200e6
+
+
 @pytest.mark.parametrize("high", [False, True])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_pairs_not_finite(shim: ctypes.CDLL, value: float, high: bool) -> None:

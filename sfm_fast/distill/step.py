@@ -71,6 +71,7 @@ class DistillationStep:
         self.micro_batch = min(micro_batch, images.num_images)
         self.staging = staging or InPlace()
         self.graph: MicroBatch | None = None  # the last one, between its forward and its backward
+        self.one: Tensor | None = None  # the loss's own gradient, kept: autograd would fill a new one at every step
 
     def __call__(self, step: int) -> Tensor:
         """Step ``step`` (0-based); the detached loss, on the device. Raises ``StepFailed`` where it isn't finite."""
@@ -154,7 +155,9 @@ class DistillationStep:
         while True:
             try:
                 loss = self.objective.loss(features, self.labels, step)
-                return loss.detach(), torch.autograd.grad(loss, features)[0]
+                if self.one is None or self.one.dtype != loss.dtype:
+                    self.one = torch.ones_like(loss)
+                return loss.detach(), torch.autograd.grad(loss, features, self.one)[0]
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error) or self.graph is None:
                     raise

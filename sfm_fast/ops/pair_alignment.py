@@ -77,8 +77,10 @@ class _PairAlignment(torch.autograd.Function):
         need_gradient = ctx.needs_input_grad[1]
         with torch._C._AutoDispatchBelowAutograd():
             means = operation(backend, "class_means")(features, order, offsets, shift)
-            # The CPU multiplies differences: for it, rows near 0 are enough.
-            means = means - means[:1] if backend == "cpu" else centre_rows(means)
+            # As `centre_rows`, but in place: with 21 841 classes each copy is a tenth of a gigabyte.
+            means -= means[0].clone()
+            if backend != "cpu":  # the CPU multiplies differences: for it, rows near 0 are enough
+                means -= means.mean(0)
             total, gradient = operation(backend, "pair_alignment")(
                 centers, means, groups, 0, centers.shape[0], eps, need_gradient, high
             )

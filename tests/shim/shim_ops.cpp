@@ -83,6 +83,11 @@ int pair_alignment(const float* a, const float* b, const int64_t* groups, int64_
   }
   return finish();
 }
+int64_t pair_workspace(int64_t classes, int64_t dims) {
+  sfm::PairProblem problem{};
+  problem.classes = problem.row_stop = classes, problem.dims = dims, problem.need_gradient = true;
+  return int64_t(sfm::pair_alignment_workspace_bytes(problem));
+}
 // Levels one behind the other: their sides, addresses and strides from image to image.
 int render(int64_t count, const int64_t* sides, const int64_t* data, const int64_t* strides, const int64_t* rows,
            int64_t images, int64_t channels, int64_t size, int64_t dtype, void* out) {
