@@ -34,8 +34,9 @@ class Plan(NamedTuple):
     split: bool
     weights_k: int
     weights_warps: int
+    weights_stages: int
     gradient_k: int
-    stages: int
+    gradient_stages: int
 
 
 def plan(device: torch.device, high: bool) -> Plan:
@@ -43,10 +44,11 @@ def plan(device: torch.device, high: bool) -> Plan:
     name = architecture(device)
     if name.startswith("gfx"):
         # AMD's matrix cores take float32 itself; of all of them only gfx942's take TF32 too. 64 KiB of shared memory.
-        return Plan("tf32" if high and name == "gfx942" else "ieee", False, 32, 4, 32, 2)
+        return Plan("tf32" if high and name == "gfx942" else "ieee", False, 32, 4, 2, 32, 2)
     if name in ("sm_90", "sm_100", "sm_103"):  # operands go from shared memory to the tensor cores
-        return Plan("tf32", not high, 16, 8, 16, 3)
-    return Plan("tf32", not high, 16 if high else 8, 4, 16, 3)  # operands go through registers: few at a time
+        return Plan("tf32", not high, 16, 8, 3, 16, 3)
+    # Operands go through registers: few at a time. Triton 3.6 has no product of fewer than 16 columns.
+    return Plan("tf32", not high, 16, 4 if high else 8, 3 if high else 2, 16, 3)
 
 
 @triton.jit
@@ -214,7 +216,8 @@ def pair_alignment(
         return total.zero_(), gradient
     height = min(SUPERBLOCK, triton.cdiv(rows, 128) * 128)
     width = min(SUPERBLOCK, triton.cdiv(classes, 128) * 128)
-    precision, split, weights_k, weights_warps, gradient_k, stages = plan(device, high)
+    chosen = plan(device, high)
+    precision, split = chosen.precision, chosen.split
     parts, padded = 4 if split else 2, triton.cdiv(classes, PAD) * PAD
     products = torch.empty((3, classes), dtype=torch.float32, device=device)
     planes = torch.empty((parts, classes, dim), dtype=torch.float32, device=device)
@@ -227,8 +230,8 @@ def pair_alignment(
     def add_gradient(begin: int, end: int, other: int, other_end: int, strides: tuple[int, int], again: bool) -> None:
         _gradient_kernel[(triton.cdiv(end - begin, TILE) * triton.cdiv(dim, TILE),)](
             weights, planes, turned, gradient[begin - row_start :], classes, dim, begin, end, other, other_end, *strides,
-            height * width, padded, int(again), SPLIT=split, PRECISION=precision, BLOCK_M=TILE, BLOCK_N=TILE, BLOCK_K=gradient_k,
-            num_warps=4, num_stages=stages,
+            height * width, padded, int(again), SPLIT=split, PRECISION=precision, BLOCK_M=TILE, BLOCK_N=TILE, BLOCK_K=chosen.gradient_k,
+            num_warps=4, num_stages=chosen.gradient_stages,
         )  # fmt: skip
 
     with torch.cuda.device_of(a):
@@ -246,8 +249,8 @@ def pair_alignment(
                 weights_kernel[(tiles,)](
                     a, b, planes, products, groups, weights, totals, classes, dim, row, row_end, column, column_end, width,
                     height * width, int(not first), eps, MIRROR=mirror, FACTOR=2 if symmetric and not mirror else 1,
-                    NEED_GRADIENT=need_gradient, HIGH=precision == "tf32" and not split, SPLIT=split, PRECISION=precision, TILE=TILE, BLOCK_K=weights_k,
-                    num_warps=weights_warps, num_stages=stages,
+                    NEED_GRADIENT=need_gradient, HIGH=precision == "tf32" and not split, SPLIT=split, PRECISION=precision, TILE=TILE, BLOCK_K=chosen.weights_k,
+                    num_warps=chosen.weights_warps, num_stages=chosen.weights_stages,
                 )  # fmt: skip
                 if need_gradient:
                     # In order of rows: the first block to reach rows is that of the first rows with them.

@@ -7,6 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from sfm_fast.kernels import pair_alignment
 
 sys.path.insert(0, str(Path(__file__).parent / "static"))
 import compile_cuda
@@ -35,6 +38,16 @@ def test_what_the_table_promises(source):
     products = [row for row in rows if row["kernel"].startswith(("pair_tiles", "pair_gradient", "weights", "gradient"))]
     assert len(products) >= 12
     assert not [row for row in products if not row["tensor_core"] or not row["loads128"]]
+
+
+@pytest.mark.parametrize("high", [False, True])
+@pytest.mark.parametrize(
+    "arch", ["sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_103", "sm_120", "gfx942", "gfx1100"]
+)
+def test_products_have_the_columns_that_the_oldest_triton_wants(monkeypatch, arch, high):
+    monkeypatch.setattr(pair_alignment, "architecture", lambda device: arch)
+    chosen = pair_alignment.plan(torch.device("cuda"), high)
+    assert min(chosen.weights_k, chosen.gradient_k) >= 16
 
 
 def test_a_worse_kernel_is_noticed():
