@@ -43,7 +43,7 @@ def defined_render(levels: Sequence[Tensor], size: int) -> Tensor:
 
 def run_render(
     shim: ctypes.CDLL, levels: Sequence[Tensor], size: int, rows: Tensor | None = None,
-    dtype: torch.dtype = torch.float32, off: int = 0, call: Call | None = None,
+    dtype: torch.dtype = torch.float32, off: int = 0, call: Call | None = None, quads: bool = True,
 ) -> Tensor:  # fmt: skip
     """``off`` misaligns the output; levels are read where they lie if ``call`` has placed them."""
     if call is None:
@@ -51,13 +51,16 @@ def run_render(
         levels = [call.place(level, off) for level in levels]
     count, channels = (len(levels[0]) if rows is None else len(rows)), levels[0].shape[1]
     rows = None if rows is None else call.place(rows)
-    numbers = [
-        torch.tensor(values)
-        for values in zip(*((level.shape[-1], level.data_ptr(), level.stride(0)) for level in levels), strict=True)
-    ]
     out = call.poisoned((count, channels, size, size), dtype, off)
-    call.run("render", len(levels), *numbers, rows, count, channels, size, DTYPES[dtype], out, writes=(out,))
+    arguments = (len(levels), *numbers_of(levels), rows, count, channels, size, DTYPES[dtype], quads, out)
+    call.run("render", *arguments, writes=(out,))
     return out.clone()
+
+
+def numbers_of(levels: Sequence[Tensor]) -> list[Tensor]:
+    """Sides, addresses and strides."""
+    each = ((level.shape[-1], level.data_ptr(), level.stride(0)) for level in levels)
+    return [torch.tensor(values) for values in zip(*each, strict=True)]
 
 
 def run_render_backward(shim: ctypes.CDLL, grad: Tensor, images: Tensor, sides: Sequence[int], off: int = 0) -> Tensor:
@@ -106,6 +109,8 @@ PYRAMIDS = [
     (32, 3, (1, 2, 4, 8, 16, 32)),
     (33, 3, (1, 2, 4, 8, 16, 28, 32, 33, 13)),
     (72, 1, (1, 5, 18, 36, 71)),
+    (64, 3, (1, 2, 4, 8, 16, 32, 64)),
+    (48, 1, (1, 2, 3, 6)),
 ]
 
 
@@ -116,7 +121,8 @@ def test_render(shim: ctypes.CDLL, size: int, channels: int, sides: tuple[int, .
     for dtype in DTYPES:
         for off in (0, 1):
             contiguous = [level.contiguous() for level in split(flat, channels, sides)]
-            assert_rounded(run_render(shim, contiguous, size, dtype=dtype, off=off), expected)
+            for quads in (True, False):
+                assert_rounded(run_render(shim, contiguous, size, dtype=dtype, off=off, quads=quads), expected)
     call, rows = Call(shim), torch.tensor([2, 0, 2, 1])  # levels inside one buffer, images by number
     views = split(call.place(flat), channels, sides)
     assert_rounded(run_render(shim, views, size, rows, call=call), expected[rows])
@@ -333,6 +339,41 @@ def test_adjoint(shim: ctypes.CDLL) -> None:
     one = (run_augment(shim, views).double() * grad).sum((1, 2, 3))
     two = (run_augment_backward(shim, views, grad).double() * views.images).sum((1, 2, 3))
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("blocks", [True, False])
+@pytest.mark.parametrize(("count", "per_image", "channels", "canvas"), [(5, 1, 3, 33), (7, 2, 3, 24), (41, 3, 1, 20)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("numbered", [False, True])
+def test_images_in_blocks(
+    shim: ctypes.CDLL, count: int, per_image: int, channels: int, canvas: int, dtype: torch.dtype, numbered: bool,
+    blocks: bool,
+) -> None:  # fmt: skip
+    """The canvas of some images at a time: the same bits as rendering all of them, then augmenting those; and back."""
+    sides = (1, 2, 5, canvas)
+    flat = make_levels(count, channels, sides)
+    rows = torch.randint(0, count, (count,), generator=torch.Generator().manual_seed(7)) if numbered else None
+    pictures = run_render(shim, split(flat, channels, sides), canvas, rows, quads=blocks)
+    views = Views(pictures, make_boxes(count * per_image, 9, canvas, canvas), 9, 3)
+    expected = run_augment(shim, views, dtype)
+
+    call = Call(shim)
+    levels, boxes, mean, std = (
+        split(call.place(flat), channels, sides),
+        *map(call.place, (views.boxes, views.mean, views.std)),
+    )
+    placed = None if rows is None else call.place(rows)
+    out = call.poisoned(tuple(expected.shape), dtype)
+    where = (len(sides), *numbers_of(levels), placed, canvas, views.shape(), boxes)
+    arguments = (*where, call.place(views.items), 0.5, 0.2, *KEY.values(), mean, std, DTYPES[dtype], blocks, out)
+    call.run("render_augment", *arguments, writes=(out,))
+    assert torch.equal(out, expected)
+
+    grad = call.place(torch.randn(expected.shape, generator=torch.Generator().manual_seed(8)).to(dtype))
+    gradient = call.poisoned((count, flat.shape[1]))
+    call.run("render_augment_backward", grad, DTYPES[dtype], *where, std, blocks, gradient, writes=(gradient,))
+    canvas_gradient = run_augment_backward(shim, views, grad.clone())
+    assert torch.equal(gradient, run_render_backward(shim, canvas_gradient, pictures, sides))
 
 
 def test_views_in_both_orders(both_orders: ctypes.CDLL) -> None:

@@ -12,6 +12,11 @@ namespace {
 constexpr int TILE_WIDTH = 32, TILE_HEIGHT = THREADS / TILE_WIDTH;  // of source pixels in the backward
 constexpr int GROUP = 3;                                            // channels that one pass over the taps serves
 
+// View v of the images at hand is image v % images; from one view of an image to the next in memory.
+__device__ __forceinline__ int64_t views_apart(const ViewShape& shape) {
+  return shape.stride > 0 ? shape.stride : shape.images;
+}
+
 struct Box {
   float x0, dx, y0, dy;
 };
@@ -56,11 +61,12 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
     augment_views(const T* __restrict__ images, const ViewShape shape, int tiles, const float* __restrict__ boxes,
                   const ViewNoise noise, const float* __restrict__ mean, const float* __restrict__ std, bool wide,
                   U* __restrict__ views) {
-  const unsigned view = blockIdx.x / tiles;
+  const unsigned shown = blockIdx.x / tiles, image_count = unsigned(shape.images), image_index = shown % image_count;
+  const int64_t view = shown / image_count * views_apart(shape) + image_index;
   const int size = shape.size, area = size * size;
   const int block = int(blockIdx.x % tiles * blockDim.x + threadIdx.x), count = shape.channels * area - QUAD * block;
   if (count <= 0) return;
-  const T* const image = images + int64_t(view % unsigned(shape.images)) * shape.channels * shape.height * shape.width;
+  const T* const image = images + int64_t(image_index) * shape.channels * shape.height * shape.width;
   const Box box = read_box(boxes, view);
   int channel = QUAD * block / area;
   const int place = QUAD * block - channel * area;
@@ -92,7 +98,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
 #pragma unroll
     for (int k = 0; k < QUAD; ++k) value[k] += noise.mean + noise.std * normal[k];
   }
-  U* const to = views + int64_t(view) * shape.view_channels * area + int64_t(QUAD) * block;
+  U* const to = views + view * shape.view_channels * area + int64_t(QUAD) * block;
   const int copies = shape.view_channels / shape.channels;  // a grey image goes to all channels
   for (int copy = 0; copy < copies; ++copy) {
     float center = 0.f, scale = 0.f, out[QUAD];
@@ -141,7 +147,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
   for (int channel = 0; channel < shape.view_channels; channel += GROUP) {
     const int group = shape.view_channels - channel;
     float sum[GROUP] = {};
-    for (int64_t view = image; view < shape.views; view += shape.images) {
+    for (int64_t shown = image, view = image; shown < shape.views; shown += shape.images, view += views_apart(shape)) {
       const Box box = read_box(boxes, view);
       const Candidates rows(p, box.y0, box.dy, shape.height, size), taps(q, box.x0, box.dx, shape.width, size);
       if (taps.first > taps.last) continue;

@@ -22,7 +22,7 @@ Tensor checked_images(const Tensor& tensor, const char* name) {
 struct Pyramid {
   std::vector<Tensor> held;
   std::optional<Tensor> rows;
-  int64_t images;
+  int64_t images, texels = 0;
   int channels, size;
   sfm::Levels levels{};
   sfm::Sides sides{};
@@ -49,6 +49,7 @@ struct Pyramid {
                          (channels == 1 || level.stride(1) == side * side);
       held.push_back(dense ? level : torch::stable::contiguous(level));
       const int k = sides.count++;
+      texels += channels * side * side;
       sides.side[k] = levels.side[k] = int(side);
       levels.data[k] = read<float>(held.back()), levels.stride[k] = held.back().stride(0);
     }
@@ -61,7 +62,7 @@ struct Pyramid {
     const sfm::Dtype kind = kernel_dtype(dtype, "dtype");
     const Tensor out = torch::stable::new_empty(held[0], {images, channels, size, size}, dtype);
     check_launch(sfm::render(levels, indices(rows), images, channels, size, kind, out.mutable_data_ptr(),
-                             current_stream(held[0])),
+                             new_kernels(), current_stream(held[0])),
                  "render");
     return out;
   }
@@ -103,31 +104,32 @@ struct Views {
     STD_TORCH_CHECK(size >= 1 && size <= MAX_VIEW, "size must be 1 to ", MAX_VIEW, ", got ", size);
     shape = {views, images, int(channels), int(view_channels), int(height), int(width), int(size)};
   }
+
+  void check_gradient(const Tensor& grad) const {
+    STD_TORCH_CHECK(grad.size(0) == shape.views && grad.size(1) == shape.view_channels && grad.size(2) == shape.size,
+                    "grad must be (", shape.views, ", ", shape.view_channels, ", size, size), got (", grad.size(0), ", ",
+                    grad.size(1), ", ", grad.size(2), ", ", grad.size(3), ")");
+  }
 };
 
-// Augmentation of images (count, channels, height, width) contiguous.
-Tensor views_of(const Tensor& images, const Tensor& boxes, const Tensor& noise_items, int64_t size, const Tensor& mean,
-                const Tensor& std, double noise_mean, double noise_std, int64_t seed, int64_t step, int64_t stream,
-                ScalarType dtype) {
-  const Views views(images, boxes, std, images.size(0), images.size(1), images.size(2), images.size(3), size);
-  const Tensor items = checked(noise_items, images, ScalarType::Long, 1, "noise_items"),
-               center = checked(mean, images, ScalarType::Float, 1, "mean");
-  const sfm::ViewShape& shape = views.shape;
-  STD_TORCH_CHECK(items.size(0) == shape.views, "noise_items must be (", shape.views, "), got ", items.size(0));
-  STD_TORCH_CHECK(center.size(0) == shape.view_channels, "mean must have as many values as std, ", shape.view_channels,
-                  ", got ", center.size(0));
-  STD_TORCH_CHECK(0 <= step && step < (int64_t(1) << 32) && 0 <= stream && stream < (int64_t(1) << 32),
-                  "step and stream must be 0 to 2^32 - 1, got ", step, " and ", stream);
-  const sfm::Dtype kind = kernel_dtype(dtype, "dtype");
-  const sfm::ViewNoise noise{read<int64_t>(items), float(noise_mean), float(noise_std),
-                             uint64_t(seed),       uint32_t(step),    uint32_t(stream)};
-  const Tensor out = torch::stable::new_empty(images, {shape.views, shape.view_channels, size, size}, dtype);
-  check_launch(sfm::augment(images.const_data_ptr(), kernel_dtype(images.scalar_type(), "images"), shape,
-                            read<float>(views.boxes), noise, read<float>(center), read<float>(views.std), kind,
-                            out.mutable_data_ptr(), current_stream(images)),
-               "augment");
-  return out;
-}
+// Noise and the mean of the backbone, checked.
+struct Noise {
+  Tensor items, mean;
+  sfm::ViewNoise noise;
+
+  Noise(const Tensor& like, const sfm::ViewShape& shape, const Tensor& noise_items, const Tensor& given_mean,
+        double noise_mean, double noise_std, int64_t seed, int64_t step, int64_t stream)
+      : items(checked(noise_items, like, ScalarType::Long, 1, "noise_items")),
+        mean(checked(given_mean, like, ScalarType::Float, 1, "mean")) {
+    STD_TORCH_CHECK(items.size(0) == shape.views, "noise_items must be (", shape.views, "), got ", items.size(0));
+    STD_TORCH_CHECK(mean.size(0) == shape.view_channels, "mean must have as many values as std, ", shape.view_channels,
+                    ", got ", mean.size(0));
+    STD_TORCH_CHECK(0 <= step && step < (int64_t(1) << 32) && 0 <= stream && stream < (int64_t(1) << 32),
+                    "step and stream must be 0 to 2^32 - 1, got ", step, " and ", stream);
+    noise = {read<int64_t>(items), float(noise_mean), float(noise_std),
+             uint64_t(seed),       uint32_t(step),    uint32_t(stream)};
+  }
+};
 
 Tensor render(const std::vector<Tensor>& levels, const std::optional<Tensor>& rows, int64_t size, ScalarType dtype) {
   STD_TORCH_CHECK(!levels.empty(), "levels must be 1 tensor or more");
@@ -157,12 +159,20 @@ Tensor render_backward(const Tensor& grad, const Tensor& images, const std::vect
   return gradient_of_levels(upstream, y, checked_sides);
 }
 
-Tensor augment(const Tensor& images, const Tensor& boxes, const Tensor& noise_items, int64_t size, const Tensor& mean,
+Tensor augment(const Tensor& given, const Tensor& boxes, const Tensor& noise_items, int64_t size, const Tensor& mean,
                const Tensor& std, double noise_mean, double noise_std, int64_t seed, int64_t step, int64_t stream,
                ScalarType dtype) {
-  const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
-  return views_of(checked_images(images, "images"), boxes, noise_items, size, mean, std, noise_mean, noise_std, seed,
-                  step, stream, dtype);
+  const torch::stable::accelerator::DeviceGuard guard(given.get_device_index());
+  const Tensor images = checked_images(given, "images");
+  const Views views(images, boxes, std, images.size(0), images.size(1), images.size(2), images.size(3), size);
+  const Noise noise(images, views.shape, noise_items, mean, noise_mean, noise_std, seed, step, stream);
+  const Tensor out =
+      torch::stable::new_empty(images, {views.shape.views, views.shape.view_channels, size, size}, dtype);
+  check_launch(sfm::augment(images.const_data_ptr(), kernel_dtype(images.scalar_type(), "images"), views.shape,
+                            read<float>(views.boxes), noise.noise, read<float>(noise.mean), read<float>(views.std),
+                            kernel_dtype(dtype, "dtype"), out.mutable_data_ptr(), current_stream(images)),
+               "augment");
+  return out;
 }
 
 Tensor augment_backward(const Tensor& grad, const Tensor& boxes, const Tensor& std, int64_t images, int64_t channels,
@@ -172,10 +182,7 @@ Tensor augment_backward(const Tensor& grad, const Tensor& boxes, const Tensor& s
   const int64_t size = upstream.size(3);
   const Views views(upstream, boxes, std, images, channels, height, width, size);
   const sfm::ViewShape& shape = views.shape;
-  STD_TORCH_CHECK(
-      upstream.size(0) == shape.views && upstream.size(1) == shape.view_channels && upstream.size(2) == size,
-      "grad must be (", shape.views, ", ", shape.view_channels, ", size, size), got (", upstream.size(0), ", ",
-      upstream.size(1), ", ", upstream.size(2), ", ", size, ")");
+  views.check_gradient(upstream);
   const sfm::Dtype kind = kernel_dtype(dtype, "dtype");
   const Tensor gradient = torch::stable::new_empty(upstream, {images, channels, height, width}, dtype);
   check_launch(sfm::augment_backward(upstream.const_data_ptr(), kernel_dtype(upstream.scalar_type(), "grad"), shape,
@@ -190,23 +197,44 @@ Tensor render_augment(const std::vector<Tensor>& levels, const std::optional<Ten
                       const Tensor& std, double noise_mean, double noise_std, int64_t seed, int64_t step,
                       int64_t stream, ScalarType dtype) {
   STD_TORCH_CHECK(!levels.empty(), "levels must be 1 tensor or more");
-  const torch::stable::accelerator::DeviceGuard guard(levels[0].get_device_index());
+  const Tensor& like = levels[0];
+  const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
   const Pyramid pyramid(levels, rows, canvas);
-  return views_of(pyramid.render(ScalarType::Float), boxes, noise_items, size, mean, std, noise_mean, noise_std, seed,
-                  step, stream, dtype);
+  const Views views(like, boxes, std, pyramid.images, pyramid.channels, canvas, canvas, size);
+  const Noise noise(like, views.shape, noise_items, mean, noise_mean, noise_std, seed, step, stream);
+  const Tensor out =
+      torch::stable::new_empty(like, {views.shape.views, views.shape.view_channels, size, size}, dtype);
+  const Tensor space = workspace(
+      like, sfm::render_augment_workspace_bytes(pyramid.images, pyramid.channels, pyramid.size, new_kernels()));
+  check_launch(sfm::render_augment(pyramid.levels, indices(pyramid.rows), pyramid.size, views.shape,
+                                   read<float>(views.boxes), noise.noise, read<float>(noise.mean),
+                                   read<float>(views.std), kernel_dtype(dtype, "dtype"), out.mutable_data_ptr(),
+                                   space.mutable_data_ptr(), new_kernels(), current_stream(like)),
+               "render_augment");
+  return out;
 }
 
 // The canvas is rendered again: kept from the forward it would be the largest tensor of a step.
 Tensor render_augment_backward(const Tensor& grad, const std::vector<Tensor>& levels, const std::optional<Tensor>& rows,
                                int64_t canvas, const Tensor& boxes, const Tensor& std) {
   STD_TORCH_CHECK(!levels.empty(), "levels must be 1 tensor or more");
-  const torch::stable::accelerator::DeviceGuard guard(levels[0].get_device_index());
+  const Tensor& like = levels[0];
+  const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
   const Pyramid pyramid(levels, rows, canvas);
-  STD_TORCH_CHECK(grad.is_cuda() && grad.get_device_index() == levels[0].get_device_index(),
+  STD_TORCH_CHECK(grad.is_cuda() && grad.get_device_index() == like.get_device_index(),
                   "grad must be on the CUDA device of the levels");
-  const Tensor upstream =
-      augment_backward(grad, boxes, std, pyramid.images, pyramid.channels, canvas, canvas, ScalarType::Float);
-  return gradient_of_levels(upstream, pyramid.render(ScalarType::Float), pyramid.sides);
+  const Tensor upstream = checked_images(grad, "grad");
+  const Views views(like, boxes, std, pyramid.images, pyramid.channels, canvas, canvas, upstream.size(3));
+  views.check_gradient(upstream);
+  const Tensor gradient = torch::stable::new_empty(like, {pyramid.images, pyramid.texels}, ScalarType::Float);
+  const Tensor space = workspace(like, sfm::render_augment_backward_workspace_bytes(
+                                           pyramid.sides, pyramid.images, pyramid.channels, pyramid.size, new_kernels()));
+  check_launch(sfm::render_augment_backward(upstream.const_data_ptr(), kernel_dtype(upstream.scalar_type(), "grad"),
+                                            pyramid.levels, indices(pyramid.rows), pyramid.size, views.shape,
+                                            read<float>(views.boxes), read<float>(views.std), write<float>(gradient),
+                                            space.mutable_data_ptr(), new_kernels(), current_stream(like)),
+               "render_augment_backward");
+  return gradient;
 }
 
 }  // namespace

@@ -83,8 +83,9 @@ struct Sides {
 };
 
 // out (images, channels, size, size) of `dtype`, channels 1 or 3; rows (images,) or null: which images of the levels.
+// quads: coarse levels as four coefficients of every 4 x 4 pixels; both ways stay until a GPU has measured them.
 cudaError_t render(const Levels& levels, const int64_t* rows, int64_t images, int channels, int size, Dtype dtype,
-                   void* out, cudaStream_t stream);
+                   void* out, bool quads, cudaStream_t stream);
 
 // gradient (images, channels * sum of side^2) from grad and rendered, both (images, channels, size, size) contiguous,
 // of `dtype`.
@@ -97,6 +98,7 @@ cudaError_t render_backward(const void* grad, const void* rendered, Dtype dtype,
 struct ViewShape {
   int64_t views, images;
   int channels, view_channels, height, width, size;
+  int64_t stride = 0;  // of one image's views where `images` are some of more; 0: images
 };
 struct ViewNoise {
   const int64_t* items;  // (views,), negative: none
@@ -110,5 +112,18 @@ cudaError_t augment(const void* images, Dtype dtype, const ViewShape& shape, con
 // gradient (images, channels, height, width) of out_dtype from grad, contiguous like the views.
 cudaError_t augment_backward(const void* grad, Dtype dtype, const ViewShape& shape, const float* boxes,
                              const float* std, Dtype out_dtype, void* gradient, cudaStream_t stream);
+
+// Both of the above: views of rendered images (images, channels, canvas, canvas), and the levels' gradient from that of
+// the views, for which the images are rendered again. blocks: some images at a time, whose canvas stays in the
+// second-level cache; else all at once; both stay until a GPU has measured them.
+size_t render_augment_workspace_bytes(int64_t images, int channels, int canvas, bool blocks);
+cudaError_t render_augment(const Levels& levels, const int64_t* rows, int canvas, const ViewShape& shape,
+                           const float* boxes, const ViewNoise& noise, const float* mean, const float* std,
+                           Dtype out_dtype, void* out, void* workspace, bool blocks, cudaStream_t stream);
+size_t render_augment_backward_workspace_bytes(const Sides& sides, int64_t images, int channels, int canvas,
+                                               bool blocks);
+cudaError_t render_augment_backward(const void* grad, Dtype dtype, const Levels& levels, const int64_t* rows, int canvas,
+                                    const ViewShape& shape, const float* boxes, const float* std, float* gradient,
+                                    void* workspace, bool blocks, cudaStream_t stream);
 
 }  // namespace sfm

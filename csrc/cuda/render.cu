@@ -75,6 +75,32 @@ __device__ __forceinline__ void add_level(const float* __restrict__ level, int s
   }
 }
 
+// A level whose texel centres lie between quads: bilinear in a quad, so four coefficients, of 1, column, row and
+// column * row counted from the quad's first pixel. Those of all such levels are added up before pixels are.
+template <int C>
+using QuadForm = float[C][4];
+
+template <int C>
+__device__ __forceinline__ void add_form(const float* __restrict__ level, int side, int size, int row, int column,
+                                         QuadForm<C>& form) {
+  const Walk across(column, side, size), down(row, side, size);
+  const int left = across.index(), top = down.index();
+  // Before the first texel's centre and past the last one's both taps are that texel: no slope.
+  const int right = across.low < 0 || left + 1 >= side ? 0 : 1, below = down.low < 0 || top + 1 >= side ? 0 : side;
+  const float x = across.weight(), y = down.weight(), step = float(side) / float(size);
+  const float* from = level + top * side + left;
+#pragma unroll
+  for (int c = 0; c < C; ++c, from += side * side) {
+    const float slope = from[right] - from[0], lower_slope = from[below + right] - from[below];
+    const float upper = from[0] + x * slope, fall = from[below] + x * lower_slope - upper;
+    const float bend = step * (lower_slope - slope);
+    form[c][0] += upper + y * fall;
+    form[c][1] += step * slope + y * bend;
+    form[c][2] += step * fall;
+    form[c][3] += step * bend;
+  }
+}
+
 // A level of more than a quarter of the size whose texels don't line up: two by two texels for every value.
 template <int C>
 __device__ __forceinline__ void add_fine_level(const float* __restrict__ level, int side, int size, int row, int column,
@@ -102,7 +128,7 @@ __device__ __forceinline__ void add_fine_level(const float* __restrict__ level, 
   }
 }
 
-template <typename T, int C>
+template <typename T, int C, bool QUADS>
 __global__ void __launch_bounds__(THREADS, RESIDENT)
     render_images(const Levels levels, const int64_t* __restrict__ rows, int size, int tiles, int finest,
                   bool wide_level, bool wide, T* __restrict__ images) {
@@ -115,16 +141,34 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
     const float* level = levels.data[finest] + source * levels.stride[finest];
     read_finest<C>(level, size, row, column, wide_level, sum);
   }
+  QuadForm<C> form = {};
   for (int k = levels.count - 1; k >= 0; --k) {
     if (k == finest) continue;
     const float* level = levels.data[k] + source * levels.stride[k];
     const int side = levels.side[k];
+    if constexpr (QUADS) {
+      if (size % (2 * QUAD * side) == 0) {
+        add_form<C>(level, side, size, row, column, form);
+        continue;
+      }
+    }
     if (size % (2 * QUAD * side) == 0) {  // texel centres lie between quads, never inside one
       add_level<2, C>(level, side, size, row, column, sum);
     } else if (4 * side <= size) {
       add_level<3, C>(level, side, size, row, column, sum);
     } else {
       add_fine_level<C>(level, side, size, row, column, sum);
+    }
+  }
+  if constexpr (QUADS) {
+#pragma unroll
+    for (int c = 0; c < C; ++c) {
+#pragma unroll
+      for (int r = 0; r < RENDER_ROWS; ++r) {
+        const float start = form[c][0] + float(r) * form[c][2], slope = form[c][1] + float(r) * form[c][3];
+#pragma unroll
+        for (int k = 0; k < QUAD; ++k) sum[r][c][k] += start + float(k) * slope;
+      }
     }
   }
 #pragma unroll
@@ -146,7 +190,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
   }
 }
 
-template <typename T, int C>
+template <typename T, int C, bool QUADS>
 cudaError_t render_forward(const Levels& levels, const int64_t* rows, int64_t images, int size, void* out,
                            cudaStream_t stream) {
   const int64_t items = divide_up(size, QUAD) * divide_up(size, RENDER_ROWS);
@@ -158,7 +202,7 @@ cudaError_t render_forward(const Levels& levels, const int64_t* rows, int64_t im
       finest >= 0 && aligned16(levels.data[finest]) && levels.stride[finest] % QUAD == 0 && size % QUAD == 0;
   const bool wide = size % QUAD == 0 && aligned_quad<T>(out);
   T* const to = static_cast<T*>(out);
-  const auto kernel = render_images<T, C>;
+  const auto kernel = render_images<T, C, QUADS>;
   SFM_LAUNCH(kernel, dim3(unsigned(images * tiles)), dim3(unsigned(threads)), 0, stream, levels, rows, size, tiles,
              finest, wide_level, wide, to);
   return cudaGetLastError();
@@ -167,11 +211,12 @@ cudaError_t render_forward(const Levels& levels, const int64_t* rows, int64_t im
 }  // namespace
 
 cudaError_t render(const Levels& levels, const int64_t* rows, int64_t images, int channels, int size, Dtype dtype,
-                   void* out, cudaStream_t stream) {
+                   void* out, bool quads, cudaStream_t stream) {
   if (images == 0) return cudaSuccess;
   return with_type(dtype, [&](auto element) {
     using T = decltype(element);
-    const auto run = channels == 3 ? render_forward<T, 3> : render_forward<T, 1>;
+    const auto run = channels == 3 ? (quads ? render_forward<T, 3, true> : render_forward<T, 3, false>)
+                                   : (quads ? render_forward<T, 1, true> : render_forward<T, 1, false>);
     return run(levels, rows, images, size, out, stream);
   });
 }

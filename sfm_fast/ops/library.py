@@ -6,6 +6,7 @@ A library that wasn't built is passed over in silence (`sfm_fast.explain` says s
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 import warnings
@@ -157,6 +158,20 @@ def _fake_augment_backward(
     return grad.new_empty((images, channels, height, width), dtype=dtype)
 
 
+# Of the images that the C++ operations render at once on a GPU; csrc/cuda/render_augment.cu has the same number.
+CANVAS_BYTES = 26 << 20
+
+
+def _images_at_once(images: int | torch.SymInt, channels: int, canvas: int, canvases: int) -> Any:
+    """How many images have a canvas (or ``canvases``) at a time in `render_augment` on CUDA: what fits, by sixteens."""
+    fit = CANVAS_BYTES // (4 * canvases * channels * canvas * canvas)
+    return torch.sym_min(images, fit // 16 * 16 if fit >= 16 else max(fit, 1))
+
+
+def _count_images(levels: list[Tensor], rows: Tensor | None) -> int:
+    return levels[0].shape[0] if rows is None else rows.shape[0]
+
+
 def _fake_render_augment(
     levels: list[Tensor],
     rows: Tensor | None,
@@ -167,21 +182,31 @@ def _fake_render_augment(
     mean: Tensor,
     std: Tensor,
     *rest: Any,
+    in_blocks: bool = True,
 ) -> Tensor:
-    if levels[0].device.type != "cpu":  # a GPU's kernels take the canvas as scratch: whoever counts memory must see it
-        _fake_render(levels, rows, canvas, torch.float32)
+    if levels[0].device.type != "cpu":  # a GPU's kernels take canvases as scratch: whoever counts memory must see it
+        count, channels = _count_images(levels, rows), levels[0].shape[1]
+        levels[0].new_empty((_images_at_once(count, channels, canvas, 1) if in_blocks else count, channels, canvas, canvas))
     return levels[0].new_empty((boxes.shape[0], mean.shape[0], size, size), dtype=rest[-1])
 
 
 def _fake_render_augment_backward(
-    grad: Tensor, levels: list[Tensor], rows: Tensor | None, canvas: int, boxes: Tensor, std: Tensor
+    grad: Tensor,
+    levels: list[Tensor],
+    rows: Tensor | None,
+    canvas: int,
+    boxes: Tensor,
+    std: Tensor,
+    *,
+    in_blocks: bool = True,
 ) -> Tensor:
+    count, channels = _count_images(levels, rows), levels[0].shape[1]
+    floats = channels * sum(level.shape[-1] ** 2 for level in levels)
+    gradient = grad.new_empty((count, floats), dtype=torch.float32)
     if levels[0].device.type != "cpu":
-        picture = _fake_render(levels, rows, canvas, torch.float32)
-        return _fake_render_backward(picture.new_empty(picture.shape), picture, [level.shape[-1] for level in levels])
-    images = levels[0].shape[0] if rows is None else rows.shape[0]
-    floats = levels[0].shape[1] * sum(level.shape[-1] ** 2 for level in levels)
-    return grad.new_empty((images, floats), dtype=torch.float32)
+        at_once = _images_at_once(count, channels, canvas, 2) if in_blocks else count
+        grad.new_empty((2, at_once, channels, canvas, canvas), dtype=torch.float32)
+    return gradient
 
 
 _FAKES: dict[str, Callable[..., Any]] = {
@@ -214,4 +239,7 @@ def registered() -> list[tuple[str, str]]:
 
 
 for _name, _qualified in registered():
-    torch.library.register_fake(_qualified, _FAKES[_name], lib=_fragment)
+    _fake = _FAKES[_name]
+    if "triton_render_augment" in _qualified:  # all canvases at once
+        _fake = functools.partial(_fake, in_blocks=False)
+    torch.library.register_fake(_qualified, _fake, lib=_fragment)

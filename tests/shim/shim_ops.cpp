@@ -1,6 +1,7 @@
 // The CUDA sources compiled for the CPU emulator, behind C functions that take host pointers. Each returns 0 or an
 // error code.
 #define SFM_SHIM
+#define SFM_CANVAS_BYTES 60000
 #include <cstdlib>
 
 #include "../../csrc/cuda/augment.cu"
@@ -8,6 +9,7 @@
 #include "../../csrc/cuda/flow_alignment.cu"
 #include "../../csrc/cuda/pair_alignment.cu"
 #include "../../csrc/cuda/render.cu"
+#include "../../csrc/cuda/render_augment.cu"
 
 namespace {
 struct Memory {  // a workspace of the asked size, filled with NaN, its end watched
@@ -89,14 +91,18 @@ int64_t pair_workspace(int64_t classes, int64_t dims) {
   return int64_t(sfm::pair_alignment_workspace_bytes(problem));
 }
 // Levels one behind the other: their sides, addresses and strides from image to image.
-int render(int64_t count, const int64_t* sides, const int64_t* data, const int64_t* strides, const int64_t* rows,
-           int64_t images, int64_t channels, int64_t size, int64_t dtype, void* out) {
+sfm::Levels levels_of(int64_t count, const int64_t* sides, const int64_t* data, const int64_t* strides) {
   sfm::Levels levels{int(count), {}, {}, {}};
   for (int k = 0; k < count; ++k) {
     levels.side[k] = int(sides[k]), levels.data[k] = reinterpret_cast<const float*>(data[k]);
     levels.stride[k] = strides[k];
   }
-  const auto error = sfm::render(levels, rows, images, int(channels), int(size), sfm::Dtype(dtype), out, nullptr);
+  return levels;
+}
+int render(int64_t count, const int64_t* sides, const int64_t* data, const int64_t* strides, const int64_t* rows,
+           int64_t images, int64_t channels, int64_t size, int64_t dtype, int64_t quads, void* out) {
+  const auto error = sfm::render(levels_of(count, sides, data, strides), rows, images, int(channels), int(size),
+                                 sfm::Dtype(dtype), out, quads != 0, nullptr);
   return error != cudaSuccess ? error : finish();
 }
 
@@ -131,6 +137,37 @@ int augment_backward(const void* grad, int64_t dtype, const int64_t* shape, cons
                      int64_t out_dtype, void* gradient) {
   const auto error = sfm::augment_backward(grad, sfm::Dtype(dtype), view_shape(shape), boxes, std,
                                            sfm::Dtype(out_dtype), gradient, nullptr);
+  return error != cudaSuccess ? error : finish();
+}
+
+int render_augment(int64_t count, const int64_t* sides, const int64_t* data, const int64_t* strides,
+                   const int64_t* rows, int64_t canvas, const int64_t* shape, const float* boxes, const int64_t* items,
+                   float noise_mean, float noise_std, int64_t seed, int64_t step, int64_t stream, const float* mean,
+                   const float* std, int64_t dtype, int64_t blocks, void* out) {
+  const sfm::ViewNoise noise{items, noise_mean, noise_std, uint64_t(seed), uint32_t(step), uint32_t(stream)};
+  const sfm::ViewShape views = view_shape(shape);
+  cudaError_t error;
+  {
+    Memory work(sfm::render_augment_workspace_bytes(views.images, views.channels, int(canvas), blocks != 0));
+    error = sfm::render_augment(levels_of(count, sides, data, strides), rows, int(canvas), views, boxes, noise, mean,
+                                std, sfm::Dtype(dtype), out, work.data, blocks != 0, nullptr);
+  }
+  return error != cudaSuccess ? error : finish();
+}
+int render_augment_backward(const void* grad, int64_t dtype, int64_t count, const int64_t* sides, const int64_t* data,
+                            const int64_t* strides, const int64_t* rows, int64_t canvas, const int64_t* shape,
+                            const float* boxes, const float* std, int64_t blocks, float* gradient) {
+  const sfm::ViewShape views = view_shape(shape);
+  const sfm::Levels levels = levels_of(count, sides, data, strides);
+  sfm::Sides sizes{int(count), {}};
+  for (int k = 0; k < count; ++k) sizes.side[k] = int(sides[k]);
+  cudaError_t error;
+  {
+    Memory work(sfm::render_augment_backward_workspace_bytes(sizes, views.images, views.channels, int(canvas),
+                                                             blocks != 0));
+    error = sfm::render_augment_backward(grad, sfm::Dtype(dtype), levels, rows, int(canvas), views, boxes, std, gradient,
+                                         work.data, blocks != 0, nullptr);
+  }
   return error != cudaSuccess ? error : finish();
 }
 

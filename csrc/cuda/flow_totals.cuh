@@ -1,0 +1,122 @@
+// From the partial sums of flow alignment's forward to the loss and what its backward needs: the steps, for whichever
+// kernel takes them.
+#pragma once
+
+#include "common.cuh"
+
+namespace sfm {
+
+constexpr int FINISH_COLUMNS = 32;  // of a block of the finish kernel
+
+enum Stage : int { MEAN_ONLY = 8, CLASS_END = 9 };  // what the finish kernel does beside the kinds of one pass
+
+// What the forward kernels leave for the finish kernel.
+struct Workspace {
+  float* sums;        // (chunks, 2, dims): column sums of t (or t - a) about the origin, and of a
+  double* scalars;    // (blocks, 3): sums of a.t, a.a, t.t; for the class cosine (chunks, 1) of 1 - cos
+  double* tiles;      // (finish blocks, 2): |mean|^2 and mean . sum a
+  unsigned* counter;  // finish blocks (or tiles) that are done
+  unsigned* arrived;  // (tiles,): blocks of a tile of columns that have left their sums, where those finish themselves
+  float* origin;      // (dims,): the row that flow_sums took off every row of features in place of the shift
+  float* mean;        // (dims,), class cosine: mean of all t about the origin,
+  float* kept_mean;   // (dims,) and the same as the backward will see it, after m has been rounded to float32
+};
+
+// The loss, p and q from the sums a.t, a.a, t.t, |mean|^2, mean . sum a; returns q. Not for the class cosine.
+__device__ __forceinline__ double finish_scalars(const double (&total)[5], int stage, double count, int dims, float eps,
+                                                 float alpha, float* loss, float* factors) {
+  const double elements = count * dims, scale = count / (count - 1) * (count / (count - 1));
+  double p = 0, q = 0, result = 0;
+  if (stage == GLOBAL_COSINE) {
+    const double square_t = total[2] - count * total[3], square_b = square_t < 0 ? 0 : square_t;  // NaN stays NaN
+    const double limit = double(eps) * eps, dot = total[0] - total[4], length = sqrt(total[1]) * sqrt(square_b);
+    const bool is_short = scale * total[1] < limit || scale * square_b < limit;
+    // + 0 * length: squares beyond float32 give NaN and don't pass for a right angle.
+    const double cosine = is_short ? dot * 0 : dot / length + 0 * length;
+    result = 1 - cosine;
+    p = is_short ? 0 : -1 / length;
+    q = is_short ? 0 : cosine / square_b;
+  } else if (stage == DECOUPLED_MSE) {
+    const double others = (1 - double(alpha)) / ((count - 1) * (count - 1) * elements);
+    result = alpha * total[2] / elements + others * ((count - 2) * total[3] + total[2]);
+    q = 2 * double(alpha) / elements + 2 * others;
+    p = -q;
+  } else {
+    const double factor = stage == FLOW_MSE ? scale : 2 * count / (count - 1);
+    const double error = total[2] - count * total[3];
+    result = factor * (error < 0 ? 0 : error) / elements;
+    q = 2 * factor / elements;
+    p = -q;
+  }
+  *loss = float(result), factors[0] = float(p), factors[1] = float(q);
+  return q;
+}
+
+// What follows from a column's sums of t and of a, all chunks: m and r, or (class cosine) its means. Returns |mean|^2 and
+// mean . sum a of the column.
+struct ColumnShare {
+  double square, cross;
+};
+__device__ __forceinline__ ColumnShare finish_column(int stage, int64_t classes, int dims, float alpha,
+                                                     const float* __restrict__ shift, float origin, int column,
+                                                     double sum_t, double sum_a, float* columns, const Workspace& work) {
+  const double count = double(classes), mean = sum_t / count;
+  if (stage == CLASS_END) {
+    columns[dims + column] = float(-mean);
+  } else if (stage == DECOUPLED_MSE) {
+    const double decoupled = 2 * (1 - double(alpha)) * (count - 2) / ((count - 1) * (count - 1) * count * dims);
+    columns[column] = 0.f, columns[dims + column] = float(decoupled * sum_t);
+  } else {
+    const double pivot = double(origin) - shift[column];
+    const float m = float(mean + pivot);
+    columns[column] = m;
+    if (stage == MEAN_ONLY) {
+      work.mean[column] = float(mean), work.kept_mean[column] = float(m - pivot);
+    } else {  // r is q times what rounding m has added; the global cosine's q comes last
+      const double lost = m - pivot - mean, factor = stage == FLOW_MSE ? count / (count - 1) : 2;
+      const double q = stage == GLOBAL_COSINE ? 1 : 2 * factor / ((count - 1) * dims);
+      columns[dims + column] = float(q * lost);
+    }
+  }
+  return {stage == DECOUPLED_MSE ? sum_t * sum_t : mean * mean, mean * sum_a};
+}
+
+// Loss, p and q from everybody's shares; for the block that is last to leave its own, all THREADS of it. parts: 5 * WARPS
+// doubles of shared memory.
+__device__ __forceinline__ void finish_loss(int stage, int64_t classes, int dims, int64_t blocks, unsigned shares,
+                                            float eps, float alpha, float* loss, float* factors, float* columns,
+                                            const Workspace& work, double* parts) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const volatile double *tiles = work.tiles, *scalars = work.scalars;
+  const int per_block = stage == CLASS_END ? 1 : 3;
+  double total[5] = {};  // a.t, a.a, t.t, |mean|^2, mean . sum a
+  for (int64_t block = threadIdx.x; block < blocks; block += THREADS) {
+    for (int k = 0; k < per_block; ++k) total[k] += scalars[block * per_block + k];
+  }
+  for (unsigned tile = threadIdx.x; tile < shares; tile += THREADS) {
+    total[3] += tiles[tile * 2], total[4] += tiles[tile * 2 + 1];
+  }
+#pragma unroll
+  for (int k = 0; k < 5; ++k) {
+    total[k] = warp_sum(total[k]);
+    if (lane == 0) parts[k * WARPS + warp] = total[k];
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    for (int k = 0; k < 5; ++k) {
+      for (int w = 1; w < WARPS; ++w) total[k] += parts[k * WARPS + w];
+    }
+    if (stage == CLASS_END) {
+      *loss = float(total[0] / classes);  // the class cosine's factors are written
+    } else {
+      parts[0] = finish_scalars(total, stage, double(classes), dims, eps, alpha, loss, factors);
+    }
+  }
+  if (stage != GLOBAL_COSINE) return;
+  __syncthreads();
+  const double q = parts[0];
+  volatile float* rest = columns + dims;
+  for (int at = threadIdx.x; at < dims; at += THREADS) rest[at] = float(q * rest[at]);
+}
+
+}  // namespace sfm
