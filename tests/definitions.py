@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 
+import expected_cache
 import torch
 from torch import Tensor
 
 from sfm_fast.testing.cases import LOSS_CASES
+
+Inputs = tuple[Tensor, Tensor, Tensor | None]
 
 
 def class_means(features: Tensor, labels: Tensor | None, classes: int) -> Tensor:
@@ -79,5 +82,25 @@ def value_and_gradient(function, features: Tensor, grad_output: float = 1.0) -> 
 @functools.cache
 def expected(case_name: str, dtype: torch.dtype, alignment: str, metric: str) -> tuple[Tensor, Tensor]:
     """Loss and gradient of a case of the registry. Sees the rounded inputs in float64: only the computation's error remains."""
-    features, centers, labels = next(case for case in LOSS_CASES if case.name == case_name).make(dtype)
+    inputs = inputs_of(case_name, dtype)
+    kept = expected_cache.read(kept_name(case_name, dtype, alignment, metric, inputs))
+    return computed(inputs, alignment, metric) if kept is None else kept
+
+
+def inputs_of(case_name: str, dtype: torch.dtype) -> Inputs:
+    """features, centers, labels"""
+    return next(case for case in LOSS_CASES if case.name == case_name).make(dtype)
+
+
+def computed(inputs: Inputs, alignment: str, metric: str) -> tuple[Tensor, Tensor]:
+    features, centers, labels = inputs
     return value_and_gradient(lambda z: flow_alignment(z, centers, labels, alignment, metric), features.double())
+
+
+DEFINITION = (class_means, flows, pair_flows, cosine, flow_alignment, value_and_gradient, computed)
+
+
+def kept_name(case_name: str, dtype: torch.dtype, alignment: str, metric: str, inputs: Inputs) -> str:
+    """Under which a result can be kept (expected_cache.py): another definition or other inputs have another name."""
+    mark = expected_cache.fingerprint(DEFINITION, inputs)
+    return "-".join([case_name, str(dtype).removeprefix("torch."), alignment, metric, mark])
