@@ -24,6 +24,8 @@ from .segments import architecture
 
 SUPERBLOCK = 2048
 TILE = 64
+# Triton 3.6's compiler stops at reductions of what sm_100's tensor cores leave in their own memory; 3.8's does not.
+OLD = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
 PAD = 32  # rows of the transposed copies are padded to a multiple: aligned loads that need no mask
 
 
@@ -45,6 +47,8 @@ def plan(device: torch.device, high: bool) -> Plan:
     if name.startswith("gfx"):
         # AMD's matrix cores take float32 itself; of all of them only gfx942's take TF32 too. 64 KiB of shared memory.
         return Plan("tf32" if high and name == "gfx942" else "ieee", False, 32, 4, 2, 32, 2)
+    if OLD and name in ("sm_100", "sm_103"):
+        return Plan("ieee", False, 16, 8, 3, 16, 3)
     if name in ("sm_90", "sm_100", "sm_103"):  # operands go from shared memory to the tensor cores
         return Plan("tf32", not high, 16, 8, 3, 16, 3)
     # Operands go through registers: few at a time. Triton 3.6 has no product of fewer than 16 columns.
