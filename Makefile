@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.sfm_fast_ready
 
-.PHONY: demo test lint bench claims predict gpu static accuracy derivation readme clean
+.PHONY: demo test lint bench claims predict gpu gpu-prepare static accuracy derivation readme clean
 
 SOURCES = $(wildcard csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
@@ -38,8 +38,11 @@ predict: $(READY)  ## predicted memory at ImageNet's sizes, in seconds
 	$(PLAN) --num-classes 1000 --lgm-views 3 --memory 4.2GB --json benchmarks/results/predicted/plan_1000.json
 	$(PLAN) --num-classes 21841 --lgm-views 3 --memory 2GB --json benchmarks/results/predicted/plan_21841.json
 
-gpu:  ## on a machine with an NVIDIA GPU, torch and nvcc: build, test, sanitize, measure (PYTHON=… chooses the interpreter)
+gpu:  ## on a machine with an NVIDIA GPU: test, measure, sanitize, profile, in seven minutes (docs/gpu.md; PYTHON=… chooses the interpreter)
 	PYTHON=$(PYTHON) scripts/gpu.sh
+
+gpu-prepare: $(READY)  ## on a machine without one: build what `make gpu` takes along, into .gpu
+	$(BIN)/python benchmarks/gpu/prepare.py
 
 static: $(READY)  ## write the table of the compiled GPU kernels anew (tests compare with it)
 	$(BIN)/python tests/static/table.py --update

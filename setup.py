@@ -5,7 +5,7 @@ would shadow another project's.
 
 ``sfm_fast/_C*.so`` (C++, CPU) and ``sfm_fast/_C_cuda*.so`` (CUDA) are built where torch and the compilers are found at
 installation (``pip install --no-build-isolation``); a library that can't be built is left out with a warning and the package
-falls back to Triton or plain torch. ``SFM_FAST_BUILD=none|cpu|all`` (default: what the machine can) decides otherwise.
+falls back to Triton or plain torch. ``SFM_FAST_BUILD=none|cpu|cuda|all`` (default: what the machine can) decides otherwise.
 Both use LibTorch's stable ABI, so one build serves every torch from 2.11 on.
 """
 
@@ -38,8 +38,8 @@ def cuda_home(guess: str | None) -> str | None:
 
 def build() -> dict:
     wanted = os.environ.get("SFM_FAST_BUILD", "all")
-    if wanted not in ("none", "cpu", "all"):
-        sys.exit(f"SFM_FAST_BUILD must be none, cpu or all, got {wanted!r}")
+    if wanted not in ("none", "cpu", "cuda", "all"):
+        sys.exit(f"SFM_FAST_BUILD must be none, cpu, cuda or all, got {wanted!r}")
     try:
         import torch
         from torch.utils import cpp_extension
@@ -48,7 +48,7 @@ def build() -> dict:
         print("sfm_fast: no torch at installation, so no compiled kernels (see the README)", file=sys.stderr)
         return {}
     extensions = []
-    if wanted != "none":
+    if wanted in ("cpu", "all"):
         extensions.append(
             CppExtension(
                 "sfm_fast._C",
@@ -60,7 +60,7 @@ def build() -> dict:
             )
         )
     home = cuda_home(cpp_extension.CUDA_HOME)
-    if wanted == "all" and torch.version.cuda and home:
+    if wanted in ("cuda", "all") and torch.version.cuda and home:
         cpp_extension.CUDA_HOME = home
         # Without a visible GPU torch can't guess; never gate on torch.cuda.is_available(): containers are built without one.
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", "8.0;9.0;10.0+PTX")
@@ -98,6 +98,7 @@ setup(
         "sfm_fast.kernels",
         "sfm_fast.benchmarks",
         "sfm_fast.benchmarks.baselines",
+        "sfm_fast.benchmarks.gpu",
     ],
     package_dir={"sfm_fast": "sfm_fast", "sfm_fast.kernels": "kernels", "sfm_fast.benchmarks": "benchmarks"},
     py_modules=["pytest_sfm_fast"],

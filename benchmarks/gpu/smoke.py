@@ -1,0 +1,107 @@
+"""Run tests/gpu/smoke.cu's program and compare what it prints with its reference, which the CPU shim made.
+
+    python benchmarks/gpu/smoke.py --prepared .gpu --work FOLDER
+
+Without a prepared program it is built into FOLDER: by nvcc where nvidia-smi sees a card, else by g++ for the CPU, whose reference is
+then its own result with threads and blocks in the other order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCE = ROOT / "tests" / "gpu" / "smoke.cu"
+# Of the norm of a result: float32 sums in another order, and TF32 products, whose operands round to 2^-11.
+TOLERANCE, TF32 = 2e-4, 5e-3
+
+
+def differences(found: str, reference: str) -> list[str]:
+    """What differs between two outputs, a line each: names, errors, values that aren't finite, sums beyond the tolerance."""
+    ours, theirs = ([line for line in text.splitlines() if " error " in line] for text in (found, reference))
+    problems = [] if len(ours) == len(theirs) else [f"{len(ours)} results instead of {len(theirs)}"]
+    for one, two in zip(ours, theirs, strict=False):
+        if problem := _difference(one, two):
+            problems.append(problem)
+    return problems
+
+
+def _difference(one: str, two: str) -> str:
+    (head, *numbers), (other_head, *others) = _parts(one), _parts(two)
+    if head.split(" error ")[0] != other_head.split(" error ")[0]:
+        return f"{head} instead of {other_head}"
+    if head != other_head:
+        return f"{head}, wanted {other_head}"
+    tolerance = TF32 if " high" in head or "pair high" in head or "gram high" in head else TOLERANCE
+    scale = max(1.0, math.fabs(others[1]))
+    worst = max(math.fabs(a - b) for a, b in zip(numbers, others, strict=True))
+    # Sums and weighted sums of n values differ by more than their norm does, but not by more than sqrt(n) times as much.
+    return "" if worst <= 30 * tolerance * scale else f"{head}: {numbers} instead of {others}"
+
+
+def _parts(line: str) -> tuple[str, float, float, float]:
+    head, total, norm, weighted = line.rsplit(maxsplit=3)
+    return head, float(total), float(norm), float(weighted)
+
+
+def build(folder: Path, cpu: bool) -> Path:
+    program = folder / ("smoke_cpu" if cpu else "smoke")
+    if cpu:
+        shim = ["-x", "c++", "-DSFM_SHIM", f"-I{ROOT / 'tests' / 'shim'}"]
+        command = ["g++", "-std=c++17", "-O1", "-U_FORTIFY_SOURCE", *shim, str(SOURCE), "-o", str(program)]
+    else:
+        nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
+        command = [nvcc, "-std=c++17", "-gencode=arch=compute_90,code=sm_90", "-O3", "-lineinfo", str(SOURCE), "-o", str(program)]
+    subprocess.run(command, check=True)
+    return program
+
+
+def output_of(program: Path, *words: str) -> str:
+    done = subprocess.run([str(program), *words], capture_output=True, text=True)
+    if done.returncode not in (0, 1):  # 1: some result has an error or a bad value, and the text says which
+        print(f"== {program.name} ended with {done.returncode}: {done.stderr[-200:]}")
+    return done.stdout
+
+
+def has_card() -> bool:
+    try:
+        return subprocess.run(["nvidia-smi"], capture_output=True, timeout=10).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prepared", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    options = parser.parse_args()
+    prepared, kept = options.prepared / "smoke", options.prepared / "smoke.txt"
+    if has_card():
+        program = prepared if prepared.exists() else build(options.work, cpu=False)
+        target = options.work / "smoke"  # for the sanitizers and the profiler
+        if program != target:
+            shutil.copy(program, target)
+            target.chmod(0o755)
+        found = output_of(target)
+        reference = kept.read_text() if kept.exists() else ""
+    else:
+        program = build(options.work, cpu=True)
+        found, reference = output_of(program), output_of(program, "--reversed")
+    count = found.count(" error ")
+    (options.work / "smoke_output.log").write_text(found)
+    problems = differences(found, reference) if reference else ["no reference: run `make gpu-prepare`"]
+    if "failures 0" not in found:
+        problems.append(found.splitlines()[-1] if found else "no output")
+    for problem in problems[:12]:
+        print("==", problem)
+    print(f"== {count} results, {len(problems)} problems")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

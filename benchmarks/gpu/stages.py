@@ -1,0 +1,150 @@
+"""Run a list of stages, each with its own limit: what one stage does never stops the next, and nothing runs longer than planned.
+
+Standard library only: this is what runs before anything is installed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+GRACE = 4.0  # seconds between the interrupt, at which pytest still writes its summary, and the end
+SAID = "== "  # a stage's lines that begin with this go into the summary
+
+
+class PlanError(Exception):
+    """A plan that can't be kept."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command and the seconds it may take, grace included.
+
+    log: the file in the results' folder that its output is appended to. needed: whether it runs at all, asked when its turn comes.
+    more: seconds that it may take beyond its limit where earlier stages have left as many of theirs.
+    """
+
+    name: str
+    limit: float
+    command: Sequence[str]
+    log: str
+    needed: Callable[[], bool] = lambda: True
+    environment: Mapping[str, str] | None = None
+    more: float = 0.0
+
+
+class Summary:
+    """Lines that are on the disk, and on the screen, as soon as they are said."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file = path.open("a")
+        self._lock = threading.Lock()
+
+    def say(self, line: str) -> None:
+        with self._lock:
+            print(line, flush=True)
+            self._file.write(line + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+
+def check(stages: Sequence[Stage], most: float) -> float:
+    """Seconds that the limits add up to. Raises `PlanError` where that is more than ``most``, or a limit leaves no time."""
+    total = sum(stage.limit for stage in stages)
+    if total > most:
+        raise PlanError(f"the stages' limits add up to {total:g} s, more than {most:g} s")
+    for stage in stages:
+        if stage.limit <= GRACE:
+            raise PlanError(f"stage {stage.name}: its limit of {stage.limit:g} s must be more than the grace of {GRACE:g} s")
+    return total
+
+
+def run(stages: Sequence[Stage], folder: Path, summary: Summary, *, most: float, root: Path) -> list[str]:
+    """Run them in order in ``root``; the names of those that failed. The plan and each stage's line go into ``summary``."""
+    total = check(stages, most)
+    plan = ", ".join(f"{stage.name} {stage.limit:g}" for stage in stages)
+    summary.say(f"plan: {plan}; together at most {total:g} s of {most:g}")
+    failed, spare = [], 0.0
+    for stage in stages:
+        if not stage.needed():
+            summary.say(f"{stage.name}: not needed")
+            spare += stage.limit
+            continue
+        limit = stage.limit + min(stage.more, spare)
+        status, seconds = _run(stage, limit, folder, summary, root)
+        spare = max(0.0, spare + stage.limit - seconds)
+        if status != "ok":
+            failed.append(stage.name)
+        summary.say(f"{stage.name}: {status}, {seconds:.1f} s of {limit:.0f}")
+    return failed
+
+
+def _run(stage: Stage, limit: float, folder: Path, summary: Summary, root: Path) -> tuple[str, float]:
+    started = time.monotonic()
+    with (folder / stage.log).open("ab") as log:
+        log.write(f"---- {stage.name}: {' '.join(stage.command)}\n".encode())
+        log.flush()
+        try:
+            process = subprocess.Popen(
+                stage.command,
+                cwd=root,
+                env={**os.environ, **(stage.environment or {})},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return f"did not start ({error.strerror}: {stage.command[0]})", time.monotonic() - started
+        reader = threading.Thread(target=_copy, args=(process, log, summary), daemon=True)
+        reader.start()
+        status = _wait(process, limit - GRACE)
+        # The group may hold the pipe open after its leader is gone.
+        reader.join(0.5)
+        _signal(process, signal.SIGKILL)
+        reader.join(0.5)
+    return status, time.monotonic() - started
+
+
+def _copy(process: subprocess.Popen[bytes], log: object, summary: Summary) -> None:
+    assert process.stdout is not None
+    for raw in process.stdout:
+        log.write(raw)  # type: ignore[attr-defined]
+        log.flush()  # type: ignore[attr-defined]
+        line = raw.decode(errors="replace").rstrip("\n")
+        if line.startswith(SAID):
+            summary.say("  " + line.removeprefix(SAID))
+
+
+def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
+    try:
+        code = process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        _signal(process, signal.SIGINT)
+        try:
+            process.wait(GRACE - 1)
+        except subprocess.TimeoutExpired:
+            _signal(process, signal.SIGKILL)
+            process.wait()
+        return "stopped at its limit"
+    return "ok" if code == 0 else f"failed with {code}"
+
+
+def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    try:
+        os.killpg(process.pid, number)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def python(*words: str) -> list[str]:
+    """A command of this interpreter."""
+    return [sys.executable, *words]

@@ -1,0 +1,147 @@
+"""Whole distillation steps on a GPU, each alone on it: time, images a second, share of the card's products, peak memory.
+
+    python -m sfm_fast.benchmarks.gpu.steps --preset imagenet-100 --out steps.json [--device cuda] [--seconds 86]
+
+SFM in one shot and in micro-batches of 32 and 8, LGM frozen, and LGM stock where its predicted peak fits into the card; SFM in one shot
+once more at the end, for what the machine does meanwhile. A JSON row, and a line, as soon as each is measured; several presets may
+go into one file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfm_fast.benchmarks.harness import attempt
+from sfm_fast.benchmarks.machine import card_memory, environment, matmul_rate
+from sfm_fast.benchmarks.step_contenders import Preset, Setting, Way, check_device, distilled, find_preset, lgm, open_backbone
+from sfm_fast.files import write_json
+from sfm_fast.testing.perf import peak_memory, samples, summary
+
+FORMAT = "sfm_fast GPU steps 1"
+MICRO_BATCHES = (32, 8)
+LONGEST = 4.0  # seconds that one contender is timed for
+AGAIN = "SFM one-shot, again"
+
+
+@dataclass
+class StepTime:
+    """One row: a step of ``contender`` at ``preset``. peak_bytes: beyond weights, pyramid and Adam's state."""
+
+    preset: str
+    contender: str
+    status: str = "ok"
+    images: int = 0
+    micro_batch: int = 0
+    seconds: float | None = None
+    p20: float | None = None
+    p80: float | None = None
+    rounds: int = 0
+    images_per_second: float | None = None
+    flops: int | None = None
+    mfu: float | None = None
+    peak_bytes: int | None = None
+    predicted_bytes: int | None = None
+    first_seconds: float | None = None
+
+
+def ways(preset: Preset) -> list[Way]:
+    found = [Way("SFM one-shot", distilled, preset.images)]
+    sizes = [size for size in MICRO_BATCHES if size < preset.images] or [max(1, preset.images // 2)]
+    found += [Way(f"SFM micro-batch {size}", distilled, size) for size in sizes]
+    return [*found, lgm(preset, "frozen"), lgm(preset, "stock"), Way(AGAIN, distilled, preset.images)]
+
+
+def measured(way: Way, setting: Setting, rate: float) -> StepTime:
+    """A step of ``way``: predicted first, and run where the prediction fits."""
+    device = setting.backbone.device
+    row = StepTime(setting.preset.name, way.name, images=setting.preset.images, micro_batch=way.micro_batch)
+    prediction, room = way.predict(setting), card_memory(device)
+    if prediction is not None:
+        row.predicted_bytes, row.flops = prediction.peak_bytes, prediction.flops
+        if room is not None and prediction.peak_bytes > room:
+            row.status = f"left out: predicted {prediction.peak_bytes / 1e9:.0f} GB, the card has {room / 1e9:.0f} GB"
+            return row
+    made, _, status = attempt(lambda: way.make(setting, way), device)
+    if made is not None:
+        _, row.first_seconds, status = attempt(made.step, device)
+    if made is None or status:
+        row.status = status
+        return row
+
+    def run() -> None:
+        once = summary(samples({"step": made.step}, rounds=1, device=device, events=True)["step"]).median
+        longest = LONGEST if device.type == "cuda" else LONGEST / 8
+        rounds = int(min(20, max(3 if device.type == "cuda" else 1, longest / max(once, 1e-9))))
+        found = summary(samples({"step": made.step}, rounds=rounds, warmup=0, device=device, events=True)["step"])
+        row.seconds, row.p20, row.p80, row.rounds = found.median, found.p20, found.p80, found.rounds
+        row.images_per_second = row.images / found.median
+        if row.flops:
+            row.mfu = row.flops / found.median / rate
+        row.peak_bytes = peak_memory(made.step, device)
+
+    _, _, status = attempt(run, device)
+    row.status = status or row.status
+    return row
+
+
+def said(row: StepTime) -> str:
+    if row.seconds is None:
+        return f"{row.preset}, {row.contender}: {row.status}"
+    line = f"{row.preset}, {row.contender}: {row.seconds * 1e3:.4g} ms, {row.images_per_second:.4g} images/s"
+    if row.mfu is not None:
+        line += f", {100 * row.mfu:.0f} % of the products' rate"
+    if row.peak_bytes is not None and row.predicted_bytes is not None:
+        line += f", peak {row.peak_bytes / 1e9:.3g} GB (with all that stands, predicted {row.predicted_bytes / 1e9:.3g})"
+    return line + ("" if row.status == "ok" else f", {row.status}")
+
+
+def run(name: str, device: torch.device, out: Path, seconds: float) -> bool:
+    """All ways of preset ``name`` until ``seconds`` are over; whether each was measured or left out for its memory."""
+    started = time.monotonic()
+    preset = find_preset(name)
+    check_device(preset, device)
+    result: dict[str, Any] = {"format": FORMAT, "environment": environment(device), "rows": []}
+    if out.exists():
+        before = json.loads(out.read_text())
+        result["rows"] = [row for row in before.get("rows", []) if row["preset"] != name]
+    setting = Setting(preset, open_backbone(preset, device))
+    backbone = setting.backbone
+    rate = matmul_rate(device) if device.type == "cpu" else matmul_rate(device, 8192, backbone.dtype)
+    result["products_rate"] = rate
+    right = True
+    for way in ways(preset):
+        if time.monotonic() - started > seconds:
+            print("== out of time:", way.name, "is left out", flush=True)
+            continue
+        row = measured(way, setting, rate)
+        right = right and (row.status == "ok" or row.status.startswith("left out"))
+        result["rows"].append(asdict(row))
+        write_json(out, result)
+        print("==", said(row), flush=True)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return right
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", required=True)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=86.0)
+    options = parser.parse_args()
+    if not run(options.preset, torch.device(options.device), options.out, options.seconds):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

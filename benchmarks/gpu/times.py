@@ -1,0 +1,293 @@
+"""Times of every kernel on a GPU, with it alone: the most telling first, a line and a JSON row as soon as each is taken.
+
+    python -m sfm_fast.benchmarks.gpu.times --out bench.json [--device cuda] [--seconds 86]
+
+Forward + backward in one CUDA graph, device time; beside it the floor, which is the least bytes over the card's copy bandwidth or the
+fewest known operations over its rate of products, whichever takes longer, and the share of the time that the floor is. Each result is
+compared with that of the case's first contender before it is timed. On a CPU (--device cpu) shapes are small and Triton is
+interpreted: that only shows that the script runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import sfm_fast
+from sfm_fast.benchmarks.harness import attempt, graph_microseconds
+from sfm_fast.benchmarks.machine import ceilings, environment
+from sfm_fast.distill.images import level_sizes
+from sfm_fast.files import write_json
+from sfm_fast.ops.augment import augment
+from sfm_fast.ops.render import render
+from sfm_fast.ops.render_augment import render_augment
+from sfm_fast.reference.augment import draw_views
+from sfm_fast.testing.perf import peak_memory, samples, summary
+from sfm_fast.testing.shapes import ImageShape, LossShape
+
+FORMAT = "sfm_fast GPU times 1"
+TF32_PRODUCTS = 3  # for one of float32
+Result = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A backend, and (CUDA) whether its kernels are the "new" ones or the "old" ones that those are to replace."""
+
+    backend: str
+    kernels: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.backend} {self.kernels}".strip()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One thing to time. call: (backend) -> a function that returns its results; its inputs lie ready.
+
+    least_bytes: read and written at least. operations: of products, at least, with ``rate`` the ceiling they have.
+    close: relative difference from the first contender's results that is still the same result.
+    """
+
+    name: str
+    call: Callable[[str], Callable[[], Result]]
+    least_bytes: float
+    operations: float = 0.0
+    rate: str = "tf32_rate"
+    close: float = 1e-3
+    memory: bool = False
+
+
+@dataclass
+class Time:
+    """One row of the result: seconds are of forward + backward unless the case says otherwise."""
+
+    case: str
+    contender: str
+    status: str = "ok"
+    seconds: float | None = None
+    warm_seconds: float | None = None
+    floor_seconds: float | None = None
+    share: float | None = None
+    peak_bytes: int | None = None
+    first_seconds: float | None = None
+    difference: float | None = None
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def loss_inputs(shape: LossShape, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Features and centres (C, D) as `LossShape.inputs` has them, made on the device: at 200 000 classes a CPU takes seconds."""
+    generator = torch.Generator(device).manual_seed(shape.classes + shape.dim)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(*size, device=device, generator=generator)
+
+    offset = 5 * normal(shape.dim)
+    return offset + normal(shape.classes, shape.dim), offset + normal(shape.classes, shape.dim)
+
+
+def loss_case(shape: LossShape, device: torch.device, dtype: torch.dtype = torch.float32, precision: str = "highest") -> Case:
+    """Forward + backward of a flow alignment loss."""
+    features, centers = loss_inputs(shape, device)
+    features = features.to(dtype).requires_grad_()
+    one = torch.ones((), device=device)
+
+    def call(backend: str) -> Callable[[], Result]:
+        module = sfm_fast.FlowAlignmentLoss(centers, alignment=shape.alignment, backend=backend, precision=precision)
+
+        def run() -> Result:
+            loss = module(features)
+            return loss.detach(), torch.autograd.grad(loss, features, one)[0]
+
+        return run
+
+    cells, wide = shape.classes * shape.dim, features.element_size()
+    passes = {"global": 2, "class": 3, "pair": 2}[shape.alignment]  # over features and centres; one write of the gradient
+    name = f"{shape.name} {str(dtype).removeprefix('torch.')}"
+    if shape.alignment != "pair":
+        return Case(name, call, cells * (passes * 4 + (passes + 1) * wide))
+    # Three Gram matrices of half the pairs, two products of all pairs with the classes.
+    products = 7 * shape.classes * cells * (TF32_PRODUCTS if precision == "highest" else 1)
+    close = 1e-3 if precision == "highest" else 3e-2
+    return Case(f"{name} {precision}", call, cells * 20, products, close=close, memory=True)
+
+
+def image_cases(shape: ImageShape, device: torch.device) -> Iterator[Case]:
+    """The image path as a step takes it, and kernel by kernel."""
+    _, views = replace(shape, images=1).inputs(device)
+    views = draw_views(torch.arange(shape.images, device=device), shape.canvas, shape.size, views.mean, views.std, seed=1, step=7)
+    dtype, sides = getattr(torch, shape.dtype), level_sizes(shape.canvas, "pyramid")
+    levels = [torch.randn(shape.images, shape.channels, side, side, device=device) / len(sides) for side in sides]
+    leaves = [level.requires_grad_() for level in levels]
+    side = shape.canvas
+    texels = sum(level.numel() for level in levels) * 4
+    canvas = shape.images * shape.channels * side * side * 4
+    shown = shape.images * shape.channels * shape.size**2 * torch.empty((), dtype=dtype).element_size()
+    grad = torch.randn(shape.images, shape.channels, shape.size, shape.size, device=device).to(dtype)
+
+    def both(backend: str) -> Callable[[], Result]:
+        def run() -> Result:
+            views_of = render_augment(leaves, side, views, dtype=dtype, backend=backend)
+            return views_of.detach(), *torch.autograd.grad(views_of, leaves, grad)
+
+        return run
+
+    yield Case(f"render_augment {shape.name}", both, 3 * texels + 2 * shown, close=2e-2)
+    del both
+    pictures = render([leaf.detach() for leaf in leaves], side, backend="torch" if device.type == "cpu" else "auto")
+    canvas_grad = torch.randn_like(pictures)
+    shown_leaf = pictures.detach().requires_grad_()
+
+    def forward_of_render(backend: str) -> Callable[[], Result]:
+        return lambda: (render([leaf.detach() for leaf in leaves], side, backend=backend),)
+
+    def backward_of_render(backend: str) -> Callable[[], Result]:
+        made = render(leaves, side, backend=backend)
+        return lambda: torch.autograd.grad(made, leaves, canvas_grad, retain_graph=True)
+
+    def forward_of_augment(backend: str) -> Callable[[], Result]:
+        return lambda: (augment(shown_leaf.detach(), views, dtype=dtype, backend=backend),)
+
+    def backward_of_augment(backend: str) -> Callable[[], Result]:
+        made = augment(shown_leaf, views, dtype=dtype, backend=backend)
+        return lambda: torch.autograd.grad(made, shown_leaf, grad, retain_graph=True)
+
+    yield Case(f"render {shape.name}, forward", forward_of_render, texels + canvas)
+    yield Case(f"render {shape.name}, backward", backward_of_render, texels + 2 * canvas)
+    yield Case(f"augment {shape.name}, forward", forward_of_augment, canvas + shown, close=2e-2)
+    yield Case(f"augment {shape.name}, backward", backward_of_augment, canvas + shown, close=2e-2)
+
+
+def cases(device: torch.device) -> Iterator[Callable[[], Iterator[Case]]]:
+    """What makes each case, or several that share inputs: in the order of their value, made when their turn comes."""
+    small = device.type == "cpu"
+
+    def losses(alignment: str, classes: int, dim: int, **options: Any) -> Callable[[], Iterator[Case]]:
+        if small:
+            classes, dim = 20, 16
+        return lambda: iter([loss_case(LossShape(alignment, classes, dim), device, **options)])
+
+    def images(count: int, dtype: str) -> Callable[[], Iterator[Case]]:
+        shape = ImageShape(1, 16, 12, dtype=dtype) if small else ImageShape(count, 256, 224, dtype=dtype)
+        return lambda: image_cases(shape, device)
+
+    yield losses("pair", 21_841, 1024, precision="highest")
+    yield losses("pair", 21_841, 1024, precision="high")
+    yield images(1000, "bfloat16")
+    yield losses("global", 1000, 768)
+    yield losses("global", 21_841, 1024)
+    yield losses("class", 21_841, 1024)
+    yield losses("pair", 1000, 768, precision="highest")
+    yield losses("global", 200_000, 1024)
+    yield losses("global", 21_841, 1024, dtype=torch.bfloat16)
+    yield images(100, "float32")
+
+
+def contenders(device: torch.device) -> list[Contender]:
+    if device.type == "cpu":
+        return [Contender("cpu"), Contender("triton")]
+    found = [Contender("cuda", "new"), Contender("cuda", "old"), Contender("triton")]
+    return found if torch.version.hip is None else found[2:]
+
+
+def timed(case: Case, contender: Contender, expected: Result | None, device: torch.device, measured: dict[str, float]) -> tuple[Time, Result | None]:
+    """The row of one contender, and its results."""
+    row = Time(case.name, contender.name)
+    os.environ["SFM_FAST_KERNELS"] = contender.kernels or "new"  # read at every call; a graph keeps what was chosen
+    made, _, status = attempt(lambda: case.call(contender.backend), device)
+    results: Result | None = None
+    if made is not None:
+        results, row.first_seconds, status = attempt(made, device)
+    if status or made is None or results is None:
+        row.status = status or "failed"
+        return row, None
+    results = tuple(result.float() for result in results)
+    if expected is not None:
+        row.difference = max(float((a - b).norm() / b.norm().clamp(min=1e-20)) for a, b in zip(results, expected, strict=True))
+        if not row.difference <= case.close:
+            row.status = f"differs from {'the first contender'} by {row.difference:.0e}"
+            return row, results
+
+    def run() -> None:
+        if device.type == "cpu":
+            row.seconds = summary(samples({"call": made}, rounds=2, device=device)["call"]).median
+            return
+        row.seconds = graph_microseconds(made) * 1e-6
+        if row.seconds < 1e-3:
+            row.warm_seconds = graph_microseconds(made, 50) * 1e-6
+        if case.memory:
+            row.peak_bytes = peak_memory(made, device)
+
+    _, _, status = attempt(run, device)
+    if status:
+        row.status = status
+    if row.seconds and device.type == "cuda":
+        row.floor_seconds = max(case.least_bytes / measured["copy_bandwidth"], case.operations / measured[case.rate])
+        row.share = row.floor_seconds / row.seconds
+    return row, results
+
+
+def said(row: Time) -> str:
+    """A row as a line."""
+    if row.seconds is None:
+        return f"{row.case}, {row.contender}: {row.status}"
+    line = f"{row.case}, {row.contender}: {row.seconds * 1e3:.4g} ms"
+    if row.warm_seconds is not None:
+        line += f" ({row.warm_seconds * 1e3:.4g} warm)"
+    if row.floor_seconds is not None and row.share is not None:
+        line += f", floor {row.floor_seconds * 1e3:.4g}, {100 * row.share:.0f} %"
+    if row.peak_bytes is not None:
+        line += f", {row.peak_bytes / 1e6:.0f} MB beyond its inputs"
+    return line + ("" if row.status == "ok" else f", {row.status}")
+
+
+def run(device: torch.device, out: Path, seconds: float) -> bool:
+    """Everything, until ``seconds`` are over; whether every row is right. ``out`` is written after every row."""
+    started = time.monotonic()
+    measured = ceilings(device)
+    result: dict[str, Any] = {"format": FORMAT, "environment": environment(device), "ceilings": measured, "rows": []}
+    print("==", ", ".join(f"{name} {value:.3g}" for name, value in measured.items()), flush=True)
+    right = True
+    for make in cases(device):
+        if time.monotonic() - started > seconds:
+            print("== out of time: the cases that were to come are left out", flush=True)
+            break
+        for case in make():
+            expected: Result | None = None
+            for contender in contenders(device):
+                if time.monotonic() - started > seconds:
+                    break
+                row, results = timed(case, contender, expected, device, measured)
+                expected = expected if expected is not None else results
+                right = right and row.status == "ok"
+                result["rows"].append(asdict(row))
+                write_json(out, result)
+                print("==", said(row), flush=True)
+            del expected, case
+            if device.type == "cuda":
+                torch.cuda.empty_cache()
+    os.environ.pop("SFM_FAST_KERNELS", None)
+    return right
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=86.0)
+    options = parser.parse_args()
+    if not run(torch.device(options.device), options.out, options.seconds):
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
