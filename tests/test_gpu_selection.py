@@ -53,12 +53,9 @@ def test_the_quick_set_is_small_and_has_some_bfloat16(chosen):
 
 def test_what_fills_a_card_runs_alone(chosen):
     assert not chosen["alone"] & chosen["quick"]
-    functions = {re.search(r"::(\w+)", name)[1] for name in chosen["alone"]}
-    assert functions == {
-        "test_more_than_two_to_the_31_elements",
-        "test_more_than_two_to_the_31_pixels",
-        "test_imagenet_21k_pairs_fit_in_300_megabytes",
-    }
+    large = {name for name in chosen["all"] if "two_to_the_31" in name or "imagenet_21k" in name}
+    assert len(large) >= 9
+    assert chosen["alone"] == large
 
 
 def test_compilers_come_first():
