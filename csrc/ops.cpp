@@ -1,5 +1,7 @@
 // The operations' schemas and their CPU entry points. sfm_fast/ops/schemas.py holds the same text; a test compares the two.
+#ifndef SFM_SHIM  // with it the CUDA kernels stand in for these, see tests/shim/library.py
 #include "cpu/ops.h"
+#endif
 
 #include <torch/csrc/stable/library.h>
 
@@ -32,6 +34,7 @@ STABLE_TORCH_LIBRARY(sfm_fast, m) {
       "-> Tensor");
 }
 
+#ifndef SFM_SHIM
 STABLE_TORCH_LIBRARY_IMPL(sfm_fast, CPU, m) {
   m.impl("class_means", TORCH_BOX(&sfm_fast::class_means));
   m.impl("class_means_backward", TORCH_BOX(&sfm_fast::class_means_backward));
@@ -45,3 +48,4 @@ STABLE_TORCH_LIBRARY_IMPL(sfm_fast, CPU, m) {
   m.impl("render_augment", TORCH_BOX(&sfm_fast::render_augment));
   m.impl("render_augment_backward", TORCH_BOX(&sfm_fast::render_augment_backward));
 }
+#endif

@@ -22,6 +22,7 @@ from sfm_fast.report.bench.rows import read_result
 from sfm_fast.report.bench.tables import claims_table, image_table, loss_table, step_table, where_we_lose
 from sfm_fast.report.demo import cost_table
 from sfm_fast.report.families import family_table
+from sfm_fast.report.gpu import gpu_step_table, kernel_table, read_all, shown_kernels
 from sfm_fast.report.tables import plan_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,6 +100,14 @@ def plan(classes: int) -> str:
     return plan_table(result["rows"])
 
 
+def gpu_kernels(table: Callable[..., str]) -> str:
+    return table(read_all(RESULTS.parent, "kernels.json"))
+
+
+def gpu_steps() -> str:
+    return gpu_step_table(read_all(RESULTS.parent, "steps.json"))
+
+
 def families() -> str:
     return family_table(family_rows())
 
@@ -115,8 +124,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "losses": losses,
         "images": images,
         "step": step,
+        "gpu": functools.partial(gpu_kernels, shown_kernels),
         **{f"plan-{classes}": functools.partial(plan, classes) for classes in (100, 1000)},
     },
+    "docs/gpu.md": {"gpu-kernels": functools.partial(gpu_kernels, kernel_table), "gpu-steps": gpu_steps},
     "docs/benchmarks.md": {"losing": losing},
     "docs/accuracy.md": {
         "accuracy-verdicts": lambda: verdicts(accuracy()),

@@ -423,7 +423,9 @@ def assert_pairs(
     result: tuple[Tensor, Tensor], expected: tuple[Tensor, Tensor], classes: int, high: bool = False, slack: float = 1.0
 ) -> None:
     pair_count = classes * (classes - 1)
-    assert (result[0] - expected[0]).abs() <= slack * (3e-4 if high else 3e-7) * pair_count  # half a unit of TF32 is 4.9e-4
+    assert (result[0] - expected[0]).abs() <= slack * (
+        3e-4 if high else 3e-7
+    ) * pair_count  # half a unit of TF32 is 4.9e-4
     scale = expected[1].abs().max() + 1e-12
     assert (result[1].double() - expected[1]).abs().max() <= slack * (4e-3 if high else 4e-6) * scale + (
         1e-3 if high else 2e-6

@@ -18,7 +18,10 @@ def first_line(*command: str) -> str:
 
 
 def main() -> None:
-    print("== card:", first_line("nvidia-smi", "--query-gpu=name,memory.total,driver_version,clocks.max.sm", "--format=csv,noheader"))
+    print(
+        "== card:",
+        first_line("nvidia-smi", "--query-gpu=name,memory.total,driver_version,clocks.max.sm", "--format=csv,noheader"),
+    )
     print("== python", platform.python_version(), "on", platform.platform())
     for tool in ("nvcc", "ncu", "compute-sanitizer"):
         print(f"== {tool}:", first_line(tool, "--version") if shutil.which(tool) else "not there")
@@ -29,7 +32,9 @@ def main() -> None:
             print(f"== {module}: {type(error).__name__}: {error}")
     if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
         card = sys.modules["torch"].cuda.get_device_properties(0)
-        print(f"== {card.name}: {card.total_memory / 2**30:.1f} GiB, {card.multi_processor_count} multiprocessors, sm_{card.major}{card.minor}")
+        print(
+            f"== {card.name}: {card.total_memory / 2**30:.1f} GiB, {card.multi_processor_count} multiprocessors, sm_{card.major}{card.minor}"
+        )
     else:
         print("== torch sees no GPU")
 

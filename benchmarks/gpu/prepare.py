@@ -20,8 +20,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-sys.path.insert(0, str(HERE))
-import smoke  # noqa: E402
+sys.path.insert(0, str(ROOT))
+from benchmarks.gpu import smoke  # noqa: E402
 
 MOST_BYTES = 40_000_000
 
@@ -31,17 +31,35 @@ def newer(target: Path, sources: Iterable[Path]) -> bool:
 
 
 def sources(*folders: str) -> list[Path]:
-    return [path for folder in folders for path in (ROOT / folder).rglob("*") if path.suffix in (".cpp", ".cu", ".h", ".cuh")]
+    return [
+        path
+        for folder in folders
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".cpp", ".cu", ".h", ".cuh")
+    ]
 
 
 def libraries(folder: Path, work: Path) -> None:
     """Both of them, built for sm_90 alone and without a place in the checkout."""
-    wanted = [name for name in ("_C", "_C_cuda") if not newer(folder / f"{name}.abi3.so", [*sources("csrc"), ROOT / "setup.py"])]
+    wanted = [
+        name
+        for name in ("_C", "_C_cuda")
+        if not newer(folder / f"{name}.abi3.so", [*sources("csrc"), ROOT / "setup.py"])
+    ]
     if not wanted:
         return
     which = {"_C": "cpu", "_C_cuda": "cuda"}[wanted[0]] if len(wanted) == 1 else "all"
     environment = {**os.environ, "SFM_FAST_BUILD": which, "TORCH_CUDA_ARCH_LIST": "9.0"}
-    command = [sys.executable, "setup.py", "--quiet", "build_ext", "--build-lib", str(work / "lib"), "--build-temp", str(work / "temp")]
+    command = [
+        sys.executable,
+        "setup.py",
+        "--quiet",
+        "build_ext",
+        "--build-lib",
+        str(work / "lib"),
+        "--build-temp",
+        str(work / "temp"),
+    ]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
     for name in wanted:
         (built,) = (work / "lib" / "sfm_fast").glob(f"{name}.*so")
@@ -55,7 +73,10 @@ def smoke_and_reference(folder: Path, work: Path) -> None:
     if not newer(folder / "smoke.txt", every):
         text = smoke.output_of(smoke.build(work, cpu=True))
         if "failures 0" not in text:
-            raise SystemExit("error: smoke fails on the CPU already:\n" + "\n".join(line for line in text.splitlines() if "error 0 bad 0" not in line))
+            raise SystemExit(
+                "error: smoke fails on the CPU already:\n"
+                + "\n".join(line for line in text.splitlines() if "error 0 bad 0" not in line)
+            )
         (work / "smoke.txt").write_text(text)
         shutil.move(str(work / "smoke.txt"), folder / "smoke.txt")
 
@@ -78,7 +99,9 @@ def main() -> None:
         subprocess.run([sys.executable, str(ROOT / "tests" / "expected.py"), str(folder / "expected")], check=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    contents = {str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.glob("*")) if path.is_file()}
+    contents = {
+        str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.glob("*")) if path.is_file()
+    }
     contents["expected"] = size_of(folder / "expected")
     described = {"machine": platform.machine(), "glibc": platform.libc_ver()[1], "bytes": contents}
     (folder / "contents.json").write_text(json.dumps(described, indent=1) + "\n")

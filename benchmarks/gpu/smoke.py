@@ -56,7 +56,16 @@ def build(folder: Path, cpu: bool) -> Path:
         command = ["g++", "-std=c++17", "-O1", "-U_FORTIFY_SOURCE", *shim, str(SOURCE), "-o", str(program)]
     else:
         nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
-        command = [nvcc, "-std=c++17", "-gencode=arch=compute_90,code=sm_90", "-O3", "-lineinfo", str(SOURCE), "-o", str(program)]
+        command = [
+            nvcc,
+            "-std=c++17",
+            "-gencode=arch=compute_90,code=sm_90",
+            "-O3",
+            "-lineinfo",
+            str(SOURCE),
+            "-o",
+            str(program),
+        ]
     subprocess.run(command, check=True)
     return program
 

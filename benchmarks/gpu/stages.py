@@ -5,6 +5,7 @@ Standard library only: this is what runs before anything is installed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -63,7 +64,9 @@ def check(stages: Sequence[Stage], most: float) -> float:
         raise PlanError(f"the stages' limits add up to {total:g} s, more than {most:g} s")
     for stage in stages:
         if stage.limit <= GRACE:
-            raise PlanError(f"stage {stage.name}: its limit of {stage.limit:g} s must be more than the grace of {GRACE:g} s")
+            raise PlanError(
+                f"stage {stage.name}: its limit of {stage.limit:g} s must be more than the grace of {GRACE:g} s"
+            )
     return total
 
 
@@ -139,10 +142,8 @@ def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
 
 
 def _signal(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
-    except (ProcessLookupError, PermissionError):
-        pass
 
 
 def python(*words: str) -> list[str]:

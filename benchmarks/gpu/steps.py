@@ -21,7 +21,16 @@ import torch
 
 from sfm_fast.benchmarks.harness import attempt
 from sfm_fast.benchmarks.machine import card_memory, environment, matmul_rate
-from sfm_fast.benchmarks.step_contenders import Preset, Setting, Way, check_device, distilled, find_preset, lgm, open_backbone
+from sfm_fast.benchmarks.step_contenders import (
+    Preset,
+    Setting,
+    Way,
+    check_device,
+    distilled,
+    find_preset,
+    lgm,
+    open_backbone,
+)
 from sfm_fast.files import write_json
 from sfm_fast.testing.perf import peak_memory, samples, summary
 
@@ -99,7 +108,9 @@ def said(row: StepTime) -> str:
     if row.mfu is not None:
         line += f", {100 * row.mfu:.0f} % of the products' rate"
     if row.peak_bytes is not None and row.predicted_bytes is not None:
-        line += f", peak {row.peak_bytes / 1e9:.3g} GB (with all that stands, predicted {row.predicted_bytes / 1e9:.3g})"
+        line += (
+            f", peak {row.peak_bytes / 1e9:.3g} GB (with all that stands, predicted {row.predicted_bytes / 1e9:.3g})"
+        )
     return line + ("" if row.status == "ok" else f", {row.status}")
 
 

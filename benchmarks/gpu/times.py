@@ -95,7 +95,9 @@ def loss_inputs(shape: LossShape, device: torch.device) -> tuple[Tensor, Tensor]
     return offset + normal(shape.classes, shape.dim), offset + normal(shape.classes, shape.dim)
 
 
-def loss_case(shape: LossShape, device: torch.device, dtype: torch.dtype = torch.float32, precision: str = "highest") -> Case:
+def loss_case(
+    shape: LossShape, device: torch.device, dtype: torch.dtype = torch.float32, precision: str = "highest"
+) -> Case:
     """Forward + backward of a flow alignment loss."""
     features, centers = loss_inputs(shape, device)
     features = features.to(dtype).requires_grad_()
@@ -111,7 +113,9 @@ def loss_case(shape: LossShape, device: torch.device, dtype: torch.dtype = torch
         return run
 
     cells, wide = shape.classes * shape.dim, features.element_size()
-    passes = {"global": 2, "class": 3, "pair": 2}[shape.alignment]  # over features and centres; one write of the gradient
+    passes = {"global": 2, "class": 3, "pair": 2}[
+        shape.alignment
+    ]  # over features and centres; one write of the gradient
     name = f"{shape.name} {str(dtype).removeprefix('torch.')}"
     if shape.alignment != "pair":
         return Case(name, call, cells * (passes * 4 + (passes + 1) * wide))
@@ -124,7 +128,9 @@ def loss_case(shape: LossShape, device: torch.device, dtype: torch.dtype = torch
 def image_cases(shape: ImageShape, device: torch.device) -> Iterator[Case]:
     """The image path as a step takes it, and kernel by kernel."""
     _, views = replace(shape, images=1).inputs(device)
-    views = draw_views(torch.arange(shape.images, device=device), shape.canvas, shape.size, views.mean, views.std, seed=1, step=7)
+    views = draw_views(
+        torch.arange(shape.images, device=device), shape.canvas, shape.size, views.mean, views.std, seed=1, step=7
+    )
     dtype, sides = getattr(torch, shape.dtype), level_sizes(shape.canvas, "pyramid")
     levels = [torch.randn(shape.images, shape.channels, side, side, device=device) / len(sides) for side in sides]
     leaves = [level.requires_grad_() for level in levels]
@@ -194,12 +200,14 @@ def cases(device: torch.device) -> Iterator[Callable[[], Iterator[Case]]]:
 
 def contenders(device: torch.device) -> list[Contender]:
     if device.type == "cpu":
-        return [Contender("cpu"), Contender("triton")]
+        return [Contender("cpu", "new"), Contender("cpu", "old"), Contender("triton")]
     found = [Contender("cuda", "new"), Contender("cuda", "old"), Contender("triton")]
     return found if torch.version.hip is None else found[2:]
 
 
-def timed(case: Case, contender: Contender, expected: Result | None, device: torch.device, measured: dict[str, float]) -> tuple[Time, Result | None]:
+def timed(
+    case: Case, contender: Contender, expected: Result | None, device: torch.device, measured: dict[str, float]
+) -> tuple[Time, Result | None]:
     """The row of one contender, and its results."""
     row = Time(case.name, contender.name)
     os.environ["SFM_FAST_KERNELS"] = contender.kernels or "new"  # read at every call; a graph keeps what was chosen
@@ -212,7 +220,9 @@ def timed(case: Case, contender: Contender, expected: Result | None, device: tor
         return row, None
     results = tuple(result.float() for result in results)
     if expected is not None:
-        row.difference = max(float((a - b).norm() / b.norm().clamp(min=1e-20)) for a, b in zip(results, expected, strict=True))
+        row.difference = max(
+            float((a - b).norm() / b.norm().clamp(min=1e-20)) for a, b in zip(results, expected, strict=True)
+        )
         if not row.difference <= case.close:
             row.status = f"differs from {'the first contender'} by {row.difference:.0e}"
             return row, results

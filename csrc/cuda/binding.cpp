@@ -18,7 +18,7 @@ struct Labelled {
 
   Labelled(const Tensor& given, const std::optional<Tensor>& given_order, const std::optional<Tensor>& given_offsets)
       : features(given) {
-    STD_TORCH_CHECK(given.is_cuda() && given.dim() == 2, "features must be an (items, dims) CUDA tensor");
+    STD_TORCH_CHECK(on_gpu(given) && given.dim() == 2, "features must be an (items, dims) CUDA tensor");
     STD_TORCH_CHECK(given_order.has_value() == given_offsets.has_value(), "order and offsets come together");
     items = given.size(0), dims = given.size(1);
     STD_TORCH_CHECK(dims < (int64_t(1) << 30), "features have too many columns");
@@ -35,7 +35,7 @@ struct Labelled {
 std::tuple<Tensor, Tensor, Tensor> flow_alignment(const Tensor& features, const std::optional<Tensor>& order,
                                                   const std::optional<Tensor>& offsets, const Tensor& centers,
                                                   const Tensor& shift, int64_t kind, double eps, double alpha) {
-  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
+  const DeviceGuard guard(features.get_device_index());
   const Labelled rows(features, order, offsets);
   STD_TORCH_CHECK(kind >= sfm::GLOBAL_COSINE && kind <= sfm::DECOUPLED_MSE, "kind must be 0 to 4");
   const Tensor a = checked(centers, features, ScalarType::Float, 2, "centers"),
@@ -58,7 +58,7 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(const Tensor& features, const 
 Tensor flow_alignment_backward(const Tensor& grad_output, const Tensor& features, const std::optional<Tensor>& order,
                                const std::optional<Tensor>& offsets, const Tensor& centers, const Tensor& shift,
                                const Tensor& factors, const Tensor& columns) {
-  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
+  const DeviceGuard guard(features.get_device_index());
   const Labelled rows(features, order, offsets);
   const Tensor a = checked(centers, features, ScalarType::Float, 2, "centers"),
                s = checked(shift, features, ScalarType::Float, 1, "shift");
@@ -79,7 +79,7 @@ Tensor flow_alignment_backward(const Tensor& grad_output, const Tensor& features
 
 Tensor class_means(const Tensor& features, const std::optional<Tensor>& order, const std::optional<Tensor>& offsets,
                    const Tensor& shift) {
-  const torch::stable::accelerator::DeviceGuard guard(features.get_device_index());
+  const DeviceGuard guard(features.get_device_index());
   const Labelled rows(features, order, offsets);
   const Tensor s = checked(shift, features, ScalarType::Float, 1, "shift");
   STD_TORCH_CHECK(s.size(0) == rows.dims, "shift must fit the features");
@@ -92,7 +92,7 @@ Tensor class_means(const Tensor& features, const std::optional<Tensor>& order, c
 
 Tensor class_means_backward(const Tensor& grad, const std::optional<Tensor>& order,
                             const std::optional<Tensor>& offsets, int64_t num_items, ScalarType dtype) {
-  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  const DeviceGuard guard(grad.get_device_index());
   const Tensor rows = checked(grad, grad, ScalarType::Float, 2, "grad");
   const std::optional<Tensor> by_class = checked_indices(order, grad, "order"),
                               bounds = checked_indices(offsets, grad, "offsets");
@@ -112,7 +112,7 @@ Tensor class_means_backward(const Tensor& grad, const std::optional<Tensor>& ord
 std::tuple<Tensor, Tensor> pair_alignment(const Tensor& a, const Tensor& b, const std::optional<Tensor>& groups,
                                           int64_t row_start, int64_t row_stop, double eps, bool need_gradient,
                                           bool high) {
-  const torch::stable::accelerator::DeviceGuard guard(a.get_device_index());
+  const DeviceGuard guard(a.get_device_index());
   const Tensor real = checked(a, a, ScalarType::Float, 2, "a"), synthetic = checked(b, a, ScalarType::Float, 2, "b");
   const std::optional<Tensor> group = checked_indices(groups, a, "groups");
   const int64_t classes = real.size(0), dims = real.size(1);
@@ -145,7 +145,7 @@ std::tuple<Tensor, Tensor> pair_alignment(const Tensor& a, const Tensor& b, cons
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(sfm_fast, CUDA, library) {
+SFM_LIBRARY_IMPL(library) {
   library.impl("flow_alignment", TORCH_BOX(&flow_alignment));
   library.impl("flow_alignment_backward", TORCH_BOX(&flow_alignment_backward));
   library.impl("class_means", TORCH_BOX(&class_means));

@@ -23,6 +23,26 @@ namespace sfm_binding {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
+#ifdef SFM_SHIM  // the emulator takes CPU tensors, and has neither devices nor streams
+constexpr bool on_gpu(const Tensor&) { return true; }
+struct DeviceGuard {
+  explicit DeviceGuard(int32_t) {}
+  ~DeviceGuard() {}
+};
+inline cudaStream_t current_stream(const Tensor&) { return nullptr; }
+#define SFM_LIBRARY_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(sfm_fast, CPU, library)
+#else
+inline bool on_gpu(const Tensor& tensor) { return tensor.is_cuda(); }
+using torch::stable::accelerator::DeviceGuard;
+inline cudaStream_t current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == 0,
+                  "no current CUDA stream");
+  return static_cast<cudaStream_t>(stream);
+}
+#define SFM_LIBRARY_IMPL(library) STABLE_TORCH_LIBRARY_IMPL(sfm_fast, CUDA, library)
+#endif
+
 inline void check_launch(cudaError_t error, const char* operation) {
   STD_TORCH_CHECK(error == cudaSuccess, "sfm_fast::", operation,
                   ": the CUDA kernels did not start: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
@@ -32,13 +52,6 @@ inline void check_launch(cudaError_t error, const char* operation) {
 inline bool new_kernels() {
   const char* const value = std::getenv("SFM_FAST_KERNELS");
   return value == nullptr || std::strcmp(value, "old") != 0;
-}
-
-inline cudaStream_t current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == 0,
-                  "no current CUDA stream");
-  return static_cast<cudaStream_t>(stream);
 }
 
 inline sfm::Dtype kernel_dtype(ScalarType dtype, const char* name) {
@@ -51,7 +64,7 @@ inline sfm::Dtype kernel_dtype(ScalarType dtype, const char* name) {
 
 // A contiguous tensor on the device of `like`, of the dtype and number of dimensions that the kernels read.
 inline Tensor checked(const Tensor& tensor, const Tensor& like, ScalarType dtype, int64_t dim, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.get_device_index() == like.get_device_index(), name,
+  STD_TORCH_CHECK(on_gpu(tensor) && tensor.get_device_index() == like.get_device_index(), name,
                   " must be on the CUDA device of the other arguments");
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, name, " has the wrong dtype");
   STD_TORCH_CHECK(tensor.dim() == dim, name, " must have ", dim, " dimensions, it has ", tensor.dim());

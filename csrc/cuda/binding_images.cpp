@@ -12,7 +12,7 @@ constexpr int64_t MAX_CHANNELS = 16, MAX_VIEW = 8192, MAX_IMAGE = 1 << 20;  // o
 
 // Images (count, channels, height, width) as the kernels read them: contiguous, of any of the three dtypes.
 Tensor checked_images(const Tensor& tensor, const char* name) {
-  STD_TORCH_CHECK(tensor.is_cuda() && tensor.dim() == 4, name, " must be a CUDA tensor of 4 dimensions, it has ",
+  STD_TORCH_CHECK(on_gpu(tensor) && tensor.dim() == 4, name, " must be a CUDA tensor of 4 dimensions, it has ",
                   tensor.dim());
   kernel_dtype(tensor.scalar_type(), name);
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
@@ -33,11 +33,11 @@ struct Pyramid {
     STD_TORCH_CHECK(canvas >= 1 && canvas <= sfm::MAX_CANVAS, "size must be 1 to ", int(sfm::MAX_CANVAS), ", got ",
                     canvas);
     const Tensor& like = given[0];
-    STD_TORCH_CHECK(like.is_cuda() && like.dim() == 4 && (like.size(1) == 1 || like.size(1) == 3),
+    STD_TORCH_CHECK(on_gpu(like) && like.dim() == 4 && (like.size(1) == 1 || like.size(1) == 3),
                     "levels must be CUDA tensors (images, 1 or 3 channels, side, side)");
     channels = int(like.size(1)), size = int(canvas);
     for (const Tensor& level : given) {
-      STD_TORCH_CHECK(level.is_cuda() && level.get_device_index() == like.get_device_index() &&
+      STD_TORCH_CHECK(on_gpu(level) && level.get_device_index() == like.get_device_index() &&
                           level.scalar_type() == ScalarType::Float && level.dim() == 4,
                       "levels must be float32 tensors of 4 dimensions on one CUDA device");
       const int64_t side = level.size(3);
@@ -133,12 +133,12 @@ struct Noise {
 
 Tensor render(const std::vector<Tensor>& levels, const std::optional<Tensor>& rows, int64_t size, ScalarType dtype) {
   STD_TORCH_CHECK(!levels.empty(), "levels must be 1 tensor or more");
-  const torch::stable::accelerator::DeviceGuard guard(levels[0].get_device_index());
+  const DeviceGuard guard(levels[0].get_device_index());
   return Pyramid(levels, rows, size).render(dtype);
 }
 
 Tensor render_backward(const Tensor& grad, const Tensor& images, const std::vector<int64_t>& sides) {
-  const torch::stable::accelerator::DeviceGuard guard(images.get_device_index());
+  const DeviceGuard guard(images.get_device_index());
   Tensor upstream = checked_images(grad, "grad"), y = checked_images(images, "images");
   const int64_t size = y.size(3);
   STD_TORCH_CHECK((y.size(1) == 1 || y.size(1) == 3) && y.size(2) == size && size >= 1 && size <= sfm::MAX_CANVAS,
@@ -162,7 +162,7 @@ Tensor render_backward(const Tensor& grad, const Tensor& images, const std::vect
 Tensor augment(const Tensor& given, const Tensor& boxes, const Tensor& noise_items, int64_t size, const Tensor& mean,
                const Tensor& std, double noise_mean, double noise_std, int64_t seed, int64_t step, int64_t stream,
                ScalarType dtype) {
-  const torch::stable::accelerator::DeviceGuard guard(given.get_device_index());
+  const DeviceGuard guard(given.get_device_index());
   const Tensor images = checked_images(given, "images");
   const Views views(images, boxes, std, images.size(0), images.size(1), images.size(2), images.size(3), size);
   const Noise noise(images, views.shape, noise_items, mean, noise_mean, noise_std, seed, step, stream);
@@ -177,7 +177,7 @@ Tensor augment(const Tensor& given, const Tensor& boxes, const Tensor& noise_ite
 
 Tensor augment_backward(const Tensor& grad, const Tensor& boxes, const Tensor& std, int64_t images, int64_t channels,
                         int64_t height, int64_t width, ScalarType dtype) {
-  const torch::stable::accelerator::DeviceGuard guard(grad.get_device_index());
+  const DeviceGuard guard(grad.get_device_index());
   const Tensor upstream = checked_images(grad, "grad");
   const int64_t size = upstream.size(3);
   const Views views(upstream, boxes, std, images, channels, height, width, size);
@@ -198,7 +198,7 @@ Tensor render_augment(const std::vector<Tensor>& levels, const std::optional<Ten
                       int64_t stream, ScalarType dtype) {
   STD_TORCH_CHECK(!levels.empty(), "levels must be 1 tensor or more");
   const Tensor& like = levels[0];
-  const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+  const DeviceGuard guard(like.get_device_index());
   const Pyramid pyramid(levels, rows, canvas);
   const Views views(like, boxes, std, pyramid.images, pyramid.channels, canvas, canvas, size);
   const Noise noise(like, views.shape, noise_items, mean, noise_mean, noise_std, seed, step, stream);
@@ -219,9 +219,9 @@ Tensor render_augment_backward(const Tensor& grad, const std::vector<Tensor>& le
                                int64_t canvas, const Tensor& boxes, const Tensor& std) {
   STD_TORCH_CHECK(!levels.empty(), "levels must be 1 tensor or more");
   const Tensor& like = levels[0];
-  const torch::stable::accelerator::DeviceGuard guard(like.get_device_index());
+  const DeviceGuard guard(like.get_device_index());
   const Pyramid pyramid(levels, rows, canvas);
-  STD_TORCH_CHECK(grad.is_cuda() && grad.get_device_index() == like.get_device_index(),
+  STD_TORCH_CHECK(on_gpu(grad) && grad.get_device_index() == like.get_device_index(),
                   "grad must be on the CUDA device of the levels");
   const Tensor upstream = checked_images(grad, "grad");
   const Views views(like, boxes, std, pyramid.images, pyramid.channels, canvas, canvas, upstream.size(3));
@@ -239,7 +239,7 @@ Tensor render_augment_backward(const Tensor& grad, const std::vector<Tensor>& le
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_IMPL(sfm_fast, CUDA, library) {
+SFM_LIBRARY_IMPL(library) {
   library.impl("render", TORCH_BOX(&render));
   library.impl("render_backward", TORCH_BOX(&render_backward));
   library.impl("augment", TORCH_BOX(&augment));

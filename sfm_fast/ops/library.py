@@ -1,7 +1,8 @@
 """Finds and loads the compiled libraries, and registers the operations: schemas, fake kernels, the Triton backend.
 
 ``sfm_fast::NAME`` is the C++ operation (CPU, and CUDA from its own library); ``sfm_fast::triton_NAME`` the same in Triton.
-A library that wasn't built is passed over in silence (`sfm_fast.explain` says so); one that won't load warns once.
+A library that wasn't built is passed over in silence (`sfm_fast.explain` says so); one that won't load warns once. They lie
+beside the package's files, or in the folder that SFM_FAST_LIBRARIES names.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch import Tensor
 from ..reference.flow_alignment import CLASS
 from .schemas import SCHEMAS
 
-_FOLDER = Path(__file__).resolve().parent.parent
+_FOLDER = Path(os.environ.get("SFM_FAST_LIBRARIES") or Path(__file__).resolve().parent.parent)
 _fragment = torch.library.Library("sfm_fast", "FRAGMENT")
 problems: dict[str, str] = {}  # backend -> why its operations are not there
 
@@ -186,7 +187,9 @@ def _fake_render_augment(
 ) -> Tensor:
     if levels[0].device.type != "cpu":  # a GPU's kernels take canvases as scratch: whoever counts memory must see it
         count, channels = _count_images(levels, rows), levels[0].shape[1]
-        levels[0].new_empty((_images_at_once(count, channels, canvas, 1) if in_blocks else count, channels, canvas, canvas))
+        levels[0].new_empty(
+            (_images_at_once(count, channels, canvas, 1) if in_blocks else count, channels, canvas, canvas)
+        )
     return levels[0].new_empty((boxes.shape[0], mean.shape[0], size, size), dtype=rest[-1])
 
 

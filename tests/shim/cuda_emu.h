@@ -117,6 +117,11 @@ inline void load_matrices(float (&to)[4], const float* row) {
 #define gridDim emu::grid_size
 
 inline cudaError_t cudaGetLastError() { return emu::status; }
+inline const char* cudaGetErrorName(cudaError_t) { return "error of the emulator"; }
+inline const char* cudaGetErrorString(cudaError_t) {
+  emu::status = cudaSuccess;  // said once; the next call starts anew
+  return emu::message.c_str();
+}
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr, int) { return *value = 227 * 1024, cudaSuccess; }
 inline cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {

@@ -1,15 +1,8 @@
 // The CUDA sources compiled for the CPU emulator, behind C functions that take host pointers. Each returns 0 or an
 // error code.
-#define SFM_SHIM
-#define SFM_CANVAS_BYTES 60000
 #include <cstdlib>
 
-#include "../../csrc/cuda/augment.cu"
-#include "../../csrc/cuda/class_means.cu"
-#include "../../csrc/cuda/flow_alignment.cu"
-#include "../../csrc/cuda/pair_alignment.cu"
-#include "../../csrc/cuda/render.cu"
-#include "../../csrc/cuda/render_augment.cu"
+#include "kernels.cpp"
 
 namespace {
 struct Memory {  // a workspace of the asked size, filled with NaN, its end watched
