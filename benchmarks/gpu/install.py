@@ -9,6 +9,8 @@ kernel takes a CUDA tensor; ``--build`` then compiles the libraries here.
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -44,7 +46,26 @@ def link(site: Path) -> None:
     (site / "pytest_sfm_fast.py").symlink_to(ROOT / "pytest_sfm_fast.py")
 
 
+def hash_of_sources(*folders: str) -> str:
+    """Of all C++ and CUDA files under ``folders``, names and contents: what a library was built from."""
+    digest = hashlib.sha256()
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".cpp", ".cu", ".h", ".cuh"):
+                digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
 def copy_libraries(prepared: Path) -> None:
+    """Those of ``prepared``, unless they were built from other sources than are here."""
+    try:
+        known = json.loads((prepared / "contents.json").read_text())["libraries"]
+    except (OSError, ValueError, KeyError):
+        print(f"== nothing usable in {prepared.name}: `make gpu-prepare` fills it")
+        return
+    if known != hash_of_sources("csrc"):
+        print(f"== the libraries in {prepared.name} were built from other sources: left alone")
+        return
     for path in sorted(prepared.glob("_C*.so")):
         beside = ROOT / "sfm_fast" / f".{path.name}"
         shutil.copyfile(path, beside)
@@ -79,9 +100,11 @@ def main() -> int:
     missing = options.site / "BUILD"
     if done.returncode == 0:
         missing.unlink(missing_ok=True)
-    else:
-        missing.touch()
-    return done.returncode
+        return 0
+    missing.touch()
+    if not options.build:
+        print("== so the libraries are built here")
+    return done.returncode if options.build else 0
 
 
 if __name__ == "__main__":

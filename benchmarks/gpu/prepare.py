@@ -3,7 +3,7 @@
     python benchmarks/gpu/prepare.py [--folder .gpu]
 
 Leaves in the folder, which git ignores: both compiled libraries (the CUDA one for sm_90), smoke (tests/gpu/smoke.cu) and what it should
-print, the losses' expected values, and a list of all that. At most 40 MB. What is newer than its sources is not built again.
+print, the losses' expected values, and a list of all that. At most 40 MB. What was built from the same sources is not built again.
 """
 
 from __future__ import annotations
@@ -15,74 +15,50 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
 from benchmarks.gpu import smoke  # noqa: E402
+from benchmarks.gpu.install import hash_of_sources  # noqa: E402
 
 MOST_BYTES = 40_000_000
 
 
-def newer(target: Path, sources: Iterable[Path]) -> bool:
-    return target.exists() and all(target.stat().st_mtime > source.stat().st_mtime for source in sources)
-
-
-def sources(*folders: str) -> list[Path]:
-    return [
-        path
-        for folder in folders
-        for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".cpp", ".cu", ".h", ".cuh")
-    ]
-
-
 def libraries(folder: Path, work: Path) -> None:
     """Both of them, built for sm_90 alone and without a place in the checkout."""
-    wanted = [
-        name
-        for name in ("_C", "_C_cuda")
-        if not newer(folder / f"{name}.abi3.so", [*sources("csrc"), ROOT / "setup.py"])
-    ]
-    if not wanted:
-        return
-    which = {"_C": "cpu", "_C_cuda": "cuda"}[wanted[0]] if len(wanted) == 1 else "all"
-    environment = {**os.environ, "SFM_FAST_BUILD": which, "TORCH_CUDA_ARCH_LIST": "9.0"}
-    command = [
-        sys.executable,
-        "setup.py",
-        "--quiet",
-        "build_ext",
-        "--build-lib",
-        str(work / "lib"),
-        "--build-temp",
-        str(work / "temp"),
-    ]
+    environment = {**os.environ, "SFM_FAST_BUILD": "all", "TORCH_CUDA_ARCH_LIST": "9.0"}
+    command = [sys.executable, "setup.py", "--quiet", "build_ext"]
+    command += ["--build-lib", str(work / "lib"), "--build-temp", str(work / "temp")]
     subprocess.run(command, cwd=ROOT, env=environment, check=True)
-    for name in wanted:
-        (built,) = (work / "lib" / "sfm_fast").glob(f"{name}.*so")
-        shutil.move(str(built), folder / f"{name}.abi3.so")
+    for name in ("_C", "_C_cuda"):
+        built = sorted((work / "lib" / "sfm_fast").glob(f"{name}.*so"))
+        if not built:
+            raise SystemExit(f"error: {name} was not built: what the compiler said stands above")
+        shutil.move(str(built[0]), folder / f"{name}.abi3.so")
 
 
 def smoke_and_reference(folder: Path, work: Path) -> None:
-    every = sources("csrc/cuda", "tests/shim", "tests/gpu")
-    if not newer(folder / "smoke", every):
-        shutil.move(str(smoke.build(work, cpu=False)), folder / "smoke")
-    if not newer(folder / "smoke.txt", every):
-        text = smoke.output_of(smoke.build(work, cpu=True))
-        if "failures 0" not in text:
-            raise SystemExit(
-                "error: smoke fails on the CPU already:\n"
-                + "\n".join(line for line in text.splitlines() if "error 0 bad 0" not in line)
-            )
-        (work / "smoke.txt").write_text(text)
-        shutil.move(str(work / "smoke.txt"), folder / "smoke.txt")
+    shutil.move(str(smoke.build(work, cpu=False)), folder / "smoke")
+    text = smoke.output_of(smoke.build(work, cpu=True))
+    if "failures 0" not in text:
+        bad = [line for line in text.splitlines() if "error 0 bad 0" not in line]
+        raise SystemExit("error: smoke fails on the CPU already:\n" + "\n".join(bad))
+    (work / "smoke.txt").write_text(text)
+    shutil.move(str(work / "smoke.txt"), folder / "smoke.txt")
 
 
 def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def read_contents(folder: Path) -> dict[str, Any]:
+    """What an earlier run said of ``folder``; nothing where it didn't come to its end."""
+    path = folder / "contents.json"
+    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
 
 def main() -> None:
@@ -90,12 +66,16 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=ROOT / ".gpu")
     folder = parser.parse_args().folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    work = folder / "work"
+    work, known = folder / "work", read_contents(folder)
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
+    hashes = {"libraries": hash_of_sources("csrc"), "smoke": hash_of_sources("csrc/cuda", "tests/shim", "tests/gpu")}
+    (folder / "contents.json").unlink(missing_ok=True)  # until all is there
     try:
-        libraries(folder, work)
-        smoke_and_reference(folder, work)
+        if known.get("libraries") != hashes["libraries"]:
+            libraries(folder, work)
+        if known.get("smoke") != hashes["smoke"]:
+            smoke_and_reference(folder, work)
         subprocess.run([sys.executable, str(ROOT / "tests" / "expected.py"), str(folder / "expected")], check=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -103,7 +83,7 @@ def main() -> None:
         str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.glob("*")) if path.is_file()
     }
     contents["expected"] = size_of(folder / "expected")
-    described = {"machine": platform.machine(), "glibc": platform.libc_ver()[1], "bytes": contents}
+    described = {**hashes, "machine": platform.machine(), "glibc": platform.libc_ver()[1], "bytes": contents}
     (folder / "contents.json").write_text(json.dumps(described, indent=1) + "\n")
     total = size_of(folder)
     for name, size in contents.items():

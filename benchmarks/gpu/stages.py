@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-GRACE = 4.0  # seconds between the interrupt, at which pytest still writes its summary, and the end
+GRACE = 3.0  # seconds between the interrupt, at which pytest still writes its summary, and the end
 SAID = "== "  # a stage's lines that begin with this go into the summary
 
 
