@@ -392,6 +392,7 @@ def test_noise_is_the_reference(backend):
 
 
 @KERNELS
+@pytest.mark.usefixtures("maximum_of_a_gpu")
 def test_hard_values_of_images(backend):
     values = torch.tensor([-float("inf"), -3e38, -60.0, 60.0, 3e38, float("inf"), float("nan")], device=DEVICE)
     image, gradient = results(lambda levels: render(levels, 1, backend=backend), [values.view(7, 1, 1, 1)])
