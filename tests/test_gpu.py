@@ -120,6 +120,32 @@ def test_pairs_at_size(backend, precision, grouped, shape):
     assert (gradient - exact_gradient).norm() <= bound * exact_gradient.norm()
 
 
+@pytest.mark.gpu_alone
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_clusters_of_close_classes(backend):
+    """Tensor cores truncate what they add to: 2048 classes in 64 clusters a tenth as wide as they lie apart, 1024 features."""
+    classes, dim, clusters = (96, 64, 8) if DRY_RUN else (2048, 1024, 64)
+    generator = torch.Generator().manual_seed(3)
+
+    def normal(count):
+        return torch.randn(count, dim, generator=generator)
+
+    centers = normal(clusters)[torch.arange(classes) % clusters] + 0.1 * normal(classes)
+    features = (centers + 0.1 * normal(classes)).to(DEVICE)
+    centers = centers.to(DEVICE)
+
+    def run(which, z):
+        return value_and_gradient(
+            lambda x: sfm_fast.flow_alignment_loss(x, centers, alignment="pair", backend=which), z
+        )
+
+    (exact, exact_gradient), (loss, gradient) = run("torch", features.double()), run(backend, features)
+    plain, plain_gradient = run("torch", features)
+    assert (loss - exact).abs() <= 1.5 * (plain - exact).abs() + 1e-6
+    error, theirs = ((one - exact_gradient).norm() / exact_gradient.norm() for one in (gradient, plain_gradient))
+    assert error <= 1.5 * theirs + 1e-5
+
+
 @needs_gpu
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("alignment", ALIGNMENTS)

@@ -119,7 +119,8 @@ def loss_case(
     ]  # over features and centres; one write of the gradient
     name = f"{shape.name} {str(dtype).removeprefix('torch.')}"
     if shape.alignment != "pair":
-        return Case(name, call, cells * (passes * 4 + (passes + 1) * wide))
+        close = 1e-3 if dtype == torch.float32 else 1e-2
+        return Case(name, call, cells * (passes * 4 + (passes + 1) * wide), close=close)
     # Three Gram matrices of half the pairs, two products of all pairs with the classes.
     products = 7 * shape.classes * cells * (TF32_PRODUCTS if precision == "highest" else 1)
     close = 1e-3 if precision == "highest" else 3e-2

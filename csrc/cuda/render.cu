@@ -15,7 +15,7 @@ using RenderSums = float[RENDER_ROWS][C][QUAD];
 
 // The level of the images' own size.
 template <int C>
-__device__ __forceinline__ void read_finest(const float* __restrict__ level, int size, int row, int column, bool wide,
+__device__ __forceinline__ void add_finest(const float* __restrict__ level, int size, int row, int column, bool wide,
                                             RenderSums<C>& sum) {
 #pragma unroll
   for (int r = 0; r < RENDER_ROWS; ++r) {
@@ -24,11 +24,14 @@ __device__ __forceinline__ void read_finest(const float* __restrict__ level, int
       if (row + r >= size) break;
       const float* from = level + (c * size + row + r) * size + column;
       if (wide) {
-        load<QUAD>(from, sum[r][c]);
+        float value[QUAD];
+        load<QUAD>(from, value);
+#pragma unroll
+        for (int k = 0; k < QUAD; ++k) sum[r][c][k] += value[k];
       } else {
 #pragma unroll
         for (int k = 0; k < QUAD; ++k) {
-          if (column + k < size) sum[r][c][k] = from[k];
+          if (column + k < size) sum[r][c][k] += from[k];
         }
       }
     }
@@ -75,8 +78,11 @@ __device__ __forceinline__ void add_level(const float* __restrict__ level, int s
   }
 }
 
-// A level whose texel centres lie between quads: bilinear in a quad, so four coefficients, of 1, column, row and
-// column * row counted from the quad's first pixel. Those of all such levels are added up before pixels are.
+// Whether a level's texel centres lie between quads, never inside one.
+__device__ __forceinline__ bool between_quads(int side, int size) { return size % (2 * QUAD * side) == 0; }
+
+// Such a level is bilinear in a quad: four coefficients, of 1, column, row and column * row, counted from the quad's
+// first pixel. Those of all such levels are added up before pixels are.
 template <int C>
 using QuadForm = float[C][4];
 
@@ -137,38 +143,37 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
   const int row = item / groups * RENDER_ROWS, column = item % groups * QUAD;
   if (row >= size) return;
   RenderSums<C> sum = {};
-  if (finest >= 0) {
-    const float* level = levels.data[finest] + source * levels.stride[finest];
-    read_finest<C>(level, size, row, column, wide_level, sum);
-  }
-  QuadForm<C> form = {};
-  for (int k = levels.count - 1; k >= 0; --k) {
-    if (k == finest) continue;
-    const float* level = levels.data[k] + source * levels.stride[k];
-    const int side = levels.side[k];
-    if constexpr (QUADS) {
-      if (size % (2 * QUAD * side) == 0) {
-        add_form<C>(level, side, size, row, column, form);
-        continue;
-      }
+  if constexpr (QUADS) {  // before the pixels' sums are there: both at once want too many registers
+    QuadForm<C> form = {};
+    for (int k = 0; k < levels.count; ++k) {
+      const int side = levels.side[k];
+      if (!between_quads(side, size)) continue;
+      add_form<C>(levels.data[k] + source * levels.stride[k], side, size, row, column, form);
     }
-    if (size % (2 * QUAD * side) == 0) {  // texel centres lie between quads, never inside one
-      add_level<2, C>(level, side, size, row, column, sum);
-    } else if (4 * side <= size) {
-      add_level<3, C>(level, side, size, row, column, sum);
-    } else {
-      add_fine_level<C>(level, side, size, row, column, sum);
-    }
-  }
-  if constexpr (QUADS) {
 #pragma unroll
     for (int c = 0; c < C; ++c) {
 #pragma unroll
       for (int r = 0; r < RENDER_ROWS; ++r) {
         const float start = form[c][0] + float(r) * form[c][2], slope = form[c][1] + float(r) * form[c][3];
 #pragma unroll
-        for (int k = 0; k < QUAD; ++k) sum[r][c][k] += start + float(k) * slope;
+        for (int k = 0; k < QUAD; ++k) sum[r][c][k] = start + float(k) * slope;
       }
+    }
+  }
+  if (finest >= 0) {
+    const float* level = levels.data[finest] + source * levels.stride[finest];
+    add_finest<C>(level, size, row, column, wide_level, sum);
+  }
+  for (int k = levels.count - 1; k >= 0; --k) {
+    const int side = levels.side[k];
+    if (k == finest || (QUADS && between_quads(side, size))) continue;
+    const float* level = levels.data[k] + source * levels.stride[k];
+    if (!QUADS && between_quads(side, size)) {
+      add_level<2, C>(level, side, size, row, column, sum);
+    } else if (4 * side <= size) {
+      add_level<3, C>(level, side, size, row, column, sum);
+    } else {
+      add_fine_level<C>(level, side, size, row, column, sum);
     }
   }
 #pragma unroll

@@ -24,11 +24,14 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")
 FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC")
 TYPES = {"float": "float32", "sfm::Bfloat16": "bfloat16", "sfm::Float16": "float16"}
 
+# What a kernel's bool parameter says, false and true; of pairs, the precision.
+SWITCHES = {"flow_sums": ("", "fused"), "render_images": ("", "quads")}
+
 # Dynamic shared memory is chosen at the launch; a program prints what the launchers of the pair kernels ask for, and the
 # backward of the rendering for RGB canvases of 256 and, with 4 columns a thread, 1024 pixels.
 SIZES = """
 #define SFM_SHIM
-#include "pair_gradient.cuh"
+#include "pair_update.cuh"
 #include "render_plan.cuh"
 int strips(int canvas) {
   sfm::Sides sides{};
@@ -37,6 +40,7 @@ int strips(int canvas) {
 }
 int main() {
   std::printf("%d %d %d %d", sfm::PairTile<2>::SHARED, sfm::PairTile<4>::SHARED, sfm::GradientTile<2>::SHARED, sfm::GradientTile<4>::SHARED);
+  std::printf(" %d %d %d %d", sfm::GramTile<2>::SHARED, sfm::GramTile<4>::SHARED, sfm::UpdateTile<2>::SHARED, sfm::UpdateTile<4>::SHARED);
   std::printf(" %d %d", strips(256), strips(1024));
 }
 """
@@ -68,7 +72,8 @@ def dynamic_shared() -> dict[str, int]:
         command = ["g++", "-std=c++17", "-w", f"-I{SHIM}", f"-I{SOURCES}", "sizes.cpp", "-o", "sizes"]
         subprocess.run(command, cwd=folder, check=True)
         numbers = subprocess.run([f"{folder}/sizes"], capture_output=True, text=True, check=True).stdout.split()
-    names = [f"{kernel} {rows} rows" for kernel in ("pair_tiles", "pair_gradient") for rows in (64, 128)]
+    kernels = ("pair_tiles", "pair_gradient", "pair_gram", "pair_update")
+    names = [f"{kernel} {rows} rows" for kernel in kernels for rows in (64, 128)]
     pairs, strips = numbers[: len(names)], numbers[len(names) :]
     kinds = [f"render_strips {dtype} x3" for dtype in TYPES.values()]
     return {
@@ -88,7 +93,7 @@ def readable(demangled: str) -> str:
         if argument in TYPES:
             words.append(TYPES[argument])
         elif argument in ("true", "false"):
-            words.append("high" if argument == "true" else "highest")
+            words += SWITCHES.get(name, ("highest", "high"))[argument == "true"].split()
         else:
             words.append(f"{32 * int(argument)} rows" if name.startswith("pair") else f"x{argument}")
     return " ".join(words)
