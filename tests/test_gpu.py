@@ -120,7 +120,6 @@ def test_pairs_at_size(backend, precision, grouped, shape):
     assert (gradient - exact_gradient).norm() <= bound * exact_gradient.norm()
 
 
-@pytest.mark.gpu_alone
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_clusters_of_close_classes(backend):
     """Tensor cores truncate what they add to: 2048 classes in 64 clusters a tenth as wide as they lie apart, 1024 features."""

