@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import time
@@ -75,7 +76,8 @@ def attempt(function: Callable[[], Any], device: torch.device) -> tuple[Any, flo
     # Out here the error and with it the frames that held its tensors are gone.
     gc.collect()
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # of a context that is lost, or a capture that failed
+            torch.cuda.empty_cache()
     return None, 0.0, status
 
 

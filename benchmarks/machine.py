@@ -29,7 +29,8 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
         triton_version = triton.__version__
     except ImportError:
         triton_version = None
-    commit = _git("rev-parse", "--short", "HEAD")
+    commit = _git("rev-parse", "--short", "HEAD") or os.environ.get("SFM_FAST_COMMIT") or None
+    changes = _git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!*.md")
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -44,7 +45,7 @@ def environment(device: torch.device | str | None = None) -> dict[str, Any]:
         "sfm_fast": sfm_fast.__version__,
         "commit": commit,
         # Results and their tables don't change what was measured.
-        "dirty": bool(_git("status", "--porcelain", "--", ".", ":!benchmarks/results", ":!*.md")) if commit else None,
+        "dirty": None if changes is None else bool(changes),
     }
 
 

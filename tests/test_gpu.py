@@ -205,6 +205,7 @@ def test_nan_in_nan_out(backend, alignment, bad):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_more_than_two_to_the_31_elements(backend):
     classes, dim = 70_000, 32_768  # 2.3e9 elements, 4.6 GB in bfloat16
+    torch.cuda.empty_cache()  # what this process has kept doesn't count as free
     if torch.cuda.mem_get_info()[0] < 40e9:
         pytest.skip("needs 40 GB")
     centers = torch.randn(classes, dim, device=DEVICE, dtype=torch.bfloat16)
@@ -235,6 +236,7 @@ def test_imagenet_21k_pairs_fit_in_200_megabytes():
         torch.randn(classes, dim, device=DEVICE).requires_grad_(),
     )
     module = sfm_fast.FlowAlignmentLoss(centers, alignment="pair", backend=BACKENDS[0])
+    torch.cuda.empty_cache()  # blocks of other sizes would be taken whole
     assert peak_memory(lambda: module(features).backward(), "cuda") <= 200e6
 
 
@@ -458,6 +460,7 @@ def test_nothing_gives_nothing(backend, kind):
 @KERNELS
 def test_more_than_two_to_the_31_pixels(backend, kind):
     count, canvas = 12_000, 256  # 2.36e9 pixels, 4.7 GB in bfloat16
+    torch.cuda.empty_cache()  # what this process has kept doesn't count as free
     if torch.cuda.mem_get_info()[0] < 60e9:
         pytest.skip("needs 60 GB")
     levels = [torch.randn(count, 3, side, side, device=DEVICE) for side in (1, 4)]

@@ -49,6 +49,22 @@ def test_the_limits_add_up(words, most):
 ENVIRONMENT = {"PATH": "/usr/bin:/bin", "PYTHON": sys.executable}
 
 
+def test_pytest_finds_the_linked_package():
+    """With the checkout on its path it would find sfm_fast without kernels/ and benchmarks/."""
+    plan = run.Plan(Path("out"), Path("work"), False)
+    commands = [list(stage.command) for stage in plan.first() if "pytest" in stage.command]
+    assert len(commands) == 2
+    assert all(command[1:4] == ["-P", "-m", "pytest"] for command in commands)
+
+
+def test_what_tools_say_of_errors_is_in_the_summary(tmp_path):
+    lines = [*(f"========= Error {number}" for number in range(9)), "==ERROR== refused", "========= noise"]
+    _, said = outcome(tmp_path, stage("memcheck", f"print({chr(10).join(lines)!r})"))
+    assert said[1:-1] == [f"  Error {number}" for number in range(6)]
+    _, said = outcome(tmp_path, stage("ncu", "print('==ERROR== The driver refuses')"))
+    assert "  ERROR== The driver refuses" in said
+
+
 def test_at_most_six_files():
     assert len(run.FILES) <= 6
     assert len(run.FILES_OF_SECOND) <= 6
@@ -132,6 +148,8 @@ def test_smoke_is_compared_number_by_number():
     assert smoke.differences(SMOKE.replace("2.0000000e+01", "2.0001000e+01"), SMOKE) == []
     assert len(smoke.differences(SMOKE.replace("1.5000000e+00", "1.9000000e+00"), SMOKE)) == 1
     assert smoke.differences(SMOKE.replace("1.0000000e+00", "1.9000000e+00"), SMOKE) == [], "TF32 products"
+    exact = SMOKE.replace("gram high ", "gram highest")
+    assert len(smoke.differences(exact.replace("1.0000000e+00", "1.9000000e+00"), exact)) == 1
     assert "bad 4" in smoke.differences(SMOKE.replace("bad 0", "bad 4", 1), SMOKE)[0]
     assert "error 719" in smoke.differences(SMOKE.replace("error 0", "error 719", 1), SMOKE)[0]
     assert "instead of" in smoke.differences(SMOKE.replace("render", "Render"), SMOKE)[0]
@@ -229,6 +247,50 @@ def test_a_dry_run_is_no_result_of_a_gpu(tmp_path):
         results.keep(tmp_path / "nothing", results=tmp_path / "results")
 
 
+def test_times_go_on_after_an_error_and_in_another_process(tmp_path, monkeypatch):
+    """What goes wrong costs its own row; a process that takes over leaves the rows alone that are there."""
+    import torch
+
+    def broken():
+        raise ValueError("no such shape")
+
+    def call(backend):
+        if backend == "triton":
+            raise AssertionError("not here")
+        return lambda: (torch.ones(4),)
+
+    monkeypatch.setattr(times, "cases", lambda device: iter([broken, lambda: iter([times.Case("case", call, 16.0)])]))
+    monkeypatch.setattr(times, "ceilings", lambda device: CEILINGS)
+    out = tmp_path / "bench.json"
+    assert not times.Run(torch.device("cpu"), out, 60)()
+    rows = {(row["case"], row["contender"]): row for row in json.loads(out.read_text())["rows"]}
+    assert list(rows) == [("group 0", ""), ("case", "cpu new"), ("case", "cpu old"), ("case", "triton")]
+    assert rows["group 0", ""]["status"] == "error: ValueError: no such shape"
+    assert rows["case", "triton"]["status"] == "error: AssertionError: not here"
+    assert rows["case", "cpu old"]["status"] == "ok"
+    before = out.read_text()
+    monkeypatch.setattr(times, "timed", lambda *arguments: pytest.fail("measured again"))
+    times.Run(torch.device("cpu"), out, 60, resume=True)()
+    assert out.read_text() == before
+
+
+def test_predictions_made_beforehand_are_taken(tmp_path):
+    """A GPU's seconds are not spent on fake tensors; what is predicted not to fit is left out."""
+    import torch
+
+    preset = steps.find_preset("small")
+    setting = steps.Setting(preset, steps.open_backbone(preset, torch.device("cpu")))
+    way = steps.ways(preset)[0]
+    row = steps.measured(way, setting, 1e12, {"small": {way.name: [123, 456]}})
+    assert (row.predicted_bytes, row.flops) == (123, 456)
+    assert row.seconds is not None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "card_memory", lambda device: 78_000_000_000)
+        row = steps.measured(way, setting, 1e12, {"small": {way.name: [88_000_000_000, 456]}})
+    assert row.status == "left out: predicted 88 GB, the card has 78 GB"
+    assert row.seconds is None
+
+
 def test_a_wrong_kernel_gets_no_time():
     """A contender whose result differs from the first one's has a status and no seconds."""
     import torch
@@ -239,6 +301,13 @@ def test_a_wrong_kernel_gets_no_time():
     assert row.seconds is None
     assert row.status.startswith("differs from the first contender by")
     assert "differs" in times.said(row)
+    for value in (float("nan"), float("inf")):
+        bad = times.Case("case", lambda backend, value=value: lambda: (torch.full((4,), value), right), 16.0)
+        for expected in (None, (right, right)):
+            row, results = times.timed(bad, times.Contender("cpu", "new"), expected, torch.device("cpu"), CEILINGS)
+            assert row.status == "wrong: not all of its results are finite"
+            assert row.seconds is None
+            assert results is None, "what is wrong must not be what others are held against"
     row, _ = times.timed(case, times.Contender("triton"), (right,), torch.device("cpu"), CEILINGS)
     assert row.status == "ok"
     assert row.seconds is not None

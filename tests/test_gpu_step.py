@@ -13,7 +13,10 @@ from sfm_fast.distill.config import DistillConfig, Execution
 from sfm_fast.distill.predict import predict_step
 from sfm_fast.distill.prepare import make_distiller
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.gpu_alone,  # of memory, all of it
+]
 CLASSES = 48
 
 

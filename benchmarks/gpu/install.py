@@ -96,12 +96,12 @@ def main() -> int:
     elif not options.dry_run:  # a dry run leaves the libraries of this checkout alone
         copy_libraries(options.prepared)
     link(options.site)
-    done = subprocess.run([sys.executable, "-P", "-c", ASK], cwd=options.site)
     missing = options.site / "BUILD"
+    missing.touch()  # also for a process that is stopped before it has an answer
+    done = subprocess.run([sys.executable, "-P", "-c", ASK], cwd=options.site)
     if done.returncode == 0:
         missing.unlink(missing_ok=True)
         return 0
-    missing.touch()
     if not options.build:
         print("== so the libraries are built here")
     return done.returncode if options.build else 0

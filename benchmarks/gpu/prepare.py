@@ -3,7 +3,7 @@
     python benchmarks/gpu/prepare.py [--folder .gpu]
 
 Leaves in the folder, which git ignores: both compiled libraries (the CUDA one for sm_90), smoke (tests/gpu/smoke.cu) and what it should
-print, the losses' expected values, and a list of all that. At most 40 MB. What was built from the same sources is not built again.
+print, the losses' expected values, what steps are predicted to take, and a list of all that. At most 40 MB. What was built from the same sources is not built again.
 """
 
 from __future__ import annotations
@@ -42,11 +42,10 @@ def libraries(folder: Path, work: Path) -> None:
 
 def smoke_and_reference(folder: Path, work: Path) -> None:
     shutil.move(str(smoke.build(work, cpu=False)), folder / "smoke")
-    text = smoke.output_of(smoke.build(work, cpu=True))
+    text = smoke.output_of(smoke.build(work, cpu=True), log=work / "smoke.txt")
     if "failures 0" not in text:
         bad = [line for line in text.splitlines() if "error 0 bad 0" not in line]
         raise SystemExit("error: smoke fails on the CPU already:\n" + "\n".join(bad))
-    (work / "smoke.txt").write_text(text)
     shutil.move(str(work / "smoke.txt"), folder / "smoke.txt")
 
 
@@ -77,13 +76,25 @@ def main() -> None:
         if known.get("smoke") != hashes["smoke"]:
             smoke_and_reference(folder, work)
         subprocess.run([sys.executable, str(ROOT / "tests" / "expected.py"), str(folder / "expected")], check=True)
+        presets = ("imagenet-100", "imagenet-1k")
+        predict = [sys.executable, "-P", "-m", "sfm_fast.benchmarks.gpu.steps", "--predict", "--preset", *presets]
+        subprocess.run([*predict, "--out", str(folder / "predicted.json")], check=True)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     contents = {
         str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.glob("*")) if path.is_file()
     }
     contents["expected"] = size_of(folder / "expected")
-    described = {**hashes, "machine": platform.machine(), "glibc": platform.libc_ver()[1], "bytes": contents}
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.strip()
+    described = {
+        **hashes,
+        "commit": commit or None,
+        "machine": platform.machine(),
+        "glibc": platform.libc_ver()[1],
+        "bytes": contents,
+    }
     (folder / "contents.json").write_text(json.dumps(described, indent=1) + "\n")
     total = size_of(folder)
     for name, size in contents.items():

@@ -12,8 +12,10 @@ committed. What `make gpu-prepare` built is taken from the folder .gpu.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -47,6 +49,11 @@ class Plan:
             "KINETO_LOG_LEVEL": "6",
             "SFM_FAST_EXPECTED": str(PREPARED / "expected"),
             "SFM_FAST_DRY_RUN": "1" if dry else "0",
+            "SFM_FAST_COMMIT": prepared_commit(),
+            "TRITON_CACHE_DIR": str(work / "triton"),
+            "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
+            # Where the toolkit's tools lie if they are not on the path.
+            "PATH": f"{os.environ.get('PATH', '')}{os.pathsep}/usr/local/cuda/bin",
         }
         if dry:
             self.environment |= {
@@ -79,19 +86,21 @@ class Plan:
     def tests(self, name: str, limit: float, *words: str, more: float = 0) -> Stage:
         options = ["-q", "--tb=short", "-rfE", "-p", "no:cacheprovider", "--maxfail=200"]
         if has_module("pytest_timeout"):
-            options += ["--timeout", "60"]
-        command = python("-m", "pytest", *options, *words)
-        return self.stage(name, limit, command, "tests.log", more)
+            options += ["--timeout", "90"]
+        # -P: else the checkout comes first on the path, where kernels/ and benchmarks/ are no parts of the package.
+        command = python("-P", "-m", "pytest", *options, *words)
+        # pytest takes its time to end its workers and to say what failed.
+        return replace(self.stage(name, limit, command, "tests.log", more), grace=12.0)
 
     def first(self) -> list[Stage]:
         smoke = ("--prepared", str(PREPARED), "--work", str(self.work))
         device = "cpu" if self.dry else "cuda"
-        stages = [self.stage("card", 8, self.script("card.py")), *self.install(15, 75)]
+        stages = [self.stage("card", 8, self.script("card.py")), *self.install(20, 70)]
         stages.append(self.stage("smoke", 15, self.script("smoke.py", *smoke)))
         times = python(
             "-P", "-m", "sfm_fast.benchmarks.gpu.times", "--device", device, "--out", str(self.out / "bench.json")
         )
-        stages.append(self.stage("times", 95, [*times, "--seconds", "86"]))
+        stages.append(self.stage("times", 95, [*times, "--seconds", "80"]))
         workers = ["-n", "12"] if has_module("xdist") else []
         stages.append(self.tests("correctness", 105, "tests/test_gpu.py", "-m", "gpu_quick", *workers, more=60))
         stages.append(
@@ -99,10 +108,19 @@ class Plan:
         )
         program = str(self.work / "smoke")
         for tool in TOOLS:
-            command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", "--launch-timeout", "0", program]
+            command = [
+                tool_path("compute-sanitizer"),
+                "--tool",
+                tool,
+                "--error-exitcode",
+                "1",
+                "--launch-timeout",
+                "0",
+                program,
+            ]
             stages.append(self.stage(tool, 11, command, "sanitizer.log", more=15))
         profile = [
-            "ncu", "--clock-control", "none", "--section", "SpeedOfLight", "--section", "Occupancy", "--section", "MemoryWorkloadAnalysis",
+            tool_path("ncu"), "--clock-control", "none", "--section", "SpeedOfLight", "--section", "Occupancy", "--section", "MemoryWorkloadAnalysis",
             "--kernel-name", f"regex:{PROFILED}", "--launch-count", "8", program, "--profile",
         ]  # fmt: skip
         stages.append(self.stage("ncu", 28, profile, "ncu.txt", more=20))
@@ -118,7 +136,8 @@ class Plan:
         stages = self.install(12, 10)[:1]
         for number, (preset, limit) in enumerate(zip(presets, limits, strict=True)):
             name = f"steps-{preset}" if not self.dry else f"steps-{number}"
-            stages.append(self.stage(name, limit, [*steps, "--preset", preset, "--seconds", str(limit - 9)]))
+            words = ["--preset", preset, "--seconds", str(limit - 14), "--predicted", str(PREPARED / "predicted.json")]
+            stages.append(self.stage(name, limit, [*steps, *words]))
         return stages
 
     def rehearsed(self, stages: list[Stage]) -> list[Stage]:
@@ -133,12 +152,26 @@ class Plan:
                 few = "triton and (tiny or decoupled or hard)"  # an interpreted kernel takes seconds
                 command += ["-k", f"(cpu and not many-classes) or ({few})"]
             if stage.name == "times":
-                command[-1] = str(limit - 9)
+                command[-1] = str(limit - 12)
             if stage.name in TOOLS or stage.name == "ncu":
                 command = python("-c", f"print('== a GPU machine would run: {' '.join(command)[:60]}...')")
                 limit = 6
             found.append(replace(stage, command=command, limit=limit))
         return found
+
+
+def tool_path(name: str) -> str:
+    """Of one of the CUDA toolkit's tools, also where it is not on the path."""
+    usual = Path("/usr/local/cuda/bin") / name
+    return shutil.which(name) or (str(usual) if usual.exists() else name)
+
+
+def prepared_commit() -> str:
+    """The commit of `make gpu-prepare`, for a copy of the tree without git."""
+    try:
+        return str(json.loads((PREPARED / "contents.json").read_text()).get("commit") or "")
+    except (OSError, ValueError):
+        return ""
 
 
 def has_module(name: str) -> bool:

@@ -16,8 +16,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-GRACE = 3.0  # seconds between the interrupt, at which pytest still writes its summary, and the end
+GRACE = 3.0  # seconds between the interrupt, at which a stage may still say what it has, and the end
 SAID = "== "  # a stage's lines that begin with this go into the summary
+TOOLS_SAY = (
+    "========= ERROR SUMMARY",
+    "========= Error",
+    "==ERROR==",
+)  # and these, of compute-sanitizer and ncu, the first few
+FEW = 6
 
 
 class PlanError(Exception):
@@ -28,7 +34,7 @@ class PlanError(Exception):
 class Stage:
     """A command and the seconds it may take, grace included.
 
-    log: the file in the results' folder that its output is appended to. needed: whether it runs at all, asked when its turn comes.
+    grace: seconds of the limit between the interrupt and the end. log: the file in the results' folder that its output is appended to. needed: whether it runs at all, asked when its turn comes.
     more: seconds that it may take beyond its limit where earlier stages have left as many of theirs.
     """
 
@@ -39,6 +45,7 @@ class Stage:
     needed: Callable[[], bool] = lambda: True
     environment: Mapping[str, str] | None = None
     more: float = 0.0
+    grace: float = GRACE
 
 
 class Summary:
@@ -63,9 +70,9 @@ def check(stages: Sequence[Stage], most: float) -> float:
     if total > most:
         raise PlanError(f"the stages' limits add up to {total:g} s, more than {most:g} s")
     for stage in stages:
-        if stage.limit <= GRACE:
+        if stage.limit <= stage.grace:
             raise PlanError(
-                f"stage {stage.name}: its limit of {stage.limit:g} s must be more than the grace of {GRACE:g} s"
+                f"stage {stage.name}: its limit of {stage.limit:g} s must be more than the grace of {stage.grace:g} s"
             )
     return total
 
@@ -109,7 +116,7 @@ def _run(stage: Stage, limit: float, folder: Path, summary: Summary, root: Path)
             return f"did not start ({error.strerror}: {stage.command[0]})", time.monotonic() - started
         reader = threading.Thread(target=_copy, args=(process, log, summary), daemon=True)
         reader.start()
-        status = _wait(process, limit - GRACE)
+        status = _wait(process, limit - stage.grace, stage.grace)
         # The group may hold the pipe open after its leader is gone.
         reader.join(0.5)
         _signal(process, signal.SIGKILL)
@@ -119,24 +126,29 @@ def _run(stage: Stage, limit: float, folder: Path, summary: Summary, root: Path)
 
 def _copy(process: subprocess.Popen[bytes], log: object, summary: Summary) -> None:
     assert process.stdout is not None
+    few = FEW
     for raw in process.stdout:
         log.write(raw)  # type: ignore[attr-defined]
         log.flush()  # type: ignore[attr-defined]
         line = raw.decode(errors="replace").rstrip("\n")
         if line.startswith(SAID):
             summary.say("  " + line.removeprefix(SAID))
+        elif few and line.startswith(TOOLS_SAY):
+            few -= 1
+            summary.say("  " + line.lstrip("= "))
 
 
-def _wait(process: subprocess.Popen[bytes], seconds: float) -> str:
+def _wait(process: subprocess.Popen[bytes], seconds: float, grace: float) -> str:
     try:
         code = process.wait(seconds)
     except subprocess.TimeoutExpired:
         _signal(process, signal.SIGINT)
         try:
-            process.wait(GRACE - 1)
+            process.wait(grace - 1)
         except subprocess.TimeoutExpired:
             _signal(process, signal.SIGKILL)
-            process.wait()
+            with contextlib.suppress(subprocess.TimeoutExpired):  # one that is stuck in a driver may stay
+                process.wait(1)
         return "stopped at its limit"
     return "ok" if code == 0 else f"failed with {code}"
 

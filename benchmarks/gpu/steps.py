@@ -13,12 +13,14 @@ import argparse
 import gc
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import sfm_fast
 from sfm_fast.benchmarks.harness import attempt
 from sfm_fast.benchmarks.machine import card_memory, environment, matmul_rate
 from sfm_fast.benchmarks.step_contenders import (
@@ -68,16 +70,35 @@ def ways(preset: Preset) -> list[Way]:
     return [*found, lgm(preset, "frozen"), lgm(preset, "stock"), Way(AGAIN, distilled, preset.images)]
 
 
-def measured(way: Way, setting: Setting, rate: float) -> StepTime:
+Predicted = dict[str, dict[str, list[int]]]  # preset -> way -> peak bytes, operations
+
+
+def predict(names: Sequence[str]) -> Predicted:
+    """Of every way of these presets, on fake tensors: seconds each, which a run on a GPU need not spend."""
+    found: Predicted = {}
+    for name in names:
+        preset = find_preset(name)
+        setting = Setting(preset, open_backbone(preset, torch.device("cpu"), weights=False))
+        found[name] = {}
+        for way in ways(preset):
+            prediction = way.predict(setting)
+            assert prediction is not None
+            found[name][way.name] = [prediction.peak_bytes, prediction.flops]
+    return found
+
+
+def measured(way: Way, setting: Setting, rate: float, predicted: Predicted) -> StepTime:
     """A step of ``way``: predicted first, and run where the prediction fits."""
-    device = setting.backbone.device
-    row = StepTime(setting.preset.name, way.name, images=setting.preset.images, micro_batch=way.micro_batch)
-    prediction, room = way.predict(setting), card_memory(device)
-    if prediction is not None:
+    device, name = setting.backbone.device, setting.preset.name
+    row = StepTime(name, way.name, images=setting.preset.images, micro_batch=way.micro_batch)
+    if way.name in predicted.get(name, {}):
+        row.predicted_bytes, row.flops = predicted[name][way.name]
+    elif (prediction := way.predict(setting)) is not None:
         row.predicted_bytes, row.flops = prediction.peak_bytes, prediction.flops
-        if room is not None and prediction.peak_bytes > room:
-            row.status = f"left out: predicted {prediction.peak_bytes / 1e9:.0f} GB, the card has {room / 1e9:.0f} GB"
-            return row
+    room = card_memory(device)
+    if room is not None and row.predicted_bytes is not None and row.predicted_bytes > room:
+        row.status = f"left out: predicted {row.predicted_bytes / 1e9:.0f} GB, the card has {room / 1e9:.0f} GB"
+        return row
     made, _, status = attempt(lambda: way.make(setting, way), device)
     if made is not None:
         _, row.first_seconds, status = attempt(made.step, device)
@@ -114,7 +135,7 @@ def said(row: StepTime) -> str:
     return line + ("" if row.status == "ok" else f", {row.status}")
 
 
-def run(name: str, device: torch.device, out: Path, seconds: float) -> bool:
+def run(name: str, device: torch.device, out: Path, seconds: float, predicted: Predicted) -> bool:
     """All ways of preset ``name`` until ``seconds`` are over; whether each was measured or left out for its memory."""
     started = time.monotonic()
     preset = find_preset(name)
@@ -127,12 +148,16 @@ def run(name: str, device: torch.device, out: Path, seconds: float) -> bool:
     backbone = setting.backbone
     rate = matmul_rate(device) if device.type == "cpu" else matmul_rate(device, 8192, backbone.dtype)
     result["products_rate"] = rate
+    print("== losses by", sfm_fast.explain(torch.empty(1, 1, device=device)).backend, flush=True)
     right = True
     for way in ways(preset):
         if time.monotonic() - started > seconds:
             print("== out of time:", way.name, "is left out", flush=True)
             continue
-        row = measured(way, setting, rate)
+        try:
+            row = measured(way, setting, rate, predicted)
+        except Exception as error:  # whatever it is, it is this contender's alone
+            row = StepTime(name, way.name, f"error: {type(error).__name__}: {str(error)[:120]}")
         right = right and (row.status == "ok" or row.status.startswith("left out"))
         result["rows"].append(asdict(row))
         write_json(out, result)
@@ -145,12 +170,22 @@ def run(name: str, device: torch.device, out: Path, seconds: float) -> bool:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--preset", required=True)
+    parser.add_argument("--preset", nargs="+", required=True, help="one; several with --predict")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=86.0)
+    parser.add_argument(
+        "--predict", action="store_true", help="write predictions of all ways to --out, and run nothing"
+    )
+    parser.add_argument("--predicted", type=Path, help="such a file")
     options = parser.parse_args()
-    if not run(options.preset, torch.device(options.device), options.out, options.seconds):
+    if options.predict:
+        write_json(options.out, predict(options.preset))
+        return
+    known = options.predicted is not None and options.predicted.exists()
+    predicted: Predicted = json.loads(options.predicted.read_text()) if known else {}
+    (name,) = options.preset
+    if not run(name, torch.device(options.device), options.out, options.seconds, predicted):
         raise SystemExit(1)
 
 

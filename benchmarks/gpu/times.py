@@ -4,14 +4,17 @@
 
 Forward + backward in one CUDA graph, device time; beside it the floor, which is the least bytes over the card's copy bandwidth or the
 fewest known operations over its rate of products, whichever takes longer, and the share of the time that the floor is. Each result is
-compared with that of the case's first contender before it is timed. On a CPU (--device cpu) shapes are small and Triton is
+compared with that of the case's first contender before it is timed. All cases have their CUDA contenders timed first, then Triton's, which
+compile for seconds. On a CPU (--device cpu) shapes are small and Triton is
 interpreted: that only shows that the script runs.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -27,6 +30,7 @@ from sfm_fast.benchmarks.machine import ceilings, environment
 from sfm_fast.distill.images import level_sizes
 from sfm_fast.files import write_json
 from sfm_fast.ops.augment import augment
+from sfm_fast.ops.library import operation
 from sfm_fast.ops.render import render
 from sfm_fast.ops.render_augment import render_augment
 from sfm_fast.reference.augment import draw_views
@@ -151,23 +155,24 @@ def image_cases(shape: ImageShape, device: torch.device) -> Iterator[Case]:
 
     yield Case(f"render_augment {shape.name}", both, 3 * texels + 2 * shown, close=2e-2, images=True)
     del both
-    pictures = render([leaf.detach() for leaf in leaves], side, backend="torch" if device.type == "cpu" else "auto")
-    canvas_grad = torch.randn_like(pictures)
-    shown_leaf = pictures.detach().requires_grad_()
+    flat = [leaf.detach() for leaf in leaves]
+    pictures = render(flat, side, backend="torch" if device.type == "cpu" else "auto")
+    canvas_grad, sides = torch.randn_like(pictures), [level.shape[-1] for level in flat]
 
     def forward_of_render(backend: str) -> Callable[[], Result]:
-        return lambda: (render([leaf.detach() for leaf in leaves], side, backend=backend),)
+        return lambda: (render(flat, side, backend=backend),)
 
     def backward_of_render(backend: str) -> Callable[[], Result]:
-        made = render(leaves, side, backend=backend)
-        return lambda: torch.autograd.grad(made, leaves, canvas_grad, retain_graph=True)
+        # Not by autograd, which would run it on the forward's stream: a CUDA graph can't capture that.
+        backward = operation(backend, "render_backward")
+        return lambda: (backward(canvas_grad, pictures, sides),)
 
     def forward_of_augment(backend: str) -> Callable[[], Result]:
-        return lambda: (augment(shown_leaf.detach(), views, dtype=dtype, backend=backend),)
+        return lambda: (augment(pictures, views, dtype=dtype, backend=backend),)
 
     def backward_of_augment(backend: str) -> Callable[[], Result]:
-        made = augment(shown_leaf, views, dtype=dtype, backend=backend)
-        return lambda: torch.autograd.grad(made, shown_leaf, grad, retain_graph=True)
+        backward, form = operation(backend, "augment_backward"), (shape.images, shape.channels, side, side)
+        return lambda: (backward(grad, views.boxes, views.std, *form, torch.float32),)
 
     yield Case(f"render {shape.name}, forward", forward_of_render, texels + canvas, images=True)
     yield Case(f"render {shape.name}, backward", backward_of_render, texels + 2 * canvas, images=True)
@@ -200,12 +205,13 @@ def cases(device: torch.device) -> Iterator[Callable[[], Iterator[Case]]]:
     yield images(100, "float32")
 
 
-def contenders(case: Case, device: torch.device) -> list[Contender]:
-    if device.type == "cpu":  # an interpreted image takes seconds
-        interpreted = [] if case.images else [Contender("triton")]
-        return [Contender("cpu", "new"), Contender("cpu", "old"), *interpreted]
-    found = [Contender("cuda", "new"), Contender("cuda", "old"), Contender("triton")]
-    return found if torch.version.hip is None else found[2:]
+def contenders(case: Case, device: torch.device, last: bool) -> list[Contender]:
+    """Of the first round, or of the ``last`` one: Triton's, which compile for seconds."""
+    if last:  # an interpreted image takes seconds
+        return [] if case.images and device.type == "cpu" else [Contender("triton")]
+    if device.type == "cpu":
+        return [Contender("cpu", "new"), Contender("cpu", "old")]
+    return [Contender("cuda", "new"), Contender("cuda", "old")] if torch.version.hip is None else []
 
 
 def timed(
@@ -222,12 +228,14 @@ def timed(
         row.status = status or "failed"
         return row, None
     results = tuple(result.float() for result in results)
+    if not all(bool(result.isfinite().all()) for result in results):
+        row.status = "wrong: not all of its results are finite"
+        return row, None
     if expected is not None:
-        row.difference = max(
-            float((a - b).norm() / b.norm().clamp(min=1e-20)) for a, b in zip(results, expected, strict=True)
-        )
-        if not row.difference <= case.close:
-            row.status = f"differs from {'the first contender'} by {row.difference:.0e}"
+        pairs = zip(results, expected, strict=True)
+        row.difference = max(float((a - b).norm() / b.norm().clamp(min=1e-20)) for a, b in pairs)
+        if row.difference > case.close:
+            row.status = f"differs from the first contender by {row.difference:.0e}"
             return row, results
 
     def run() -> None:
@@ -263,33 +271,91 @@ def said(row: Time) -> str:
     return line + ("" if row.status == "ok" else f", {row.status}")
 
 
-def run(device: torch.device, out: Path, seconds: float) -> bool:
-    """Everything, until ``seconds`` are over; whether every row is right. ``out`` is written after every row."""
-    started = time.monotonic()
-    measured = ceilings(device)
-    result: dict[str, Any] = {"format": FORMAT, "environment": environment(device), "ceilings": measured, "rows": []}
-    print("==", ", ".join(f"{name} {value:.3g}" for name, value in measured.items()), flush=True)
-    right = True
-    for make in cases(device):
-        if time.monotonic() - started > seconds:
-            print("== out of time: the cases that were to come are left out", flush=True)
-            break
-        for case in make():
-            expected: Result | None = None
-            for contender in contenders(case, device):
-                if time.monotonic() - started > seconds:
+class Run:
+    """Rows that are in ``out`` as soon as they are taken, until ``seconds`` are over. resume: the rows of ``out`` stay."""
+
+    def __init__(self, device: torch.device, out: Path, seconds: float, resume: bool = False) -> None:
+        self.device, self.out, self.end = device, out, time.monotonic() + seconds
+        if resume:
+            self.result: dict[str, Any] = json.loads(out.read_text())
+            return
+        measured = ceilings(device)
+        machine = environment(device)
+        self.result = {"format": FORMAT, "environment": machine, "ceilings": measured, "rows": []}
+        print("==", ", ".join(f"{name} {value:.3g}" for name, value in measured.items()), flush=True)
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() > self.end
+
+    def has(self, case: str, contender: str) -> bool:
+        return any(row["case"] == case and row["contender"] == contender for row in self.result["rows"])
+
+    def add(self, row: Time) -> None:
+        self.result["rows"].append(asdict(row))
+        write_json(self.out, self.result)
+        print("==", said(row), flush=True)
+
+    def __call__(self) -> bool:
+        """Whether every row is right."""
+        for last in (False, True):
+            for number, make in enumerate(cases(self.device)):
+                if self.over:
+                    print("== out of time: the cases that were to come are left out", flush=True)
                     break
-                row, results = timed(case, contender, expected, device, measured)
-                expected = expected if expected is not None else results
-                right = right and row.status == "ok"
-                result["rows"].append(asdict(row))
-                write_json(out, result)
-                print("==", said(row), flush=True)
-            del expected, case
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
-    os.environ.pop("SFM_FAST_KERNELS", None)
-    return right
+                group = f"group {number}"
+                try:
+                    for case in make():
+                        self.time(case, last)
+                        del case
+                except Exception as error:  # of the inputs: a row says so, and the other groups have their turn
+                    if not self.has(group, ""):
+                        self.add(Time(group, "", f"error: {type(error).__name__}: {str(error)[:120]}"))
+                    self.go_on_if_lost()
+                self.go_on_if_lost()
+        os.environ.pop("SFM_FAST_KERNELS", None)
+        return all(row["status"] == "ok" for row in self.result["rows"])
+
+    def time(self, case: Case, last: bool) -> None:
+        expected: Result | None = None
+        for contender in contenders(case, self.device, last):
+            if self.over or self.has(case.name, contender.name):
+                continue
+            if last and expected is None:  # of the first round's first one, whose results are gone
+                expected = results_of(case, contenders(case, self.device, False)[:1], self.device)
+            try:
+                row, results = timed(case, contender, expected, self.device, self.result["ceilings"])
+            except Exception as error:  # whatever it is, it is this contender's alone
+                row, results = (
+                    Time(case.name, contender.name, f"error: {type(error).__name__}: {str(error)[:120]}"),
+                    None,
+                )
+            expected = expected if expected is not None else results
+            self.add(row)
+            if row.status != "ok":
+                self.go_on_if_lost()
+
+    def go_on_if_lost(self) -> None:
+        """After an illegal access, or within a capture that failed, every later call of a process fails: a new one takes over."""
+        if self.device.type != "cuda":
+            return
+        try:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        except RuntimeError:
+            print("== this process can't use the GPU any more: a new one goes on", flush=True)
+            words = ["--device", self.device.type, "--out", str(self.out), "--resume"]
+            words += ["--seconds", f"{max(0.0, self.end - time.monotonic()):.1f}"]
+            os.execv(sys.executable, [sys.executable, "-P", "-m", "sfm_fast.benchmarks.gpu.times", *words])
+
+
+def results_of(case: Case, first: list[Contender], device: torch.device) -> Result | None:
+    """What the first contender finds, if there is one and it does."""
+    if not first:
+        return None
+    os.environ["SFM_FAST_KERNELS"] = first[0].kernels or "new"
+    results, _, _ = attempt(lambda: case.call(first[0].backend)(), device)
+    return None if results is None else tuple(result.float() for result in results)
 
 
 def main() -> None:
@@ -297,8 +363,9 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=86.0)
+    parser.add_argument("--resume", action="store_true", help="go on with what --out has")
     options = parser.parse_args()
-    if not run(torch.device(options.device), options.out, options.seconds):
+    if not Run(torch.device(options.device), options.out, options.seconds, options.resume)():
         raise SystemExit(1)
 
 
