@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.sfm_fast_ready
 
-.PHONY: demo test lint bench claims predict gpu gpu-prepare static accuracy derivation readme clean
+.PHONY: demo test soak lint bench claims predict gpu gpu-prepare static accuracy derivation readme clean
 
 SOURCES = $(wildcard csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
@@ -20,6 +20,9 @@ demo: $(READY)  ## the whole road on embedded data, in two minutes
 
 test: $(READY)  ## all tests, a process a core
 	$(BIN)/python -m pytest -n auto --dist loadfile
+
+soak: $(READY)  ## the tests that take minutes each
+	$(BIN)/python -m pytest -n auto --dist loadfile -m soak
 
 lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -127,6 +127,7 @@ plain, more = make(200), make(260)
 @pytest.mark.skipif(
     ("flow_alignment", "sfm_fast::flow_alignment") not in registered(), reason="the C++ library is not built here"
 )
+@pytest.mark.soak
 def test_an_op_counts_the_same_every_time_and_more_rows_count_more():
     statements = {"plain": "plain()", "again": "plain()", "more": "more()"}
     first = count_instructions(SETUP, statements, library="sfm_fast/_C")
