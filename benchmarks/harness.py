@@ -74,11 +74,16 @@ def attempt(function: Callable[[], Any], device: torch.device) -> tuple[Any, flo
     else:
         return result, time.perf_counter() - started, ""
     # Out here the error and with it the frames that held its tensors are gone.
+    release(device)
+    return None, 0.0, status
+
+
+def release(device: torch.device) -> None:
+    """Give back what nothing holds any more. Never raises: where a context is lost or a capture has failed, the next call says so."""
     gc.collect()
     if device.type == "cuda":
-        with contextlib.suppress(RuntimeError):  # of a context that is lost, or a capture that failed
+        with contextlib.suppress(RuntimeError):
             torch.cuda.empty_cache()
-    return None, 0.0, status
 
 
 def measure(

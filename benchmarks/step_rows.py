@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sfm_fast.benchmarks.harness import Contender, Row, attempt, measure
+from sfm_fast.benchmarks.harness import Contender, Row, attempt, measure, release
 from sfm_fast.benchmarks.machine import card_memory
 from sfm_fast.benchmarks.step_contenders import Made, Preset, Setting, Way, lgm, reference
 from sfm_fast.data.backbones import Backbone
@@ -193,14 +192,14 @@ class StepRun:
 
     def _first(self, way: Way) -> tuple[_Alive, int]:
         """The contender, and the bytes it takes between steps."""
-        _release(self.device)
+        release(self.device)
         before = living_bytes(self.device)
         alive = self._alive(way)
-        _release(self.device)
+        release(self.device)
         return alive, living_bytes(self.device) - before
 
     def _beside(self, base: _Alive, way: Way, modes: Sequence[str]) -> dict[str, Row]:
-        _release(self.device)
+        release(self.device)
         one = self._alive(way)
         return {mode: self._rows([base, one], mode)[1] for mode in modes}
 
@@ -215,9 +214,3 @@ def _several(step: Callable[[], Any], steps: int) -> Callable[[], None]:
             step()
 
     return call
-
-
-def _release(device: torch.device) -> None:
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

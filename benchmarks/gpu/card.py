@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import subprocess
 from importlib import metadata
@@ -17,6 +18,23 @@ def first_line(*command: str) -> str:
     return lines[-1] if lines else f"said nothing, exit code {done.returncode}"
 
 
+def name() -> str:
+    """The first card's, as nvidia-smi says it; empty where it says none."""
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    lines = done.stdout.splitlines()
+    return lines[0] if done.returncode == 0 and lines else ""
+
+
+def folder_name(card: str) -> str:
+    """Of a card's results: its name in small letters, with dashes."""
+    return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
+
+
 def main() -> None:
     print(
         "== card:",
@@ -25,11 +43,11 @@ def main() -> None:
     print("== python", platform.python_version(), "on", platform.platform())
     for tool in ("nvcc", "ncu", "compute-sanitizer"):
         print(f"== {tool}:", first_line(tool, "--version") if shutil.which(tool) else "not there")
-    for name in ("torch", "triton", "numpy", "timm", "pytest"):  # without importing them, which takes seconds
+    for package in ("torch", "triton", "numpy", "timm", "pytest"):  # without importing them, which takes seconds
         try:
-            print(f"== {name}", metadata.version(name))
+            print(f"== {package}", metadata.version(package))
         except metadata.PackageNotFoundError:
-            print(f"== {name}: not installed")
+            print(f"== {package}: not installed")
 
 
 if __name__ == "__main__":

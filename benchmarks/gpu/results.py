@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 from sfm_fast.benchmarks.gpu import steps, times
+from sfm_fast.benchmarks.gpu.card import folder_name
 from sfm_fast.errors import InputError
 from sfm_fast.files import write_json
 
@@ -35,10 +35,6 @@ def read(path: Path, wanted: str) -> dict[str, Any]:
     if not found["environment"].get("gpu"):
         raise InputError(f"{path}: was not measured on a GPU (a dry run?); its figures say nothing about one")
     return found
-
-
-def folder_name(gpu: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", gpu.lower()).strip("-")
 
 
 def keep(folder: Path, name: str = "", results: Path = RESULTS) -> list[Path]:

@@ -12,11 +12,9 @@ committed. What `make gpu-prepare` built is taken from the folder .gpu.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
-import re
-import shutil
-import subprocess
 import sys
 import tarfile
 import tempfile
@@ -26,6 +24,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(ROOT))
+from benchmarks.gpu import card  # noqa: E402
 from benchmarks.gpu.stages import PlanError, Stage, Summary, python, run  # noqa: E402
 
 FIRST, SECOND, DRY = 420.0, 200.0, 600.0  # seconds, at most
@@ -109,7 +108,7 @@ class Plan:
         program = str(self.work / "smoke")
         for tool in TOOLS:
             command = [
-                tool_path("compute-sanitizer"),
+                "compute-sanitizer",
                 "--tool",
                 tool,
                 "--error-exitcode",
@@ -120,7 +119,7 @@ class Plan:
             ]
             stages.append(self.stage(tool, 11, command, "sanitizer.log", more=15))
         profile = [
-            tool_path("ncu"), "--clock-control", "none", "--section", "SpeedOfLight", "--section", "Occupancy", "--section", "MemoryWorkloadAnalysis",
+            "ncu", "--clock-control", "none", "--section", "SpeedOfLight", "--section", "Occupancy", "--section", "MemoryWorkloadAnalysis",
             "--kernel-name", f"regex:{PROFILED}", "--launch-count", "8", program, "--profile",
         ]  # fmt: skip
         stages.append(self.stage("ncu", 28, profile, "ncu.txt", more=20))
@@ -160,12 +159,6 @@ class Plan:
         return found
 
 
-def tool_path(name: str) -> str:
-    """Of one of the CUDA toolkit's tools, also where it is not on the path."""
-    usual = Path("/usr/local/cuda/bin") / name
-    return shutil.which(name) or (str(usual) if usual.exists() else name)
-
-
 def prepared_commit() -> str:
     """The commit of `make gpu-prepare`, for a copy of the tree without git."""
     try:
@@ -175,21 +168,7 @@ def prepared_commit() -> str:
 
 
 def has_module(name: str) -> bool:
-    import importlib.util
-
     return importlib.util.find_spec(name) is not None
-
-
-def card_name() -> str:
-    """The card's name as a folder's, or "gpu" where nvidia-smi doesn't say."""
-    try:
-        found = subprocess.run(
-            ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
-        )
-        name = found.stdout.splitlines()[0] if found.returncode == 0 and found.stdout else ""
-    except (OSError, subprocess.TimeoutExpired):
-        name = ""
-    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "gpu"
 
 
 def pack(target: Path, work: Path, names: tuple[str, ...]) -> None:
@@ -215,7 +194,9 @@ def main() -> int:
     parser.add_argument("--dry-run", action="store_true", help="both runs on a CPU, small")
     parser.add_argument("--plan", action="store_true", help="print the stages with their limits, and run nothing")
     options = parser.parse_args()
-    default = ROOT / "benchmarks" / "results" / (card_name() if not options.dry_run else "dry-run")
+    default = (
+        ROOT / "benchmarks" / "results" / ("dry-run" if options.dry_run else card.folder_name(card.name()) or "gpu")
+    )
     out = Path(os.environ.get("OUT") or default).resolve()
     names = FILES_OF_SECOND if options.second else FILES
     most = DRY if options.dry_run else SECOND if options.second else FIRST

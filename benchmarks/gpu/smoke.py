@@ -16,6 +16,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+from benchmarks.gpu import card  # noqa: E402
+
 SOURCE = ROOT / "tests" / "gpu" / "smoke.cu"
 # Of the norm of a result: float32 sums in another order, and TF32 products, whose operands round to 2^-11.
 TOLERANCE, TF32 = 2e-4, 5e-3
@@ -79,13 +82,6 @@ def output_of(program: Path, *words: str, log: Path) -> str:
     return log.read_text()
 
 
-def has_card() -> bool:
-    try:
-        return subprocess.run(["nvidia-smi"], capture_output=True, timeout=10).returncode == 0
-    except (OSError, subprocess.TimeoutExpired):
-        return False
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prepared", type=Path, required=True)
@@ -93,7 +89,7 @@ def main() -> int:
     options = parser.parse_args()
     prepared, kept = options.prepared / "smoke", options.prepared / "smoke.txt"
     log = options.work / "smoke_output.log"
-    if has_card():
+    if card.name():
         program = prepared if prepared.exists() else build(options.work, cpu=False)
         target = options.work / "smoke"  # for the sanitizers and the profiler
         if program != target:

@@ -10,7 +10,6 @@ go into one file.
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import time
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ from typing import Any
 import torch
 
 import sfm_fast
-from sfm_fast.benchmarks.harness import attempt
+from sfm_fast.benchmarks.harness import attempt, release
 from sfm_fast.benchmarks.machine import card_memory, environment, matmul_rate
 from sfm_fast.benchmarks.step_contenders import (
     Preset,
@@ -162,9 +161,7 @@ def run(name: str, device: torch.device, out: Path, seconds: float, predicted: P
         result["rows"].append(asdict(row))
         write_json(out, result)
         print("==", said(row), flush=True)
-        gc.collect()
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
+        release(device)
     return right
 
 

@@ -234,7 +234,7 @@ def timed(
     if expected is not None:
         pairs = zip(results, expected, strict=True)
         row.difference = max(float((a - b).norm() / b.norm().clamp(min=1e-20)) for a, b in pairs)
-        if row.difference > case.close:
+        if not row.difference <= case.close:
             row.status = f"differs from the first contender by {row.difference:.0e}"
             return row, results
 
