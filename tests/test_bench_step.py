@@ -176,7 +176,7 @@ def test_a_step_that_ran_in_smaller_micro_batches_is_out_of_memory(monkeypatch):
 def test_one_by_one_as_on_a_gpu(monkeypatch):
     """Turns are taken with the first contender alone; one that needs its memory too is tried again without it."""
     released = []
-    monkeypatch.setattr(step_rows, "_release", released.append)
+    monkeypatch.setattr(step_rows, "release", released.append)
     setting = Setting(SMALL, open_backbone(SMALL, CPU))
     one_shot, parts = ways_of(SMALL)[:2]
 
