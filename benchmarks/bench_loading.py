@@ -34,7 +34,8 @@ from sfm_fast.benchmarks.step_contenders import (
 from sfm_fast.benchmarks.step_rows import case_of, facts_of
 from sfm_fast.data.backbones import Backbone, shape_of_backbone
 from sfm_fast.data.datasets import open_dataset
-from sfm_fast.data.sources import ImageSource, ImageTransform, MapSource
+from sfm_fast.data.sources import ImageSource, MapSource
+from sfm_fast.data.transforms import ImageTransform
 from sfm_fast.errors import InputError, require_package
 
 SUITE = "loading"

@@ -24,10 +24,12 @@ from torch import Tensor
 from sfm_fast.benchmarks.derivation_figure import findings_table, write_figure
 from sfm_fast.benchmarks.derivation_rows import Features, augmentation, panels
 from sfm_fast.benchmarks.machine import environment
+from sfm_fast.cli.common import add_list_argument
 from sfm_fast.data.backbones import Backbone, load_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.shipped import SHIPPED
-from sfm_fast.data.sources import ImageSource, ImageTransform
+from sfm_fast.data.sources import ImageSource
+from sfm_fast.data.transforms import ImageTransform
 from sfm_fast.errors import InputError
 from sfm_fast.files import check_output_file, write_json
 from sfm_fast.probe.cache import FeatureCache
@@ -120,7 +122,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--out", required=True, help="folder of derivation.json")
     parser.add_argument("--figure", help="the picture, .svg or .png (default: OUT/derivation.svg)")
-    parser.add_argument("--backbones", nargs="+", help="default: all that are here: " + ", ".join(available()))
+    add_list_argument(parser, "--backbones", help="default: all that are here: " + ", ".join(available()))
     parser.add_argument("--images", type=int, help="at most so many images, equally many of every class")
     parser.add_argument("--cache", help="folder of features that are computed once")
     parser.add_argument("--draws", type=int, default=100, help="of classifiers and batches, for each point")

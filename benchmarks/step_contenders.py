@@ -14,7 +14,8 @@ from sfm_fast.benchmarks.baselines.step import PlainStep, ReferenceStep
 from sfm_fast.data.backbones import Backbone, load_backbone, shape_of_backbone
 from sfm_fast.data.datasets import EMBEDDED, open_dataset
 from sfm_fast.data.shipped import DEFAULT, SHIPPED
-from sfm_fast.data.sources import ImageSource, ImageTransform
+from sfm_fast.data.sources import ImageSource
+from sfm_fast.data.transforms import ImageTransform
 from sfm_fast.distill.config import DistillConfig, Execution
 from sfm_fast.distill.images import SyntheticImages
 from sfm_fast.distill.methods import LGM_VARIANTS, FlowMatching

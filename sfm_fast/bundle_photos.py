@@ -12,7 +12,8 @@ from .bundle_parts import check_test_set
 from .checks import check_labels
 from .data.backbones import Backbone
 from .data.photos import is_one, photo_batches
-from .data.sources import ImageSource, ImageTransform
+from .data.sources import ImageSource
+from .data.transforms import ImageTransform
 from .errors import InputError
 from .probe.heads import Classifier, Projector
 

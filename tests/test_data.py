@@ -14,7 +14,8 @@ from tests_data import write_image_folder
 from sfm_fast import InputError
 from sfm_fast.data import fashion_mnist
 from sfm_fast.data.datasets import open_dataset
-from sfm_fast.data.sources import ArraySource, ImageTransform, from_iterable, match_channels
+from sfm_fast.data.sources import ArraySource, from_iterable
+from sfm_fast.data.transforms import ImageTransform, match_channels
 
 TRANSFORM = ImageTransform(8, 8, 3)
 
@@ -209,14 +210,17 @@ def test_empty_class_folder_is_named(tmp_path):
         open_dataset(str(root), "train")
 
 
-def test_an_archive_with_both_splits_is_refused(tmp_path):
+def test_an_archive_with_both_splits(tmp_path):
     import tarfile
 
     root = write_image_folder(tmp_path / "images")
     with tarfile.open(tmp_path / "whole.tar", "w") as archive:
         archive.add(root, arcname=".")
-    with pytest.raises(InputError, match=r"holds the splits \['test', 'train'\]"):
-        open_dataset(str(tmp_path / "whole.tar"), "train", workers=0)
+    for split in ("train", "test"):
+        images, labels = everything(open_dataset(str(tmp_path / "whole.tar"), split, workers=0))
+        there, labels_there = everything(open_dataset(str(root), split, workers=0))
+        assert torch.equal(images, there)
+        assert torch.equal(labels, labels_there)
 
 
 def test_sixteen_bit_images_keep_their_greys(tmp_path):

@@ -16,7 +16,7 @@ from ..reference.augment import normalize
 from . import timm_models
 from .checkpoints import fingerprint, load_weights, model_options, read_checkpoint
 from .shipped import DEFAULT, SHIPPED, read_shipped
-from .sources import ImageTransform, match_channels
+from .transforms import ImageTransform, match_channels
 
 PRECISIONS = ("auto", "fp32", "bf16")
 

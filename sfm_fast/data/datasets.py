@@ -8,16 +8,17 @@ from typing import Any
 
 from ..errors import InputError, require_package
 from . import fashion_mnist
+from .files import open_files
+from .layout import kind_of_split
 from .sources import ArraySource, ImageSource, IterableSource, MapSource
 
 EMBEDDED = "embedded"
 FULL_FASHION_MNIST = "fashion-mnist"
 TIMM_PREFIXES = ("hfds/", "hfids/", "wds/", "tfds/", "torch/")
 HELP = (
-    f"'{EMBEDDED}' (a subset of Fashion-MNIST), '{FULL_FASHION_MNIST}[:FOLDER]' (all of it), a folder (train/CLASS/*.png, test/CLASS/*.png), "
-    "train.tar (CLASS/*.png inside, test.tar beside it), or a name timm's create_dataset opens: hfds/…, wds/…, torch/…"
+    f"'{EMBEDDED}' (a subset of Fashion-MNIST), '{FULL_FASHION_MNIST}[:FOLDER]' (all of it), a folder (train/CLASS/*, test/CLASS/*), "
+    "train.tar (CLASS/* inside, test.tar beside it), or a name timm's create_dataset opens: hfds/…, wds/…, torch/…"
 )
-_SPLIT_FOLDERS = {"train": ("train",), "test": ("test", "val", "validation")}
 
 
 def open_dataset(
@@ -33,7 +34,7 @@ def open_dataset(
 
     Args:
         root: folder of data for timm's names (downloads and caches).
-        channels: 1 or 3; None takes what the first image has.
+        channels: 1 or 3, what images are read as; None looks at 64 of them: one in colour makes the data set a coloured one.
         num_classes: needed only where the data set doesn't say.
         workers: processes that decode images; None takes one a core, at most 8.
 
@@ -45,26 +46,14 @@ def open_dataset(
         return _fashion_mnist(spec, split)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     if spec.startswith(TIMM_PREFIXES):
-        return _timm(spec, root, split, channels, num_classes, workers, download=True)
+        return _timm(spec, root, split, channels, num_classes, workers)
     path = Path(spec).expanduser()
     if path.is_dir():
-        folder = _split_folder(path, split)
-        _check_class_folders(folder)
-        return _timm("", str(folder), split, channels, num_classes, workers, name=str(folder))
+        return open_files(path, split, channels, workers)
     if path.is_file() and path.suffix == ".tar":
-        archive = _split_archive(path, split)
-        # No tar info pickled beside the archive, and no open file handle shared between forked workers.
-        return _timm(
-            "",
-            str(archive),
-            split,
-            channels,
-            num_classes,
-            workers,
-            name=str(archive),
-            cache_tarinfo=False,
-            cache_tarfiles=False,
-        )
+        return open_files(_archive_of(path, split), split, channels, workers)
+    if path.is_file() and path.name.lower().endswith((".zip", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")):
+        raise InputError(f"data: {spec!r} is compressed: unpack it into a folder, or into a plain .tar")
     raise InputError(f"data: {spec!r} is no folder or .tar file here; wanted {HELP}")
 
 
@@ -82,63 +71,33 @@ def _fashion_mnist(spec: str, split: str) -> ImageSource:
     return ArraySource(f"{spec}/{split}", images, labels, fashion_mnist.CLASS_NAMES)
 
 
-def _split_folder(path: Path, split: str) -> Path:
-    """path/train, path/test, … ; the folder itself is a train split if it has no such subfolders."""
-    names = _SPLIT_FOLDERS.get(split, (split,))
-    for name in names:
-        if (path / name).is_dir():
-            return path / name
-    has_splits = any((path / name).is_dir() for names in _SPLIT_FOLDERS.values() for name in names)
-    if split == "train" and not has_splits:
+def _archive_of(path: Path, split: str) -> Path:
+    """The archive that holds ``split``: train.tar itself for "train", test.tar or val.tar beside it for "test"; or it holds both."""
+    wanted = kind_of_split(split) or split
+    if path.stem == split or kind_of_split(path.stem) in (None, wanted):
         return path
-    raise InputError(f"{path}: no {split} split (looked for the folders {', '.join(names)})")
-
-
-def _check_class_folders(folder: Path) -> None:
-    """Raise ``InputError`` naming a class folder without images: timm would leave the class out and shift the labels."""
-    from timm.data.readers.img_extensions import get_img_extensions
-
-    suffixes = tuple(get_img_extensions())
-    for child in sorted(folder.iterdir()):
-        if child.is_dir() and not child.name.startswith("."):
-            files = (name for _, _, names in os.walk(child) for name in names)
-            if not any(name.lower().endswith(suffixes) for name in files):
-                raise InputError(f"{child}: this class folder holds no images")
-
-
-def _split_archive(path: Path, split: str) -> Path:
-    """train.tar itself for "train"; beside it test.tar or val.tar for "test"."""
-    if split == "train" or path.stem == split:
-        return path
-    beside = [path.with_name(f"{name}.tar") for name in _SPLIT_FOLDERS.get(split, (split,))]
-    for archive in beside:
-        if archive.is_file():
-            return archive
-    raise InputError(f"{path}: no {split} split beside it (looked for {', '.join(archive.name for archive in beside)})")
+    for kind in (wanted, "val") if wanted == "test" else (wanted,):
+        beside = [
+            other for other in sorted(path.parent.glob("*.tar")) if kind in (other.stem, kind_of_split(other.stem))
+        ]
+        if len(beside) > 1:
+            told = ", ".join(other.name for other in beside)
+            raise InputError(f"{path}: {told} could all be the {split} split; give the archive itself")
+        if beside:
+            return beside[0]
+    raise InputError(f"{path}: no {split} split beside it (looked for {wanted}.tar)")
 
 
 def _timm(
-    spec: str,
-    root: str | None,
-    split: str,
-    channels: int | None,
-    num_classes: int | None,
-    workers: int,
-    *,
-    name: str = "",
-    download: bool = False,
-    **reader_options: Any,
+    spec: str, root: str | None, split: str, channels: int | None, num_classes: int | None, workers: int
 ) -> ImageSource:
-    require_package("timm", f"the data set {name or spec!r}", "distill")
+    require_package("timm", f"the data set {spec!r}", "distill")
     import timm.data
-    from PIL import Image
 
-    name = name or f"{spec}/{split}"
+    name = f"{spec}/{split}"
     timm_split = "validation" if split == "test" and spec.startswith(("hfds/", "hfids/", "wds/", "tfds/")) else split
     try:
-        dataset: Any = timm.data.create_dataset(
-            spec, root=root, split=timm_split, is_training=False, download=download, **reader_options
-        )
+        dataset: Any = timm.data.create_dataset(spec, root=root, split=timm_split, is_training=False, download=True)
         iterable = not hasattr(dataset, "__getitem__") or isinstance(dataset, timm.data.IterableImageDataset)
         class_names = _class_names(dataset, num_classes)
         if not iterable and len(dataset) == 0:
@@ -153,26 +112,9 @@ def _timm(
         raise InputError(f"{name}: doesn't say how many classes it has; give num_classes (--num-classes)")
     if iterable:
         return IterableSource(dataset, class_names, channels or 3, name)
-
-    reader = getattr(dataset, "reader", None)
-    if not spec and root is not None and root.endswith(".tar") and reader is not None:
-        tops = {sample[0].path.removeprefix("./").partition("/")[0] for sample in reader.samples}
-        if inside := tops & {name for names in _SPLIT_FOLDERS.values() for name in names}:
-            raise InputError(
-                f"{name}: holds the splits {sorted(inside)} in one archive; wanted train.tar, and test.tar beside it"
-            )
-
-    def describe(index: int) -> str:
-        return str(dataset.filename(index, absolute=True)) if hasattr(dataset, "filename") else f"{name}: item {index}"
-
-    read = _ReaderView(reader) if reader is not None else dataset
-    if channels is None:
-        try:
-            first = read[0][0]
-        except Exception as error:  # Pillow raises half a dozen kinds
-            raise InputError(f"{describe(0)}: unreadable image ({error})") from error
-        channels = 1 if isinstance(first, Image.Image) and first.mode in ("L", "1", "I", "I;16", "F") else 3
-    return MapSource(name, read, class_names, channels, workers, describe)
+    # timm's reader without the data set around it, which would skip unreadable images and return their neighbour.
+    items = getattr(dataset, "reader", None) or dataset
+    return MapSource(name, items, class_names, channels, workers, _Described(dataset, name))
 
 
 def _class_names(dataset: Any, num_classes: int | None) -> list[str] | None:
@@ -188,21 +130,13 @@ def _class_names(dataset: Any, num_classes: int | None) -> list[str] | None:
     return [str(n) for n in names] if names else None
 
 
-class _ReaderView:
-    """timm's reader without the data set around it, which would skip unreadable images and return their neighbour."""
+class _Described:
+    """Which item an index is, for messages; can go to other processes."""
 
-    def __init__(self, reader: Any) -> None:
-        self.reader = reader
+    def __init__(self, dataset: Any, name: str) -> None:
+        self.dataset, self.name = dataset, name
 
-    def __len__(self) -> int:
-        return len(self.reader)
-
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        from PIL import Image
-
-        image, label = self.reader[index]
-        if not hasattr(image, "convert"):
-            with Image.open(image) as opened:
-                opened.load()
-                image = opened
-        return image, label
+    def __call__(self, index: int) -> str:
+        if hasattr(self.dataset, "filename"):
+            return str(self.dataset.filename(index, absolute=True))
+        return f"{self.name}: item {index}"

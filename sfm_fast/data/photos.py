@@ -5,15 +5,15 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError, require_package
-from .sources import ImageTransform
+from ..errors import InputError
+from .decoder import open_image
+from .transforms import ImageTransform
 
 
 def is_one(photos: Any) -> bool:
@@ -47,10 +47,8 @@ def _read(photo: Any, transform: ImageTransform, where: str) -> Tensor:
     try:
         if isinstance(photo, (str, os.PathLike)):
             where = str(photo)
-            photo = _open(Path(photo))
-        if hasattr(photo, "convert"):
-            photo = _upright(photo)
-        elif not isinstance(photo, (Tensor, np.ndarray)):
+            photo = open_image(photo)
+        if not (hasattr(photo, "convert") or isinstance(photo, (Tensor, np.ndarray))):
             raise InputError(f"must be a path, a PIL image, an array or a tensor, got a {type(photo).__name__}")
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
@@ -63,30 +61,3 @@ def _transformed(photo: Any, transform: Callable[[Any], Tensor], where: str) -> 
     except Exception as error:  # modes that Pillow can't convert, tensors that torch can't read
         reason = str(error) if isinstance(error, InputError) else f"unreadable image ({error})"
         raise InputError(f"{where}: {reason}") from error
-
-
-def _open(path: Path) -> Any:
-    require_package("PIL", "reading photos", "distill")
-    from PIL import Image
-
-    if path.is_dir():
-        raise InputError("is a folder; give image files")
-    if not path.is_file():
-        raise InputError("no such file")
-    try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except Exception as error:  # Pillow raises half a dozen kinds on damaged files
-        raise InputError(f"unreadable image ({error})") from error
-
-
-def _upright(image: Any) -> Any:
-    """Turned as its EXIF orientation says; a palette with transparency as Pillow wants it before any conversion."""
-    from PIL import ImageOps
-
-    try:
-        image = ImageOps.exif_transpose(image)
-        return image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-    except Exception as error:  # a lazily opened image is decoded here
-        raise InputError(f"unreadable image ({error})") from error

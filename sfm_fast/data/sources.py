@@ -2,128 +2,41 @@
 
 from __future__ import annotations
 
-import functools
-import operator
+import hashlib
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError, require_package
+from .decoder import is_grey
+from .samples import image_and_label, read_sample, singles
+from .transforms import ImageTransform, to_floats
 
-LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's convert("L")
-MOST_ASPECT = 50  # longer strips are refused: their shorter side resized to 224, 1 x 60000 pixels would be gigabytes
-
-
-@dataclass(frozen=True)
-class ImageTransform:
-    """Resize the shorter side to ``resize`` (bicubic, antialiased), cut the central ``crop`` x ``crop``; 0..1 floats."""
-
-    resize: int
-    crop: int
-    channels: int
-
-    def __call__(self, image: Any) -> Tensor:
-        """A PIL image, or an array or tensor (uint8, uint16 or float 0..1; HW, HWC or CHW) -> (channels, crop, crop) float32."""
-        if hasattr(image, "convert"):
-            return self._pil(image)
-        array = image if isinstance(image, Tensor) else _as_tensor(np.asarray(image))
-        if array.ndim == 2:
-            array = array.unsqueeze(0)
-        elif array.ndim == 3 and array.shape[0] not in (1, 3) and array.shape[2] in (1, 3):
-            array = array.permute(2, 0, 1)
-        if array.ndim != 3 or array.shape[0] not in (1, 3):
-            raise InputError(f"an image must be HW, HWC or CHW with 1 or 3 channels, got shape {tuple(array.shape)}")
-        return self.batch(array.unsqueeze(0))[0]
-
-    def _pil(self, image: Any) -> Tensor:
-        from PIL import Image
-
-        _check_shape(*image.size)
-        if image.mode.startswith("I;16"):  # convert("L") would clip 16 bits to white
-            image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            raise InputError(f"image mode {image.mode!r} has no fixed range; store it with 8 or 16 bits a channel")
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        width, height = image.size
-        scale = self.resize / min(width, height)
-        target = (max(self.resize, round(width * scale)), max(self.resize, round(height * scale)))
-        if target != image.size:
-            image = image.resize(target, Image.Resampling.BICUBIC)
-        left, top = (target[0] - self.crop) // 2, (target[1] - self.crop) // 2
-        image = image.crop((left, top, left + self.crop, top + self.crop))
-        array = torch.from_numpy(np.array(image)).view(self.crop, self.crop, self.channels)
-        return array.permute(2, 0, 1).float() / 255
-
-    def batch(self, images: Tensor) -> Tensor:
-        """(N, channels, H, W) uint8, uint16 or float 0..1 -> (N, self.channels, crop, crop) float32."""
-        if 0 in images.shape:
-            raise InputError(f"an image must have pixels, got shape {tuple(images.shape[1:])}")
-        _check_shape(images.shape[3], images.shape[2])
-        if images.is_complex():
-            raise _wrong_pixels(images.dtype)
-        if images.dtype == torch.uint16:  # the upper 8 bits, as of PIL images
-            images = (images.int() >> 8).byte()
-        if images.dtype == torch.uint8:
-            images = images.float() / 255
-        elif not images.is_floating_point() or images.min() < -1e-3 or images.max() > 1 + 1e-3:
-            raise _wrong_pixels(f"{images.dtype} up to {images.max()}")
-        images = images.float()
-        images = match_channels(images, self.channels)
-        height, width = images.shape[2:]
-        scale = self.resize / min(width, height)
-        target = (max(self.resize, round(height * scale)), max(self.resize, round(width * scale)))
-        if target != (height, width):
-            images = F.interpolate(images, target, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        top, left = (target[0] - self.crop) // 2, (target[1] - self.crop) // 2
-        return images[:, :, top : top + self.crop, left : left + self.crop]
-
-
-def _as_tensor(array: np.ndarray) -> Tensor:
-    """A copy, which torch takes whatever the array's strides, byte order and flags."""
-    if array.dtype.kind not in "biuf":
-        raise InputError(f"unreadable image (an array of {array.dtype}, wanted uint8 or floats)")
-    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
-
-
-def _wrong_pixels(got: object) -> InputError:
-    return InputError(f"pixels must be uint8 in 0..255 or floats in 0..1, got {got}")
-
-
-def _check_shape(width: int, height: int) -> None:
-    if not 0 < max(width, height) <= MOST_ASPECT * min(width, height):
-        raise InputError(
-            f"an image of {width} x {height} pixels, wanted sides of at most {MOST_ASPECT} to 1; cut a part of it"
-        )
-
-
-def match_channels(images: Tensor, channels: int) -> Tensor:
-    """Grey to colour by repetition, colour to grey by luminance: (N, 1 or 3, H, W) -> (N, channels, H, W)."""
-    if images.shape[1] == channels:
-        return images
-    if images.shape[1] == 1:
-        return images.expand(-1, channels, -1, -1)
-    if images.shape[1] == 3 and channels == 1:
-        return torch.einsum(
-            "nchw,c->nhw", images, torch.tensor(LUMINANCE, dtype=images.dtype, device=images.device)
-        ).unsqueeze(1)
-    raise InputError(f"images have {images.shape[1]} channels, can't become {channels}")
+SAMPLED = 64  # images that decide whether a data set is grey
+DIGESTED = 32  # images that go into the fingerprint of one that isn't files
 
 
 class ImageSource:
     """Labelled images: ``batches`` streams all of them in order, ``take`` fetches some by index.
 
-    ``random_access`` says whether ``take`` is cheap (one read an image) or a pass over everything.
+    channels: of synthetic images made from it, 1 where it is grey and 3 where it isn't. random_access: whether ``take`` is cheap (one
+    read an image) or a pass over everything. told: what was found, for people, one line; "" where there is nothing to say.
     """
 
     name: str
     class_names: list[str]
     channels: int
     random_access = True
+    told = ""
+
+    @property
+    def exact_channels(self) -> int:
+        """What its images are read with to compute features: 3 unless all are known to be grey, so that no guess changes a feature."""
+        return self.channels
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -148,6 +61,14 @@ class ImageSource:
             raise InputError(f"{self.name}: an index in {list(indices)[:8]}… is beyond its {position} images")
         pairs = [pair for pair in found if pair is not None]
         return torch.stack([image for image, _ in pairs]), torch.stack([label for _, label in pairs])
+
+    def counts(self) -> list[int] | None:
+        """Images of each class where that is known without reading any."""
+        return None
+
+    def fingerprint(self) -> str:
+        """16 hex digits that another data set hasn't, wherever it lies; "" where two passes may give different images."""
+        return ""
 
 
 class ArraySource(ImageSource):
@@ -176,34 +97,75 @@ class ArraySource(ImageSource):
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return transform.batch(self.images[rows]), self.labels[rows]
 
+    def counts(self) -> list[int]:
+        return torch.bincount(self.labels, minlength=len(self.class_names)).tolist()
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256("\0".join(self.class_names).encode())
+        for part in (self.images, self.labels):
+            digest.update(f"{tuple(part.shape)}".encode())
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
 
 class MapSource(ImageSource):
-    """Any map-style data set of (image, label): decoded one by one, by ``workers`` processes."""
+    """Any map-style data set of items as `samples` knows them: decoded one by one, by ``workers`` processes.
+
+    channels: None looks at a sample of the images.
+    """
 
     def __init__(
         self,
         name: str,
         dataset: Any,
         class_names: Sequence[str],
-        channels: int,
+        channels: int | None,
         workers: int,
         describe: Callable[[int], str],
     ) -> None:
-        self.name, self.dataset, self.class_names, self.channels = name, dataset, list(class_names), channels
+        self.name, self.dataset, self.class_names = name, dataset, list(class_names)
         self.workers, self.describe = workers, describe
+        self._given = channels
+        self.channels = self._look() if channels is None else channels
 
     def __len__(self) -> int:
         return len(self.dataset)
 
+    @property
+    def exact_channels(self) -> int:
+        return self._given or 3
+
+    def _look(self) -> int:
+        """1 where every image of a sample is grey; one colour image in it makes 3."""
+        places = evenly_spaced(len(self), SAMPLED)
+        grey = 0
+        for index in places:
+            try:
+                grey += self._is_grey(index)
+            except Exception as error:  # data sets raise anything
+                raise _unreadable(self.describe(index), error) from error
+        self.told = "grey" if places and grey == len(places) else "in colour"
+        if 0 < grey < len(places):
+            self.told += f" ({grey} of {len(places)} images looked at are grey)"
+        return 1 if self.told == "grey" else 3
+
+    def _is_grey(self, index: int) -> bool:
+        image = image_and_label(self.dataset[index])[0]
+        if hasattr(image, "convert"):
+            return is_grey(image)
+        shape = tuple(image.shape) if isinstance(image, Tensor) else np.shape(image)
+        return len(shape) == 2 or (len(shape) == 3 and 1 in (shape[0], shape[2]))
+
     def _loader(
         self, indices: Sequence[int], batch_size: int, transform: ImageTransform
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        view = _View(self.dataset, indices, transform, self.describe)
+        view = _View(self.dataset, indices, transform, self.describe, self.class_names)
         workers = self.workers if len(indices) > batch_size else 0
-        for batch in torch.utils.data.DataLoader(view, batch_size, num_workers=workers, collate_fn=_collate):
+        for batch in _worked(view, batch_size, workers, self.name):
             if isinstance(batch, str):  # errors travel as text: an exception would come back with a worker's traceback
                 raise InputError(batch)
-            yield batch
+            pixels, labels = batch
+            yield to_floats(torch.from_numpy(pixels)), torch.from_numpy(labels)
 
     def batches(self, batch_size: int, transform: ImageTransform) -> Iterator[tuple[Tensor, Tensor]]:
         return self._loader(range(len(self)), batch_size, transform)
@@ -212,9 +174,22 @@ class MapSource(ImageSource):
         batches = list(self._loader(indices, 256, transform))
         return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
 
+    def fingerprint(self) -> str:
+        if not len(self):
+            return ""
+        digests = [self._digest(), self._digest()]
+        return digests[0] if digests[0] == digests[1] else ""  # a random transform of the data set's own
+
+    def _digest(self) -> str:
+        images, labels = self.take(evenly_spaced(len(self), DIGESTED), ImageTransform(64, 64, self.exact_channels))
+        digest = hashlib.sha256(f"{len(self)}\0{self.class_names}".encode(errors="surrogateescape"))
+        for part in (images, labels):
+            digest.update(part.contiguous().numpy().data)
+        return digest.hexdigest()[:16]
+
 
 class IterableSource(ImageSource):
-    """Any iterable of (image, label), iterated anew on every pass; images as `ImageTransform` takes them.
+    """Any iterable of items, or of batches of them, as `samples` knows them, iterated anew on every pass.
 
     A generator can be iterated once only, so it serves for statistics; give a list, a data set or a class with
     ``__iter__`` for anything that needs two passes.
@@ -223,16 +198,17 @@ class IterableSource(ImageSource):
     random_access = False
 
     def __init__(
-        self, iterable: Iterable[tuple[Any, int]], class_names: Sequence[str], channels: int, name: str = "iterable"
+        self, iterable: Iterable[Any], class_names: Sequence[str], channels: int, name: str = "iterable"
     ) -> None:
         self.iterable, self.class_names, self.channels, self.name = iterable, list(class_names), channels, name
         self._started = False
 
     def __len__(self) -> int:
-        try:
-            return len(self.iterable)  # type: ignore[arg-type]
-        except TypeError:
-            return 0
+        """The number of images, or 0 where that isn't known."""
+        if isinstance(self.iterable, torch.utils.data.DataLoader):  # its length counts batches
+            whole = not self.iterable.drop_last
+            return _length(self.iterable.dataset) if whole else 0
+        return _length(self.iterable)
 
     def batches(self, batch_size: int, transform: ImageTransform) -> Iterator[tuple[Tensor, Tensor]]:
         once_only = iter(self.iterable) is self.iterable
@@ -243,9 +219,12 @@ class IterableSource(ImageSource):
         self._started = True
         images: list[Tensor] = []
         labels: list[int] = []
-        for position, pair in enumerate(self.iterable):
-            read, target = _read(functools.partial(_same, pair), transform, f"{self.name}: item {position}")
-            images.append(read)
+        for position, item in enumerate(self._items()):
+            try:
+                read, target = read_sample(item, transform, self.class_names)
+            except InputError as error:
+                raise InputError(f"{self.name}: item {position}: {error}") from error
+            images.append(to_floats(read))
             labels.append(target)
             if len(images) == batch_size:
                 yield torch.stack(images), torch.tensor(labels)
@@ -253,12 +232,96 @@ class IterableSource(ImageSource):
         if images:
             yield torch.stack(images), torch.tensor(labels)
 
+    def _items(self) -> Iterator[Any]:
+        iterator = iter(self.iterable)
+        position = 0
+        while True:
+            try:
+                item = next(iterator)
+            except StopIteration:
+                return
+            except InputError:
+                raise
+            except Exception as error:  # data sets raise anything
+                raise _unreadable(f"{self.name}: item {position}", error) from error
+            try:
+                parts = singles(item)
+                for part in parts:
+                    yield part
+                    position += 1
+            except InputError as error:
+                raise InputError(f"{self.name}: item {position}: {error}") from error
+
+
+def from_iterable(iterable: Iterable[Any], class_names: Sequence[str], channels: int = 3) -> ImageSource:
+    """Labelled images from Python: a data set with ``__getitem__`` and ``__len__`` (random access), any iterable, a DataLoader.
+
+    An item is (image, label), anything behind these two is left aside, or a table with keys such as "image" and "label". Images as
+    `ImageTransform` takes them, or paths, or the bytes of a file; a label is a class number, an array of one, a one-hot vector or one
+    of ``class_names``. An iterable may give batches: images (B, channels, H, W) and labels (B,), as a DataLoader does. A shuffling
+    DataLoader is read in its data set's order, so that two passes agree.
+
+    channels: 1 (grey) or 3 (colour), what images are read as. Raises ``InputError``.
+    """
+    if channels not in (1, 3):
+        raise InputError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
+    if hasattr(iterable, "__getitem__") and hasattr(iterable, "__len__"):
+        return MapSource("data set", iterable, class_names, channels, 0, _item)
+    require_package("PIL", "reading images", "distill")
+    return IterableSource(_in_order(iterable), class_names, channels)
+
+
+def evenly_spaced(count: int, most: int) -> list[int]:
+    """At most ``most`` of the indices below ``count``, the first and the last among them."""
+    return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most)).tolist()})
+
+
+def _item(index: int) -> str:
+    return f"item {index}"
+
+
+def _length(sized: Any) -> int:
+    try:
+        return len(sized)
+    except TypeError:
+        return 0
+
+
+def _in_order(iterable: Iterable[Any]) -> Iterable[Any]:
+    loader = torch.utils.data.DataLoader
+    if not isinstance(iterable, loader) or isinstance(iterable.dataset, torch.utils.data.IterableDataset):
+        return iterable
+    if type(iterable.batch_sampler) not in (torch.utils.data.BatchSampler, type(None)):
+        drawn = iterable.batch_sampler
+    elif isinstance(iterable.sampler, (torch.utils.data.SequentialSampler, torch.utils.data.RandomSampler)):
+        if isinstance(iterable.sampler, torch.utils.data.SequentialSampler) and not iterable.drop_last:
+            return iterable
+        return loader(
+            iterable.dataset,
+            iterable.batch_size,
+            num_workers=iterable.num_workers,
+            collate_fn=iterable.collate_fn,
+            worker_init_fn=iterable.worker_init_fn,
+            multiprocessing_context=iterable.multiprocessing_context,
+        )
+    else:
+        drawn = iterable.sampler
+    raise InputError(
+        f"a DataLoader with a {type(drawn).__name__} may draw other images in every pass; give its data set (loader.dataset)"
+    )
+
 
 class _View(torch.utils.data.Dataset):
     def __init__(
-        self, dataset: Any, indices: Sequence[int], transform: ImageTransform, describe: Callable[[int], str]
+        self,
+        dataset: Any,
+        indices: Sequence[int],
+        transform: ImageTransform,
+        describe: Callable[[int], str],
+        class_names: Sequence[str],
     ) -> None:
         self.dataset, self.indices, self.transform, self.describe = dataset, indices, transform, describe
+        self.class_names = class_names
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -266,46 +329,48 @@ class _View(torch.utils.data.Dataset):
     def __getitem__(self, place: int) -> tuple[Tensor, int] | str:
         index = int(self.indices[place])
         try:
-            return _read(lambda: self.dataset[index], self.transform, self.describe(index))
-        except InputError as error:
-            return str(error)
+            return read_sample(self.dataset[index], self.transform, self.class_names)
+        except Exception as error:  # data sets raise anything
+            return str(_unreadable(self.describe(index), error))
 
 
-def _same(pair: Any) -> Any:
-    return pair
+def _unreadable(where: str, error: Exception) -> InputError:
+    reason = str(error) if isinstance(error, InputError) else f"unreadable image ({error})"
+    return InputError(f"{where}: {' '.join(reason.split())}")
 
 
-def _read(fetch: Callable[[], tuple[Any, int]], transform: ImageTransform, where: str) -> tuple[Tensor, int]:
-    try:
-        image, label = fetch()
-    except Exception as error:  # Pillow raises half a dozen kinds on damaged files
-        raise InputError(f"{where}: unreadable image ({error})") from error
-    try:
-        target = operator.index(label.item() if isinstance(label, Tensor) else label)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where}: the label must be an integer, got {label!r}") from error
-    if not 0 <= target < 2**31:
-        raise InputError(f"{where}: the label must be a class number, got {target}")
-    try:
-        return transform(image), target
-    except Exception as error:
-        reason = str(error) if isinstance(error, InputError) else f"unreadable image ({error})"
-        raise InputError(f"{where}: {reason}") from error
-
-
-def _collate(samples: list[tuple[Tensor, int] | str]) -> tuple[Tensor, Tensor] | str:
+def _collate(samples: list[tuple[Tensor, int] | str]) -> tuple[np.ndarray, np.ndarray] | str:
+    """Arrays, not tensors: between processes a tensor takes /dev/shm, of which containers have 64 MB, an array a pipe."""
     for sample in samples:
         if isinstance(sample, str):
             return sample
     pairs = [sample for sample in samples if not isinstance(sample, str)]
-    return torch.stack([image for image, _ in pairs]), torch.tensor([label for _, label in pairs])
+    images = [image for image, _ in pairs]
+    if any(image.dtype != torch.uint8 for image in images):
+        images = [to_floats(image) for image in images]
+    return torch.stack(images).numpy(), np.array([label for _, label in pairs], dtype=np.int64)
 
 
-def from_iterable(iterable: Iterable[tuple[Any, int]], class_names: Sequence[str], channels: int = 3) -> ImageSource:
-    """Labelled images from any Python iterable of (image, label); data sets with ``__getitem__`` get random access."""
-    if channels not in (1, 3):
-        raise InputError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
-    if hasattr(iterable, "__getitem__") and hasattr(iterable, "__len__"):
-        return MapSource("data set", iterable, class_names, channels, 0, lambda index: f"item {index}")
-    require_package("PIL", "reading images", "distill")
-    return IterableSource(iterable, class_names, channels)
+def _worked(view: _View, batch_size: int, workers: int, name: str) -> Iterator[Any]:
+    """The view's batches, by ``workers`` processes where the system has what these need."""
+
+    def loader(workers: int) -> Iterator[Any]:
+        return iter(torch.utils.data.DataLoader(view, batch_size, num_workers=workers, collate_fn=_collate))
+
+    try:
+        batches = loader(workers)
+    except OSError as error:  # no semaphores, no more processes
+        warnings.warn(
+            f"{name}: no worker processes can be started ({error.strerror}); images are read by this one",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        batches = loader(0)
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        raise InputError(
+            f"{name}: a process that reads images ended ({str(error).splitlines()[0]}); out of memory? Try fewer (--workers 0: none)"
+        ) from error

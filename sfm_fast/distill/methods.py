@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..checks import check_labels
 from ..data.backbones import Backbone
-from ..data.sources import ImageSource, ImageTransform
+from ..data.sources import ImageSource
+from ..data.transforms import ImageTransform
 from ..errors import InputError
 from ..loss import FlowAlignmentLoss, decoupled_flow_loss
 from ..ops.augment import augment

@@ -73,7 +73,7 @@ class FeatureCache:
         return self._kept[where]
 
     def _key(self, source: ImageSource, backbone: Backbone) -> dict[str, Any]:
-        channels = min(source.channels, backbone.in_channels)
+        channels = min(source.exact_channels, backbone.in_channels)
         key = {
             "backbone": backbone.describe(),
             "channels": channels,

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from ..data.backbones import Backbone
-from ..data.sources import ImageSource, ImageTransform
+from ..data.sources import ImageSource
+from ..data.transforms import ImageTransform
 from ..distill.export import SyntheticSet
 from ..errors import InputError
 from ..reference.augment import Augmentation

@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from ..checks import check_labels
 from ..data.backbones import Backbone
-from ..data.sources import ImageSource, match_channels
+from ..data.sources import ImageSource
+from ..data.transforms import match_channels
 from ..errors import InputError
 from ..ops.augment import augment
 from ..reference import philox
@@ -28,7 +29,7 @@ def stream_features(
     source: ImageSource, backbone: Backbone, *, batch_size: int = 256, progress: bool = True
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (B, D) float32 features of the centre views and (B,) labels, in the data set's order, with a progress bar."""
-    transform = backbone.transform(min(source.channels, backbone.in_channels))
+    transform = backbone.transform(min(source.exact_channels, backbone.in_channels))
     # None: no bar where nobody looks, in a file or a pipe.
     quiet, what = None if progress else True, f"{source.name} on {backbone.name}"
     with tqdm(total=len(source) or None, desc=what, unit="image", disable=quiet) as bar:
@@ -150,7 +151,7 @@ def class_statistics(
         "data": source.name,
         "images": int(statistics.counts.sum()),
         "channels": source.channels,
-        "transform": asdict(backbone.transform(source.channels)),
+        "transform": asdict(backbone.transform(min(source.exact_channels, backbone.in_channels))),
         "clusters": clusters,
     }
     return statistics

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.sources import ImageSource, ImageTransform
+from ..data.sources import ImageSource
+from ..data.transforms import ImageTransform
 from ..distill.export import SyntheticSet, to_bytes
 from . import html, plots
 from .tables import megabytes, text_table

@@ -1,0 +1,211 @@
+"""Labelled image files in a folder or a .tar archive, and the data set that they make."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import posixpath
+import tarfile
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .decoder import header_is_grey, open_image
+from .layout import Entry, Listing, Split, Tree, find_split, is_hidden
+from .sources import DIGESTED, MapSource, evenly_spaced
+
+_BLOCK = 512
+
+
+class FolderTree(Tree):
+    """A folder on the disk. Links are followed, but not in circles."""
+
+    def __init__(self, path: Path, above: tuple[tuple[int, int], ...] = ()) -> None:
+        super().__init__(path.name, str(path))
+        self.path, self._above = path, above
+
+    @cached_property
+    def listing(self) -> Listing:
+        found = Listing()
+        try:
+            here = os.stat(self.path)
+            above = (*self._above, (here.st_dev, here.st_ino))
+            with os.scandir(self.path) as entries:
+                for entry in entries:
+                    self._add(found, entry, above)
+        except OSError as error:
+            raise InputError(f"{self.path}: can't be read ({error.strerror})") from error
+        return found
+
+    def _add(self, found: Listing, entry: os.DirEntry[str], above: tuple[tuple[int, int], ...]) -> None:
+        if is_hidden(entry.name):
+            found.left_out["hidden"] += 1
+        elif entry.is_dir():
+            inside = entry.stat()
+            if (inside.st_dev, inside.st_ino) in above:
+                found.left_out["links to a folder around them"] += 1
+            else:
+                found.folders[entry.name] = FolderTree(self.path / entry.name, above)
+        elif entry.is_file():
+            found.files[entry.name] = entry.path
+        elif entry.is_symlink():
+            raise InputError(f"{entry.path}: a link to nothing; remove it, or mend it")
+        else:
+            found.left_out["pipes or devices"] += 1
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """Where a file's bytes lie in an archive."""
+
+    offset: int
+    size: int
+
+
+class ArchiveTree(Tree):
+    """A folder inside an archive."""
+
+    def __init__(self, name: str, told: str) -> None:
+        super().__init__(name, told)
+        self._listing = Listing()
+
+    @cached_property
+    def listing(self) -> Listing:
+        return self._listing
+
+    def put(self, parts: Sequence[str], member: Member) -> None:
+        """Add a file, its folders made as needed."""
+        if is_hidden(parts[0]):
+            self._listing.left_out["hidden"] += 1
+        elif len(parts) == 1:
+            self._listing.files[parts[0]] = member
+        else:
+            child = self._listing.folders.setdefault(parts[0], ArchiveTree(parts[0], f"{self.told}/{parts[0]}"))
+            assert isinstance(child, ArchiveTree)
+            child.put(parts[1:], member)
+
+
+class ImageFiles:
+    """Items (PIL image, label) of a split, each read from its file when it is asked for: names and numbers, so any process can take it.
+
+    ``archive``: the .tar file that the images lie in, or None for files of their own.
+    """
+
+    def __init__(self, split: Split, archive: str | None = None) -> None:
+        self.split, self.archive = split, archive
+
+    def __len__(self) -> int:
+        return len(self.split.entries)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        entry = self.split.entries[index]
+        return open_image(self.file(entry)), entry.label
+
+    def describe(self, index: int) -> str:
+        """Which file item ``index`` is."""
+        entry = self.split.entries[index]
+        return str(entry.place) if self.archive is None else f"{self.archive}/{entry.name}"
+
+    def file(self, entry: Entry) -> str | io.BytesIO:
+        """Its path, or its bytes."""
+        return str(entry.place) if self.archive is None else io.BytesIO(self.read(entry))
+
+    def read(self, entry: Entry) -> bytes:
+        """Its bytes."""
+        if self.archive is None:
+            return Path(entry.place).read_bytes()
+        with open(self.archive, "rb") as file:
+            file.seek(entry.place.offset)
+            return file.read(entry.place.size)
+
+    def size(self, entry: Entry) -> int:
+        """The number of its bytes."""
+        return os.stat(entry.place).st_size if self.archive is None else int(entry.place.size)
+
+
+class FileSource(MapSource):
+    """A split of a folder or archive."""
+
+    dataset: ImageFiles
+
+    def __init__(self, files: ImageFiles, channels: int | None, workers: int) -> None:
+        split = files.split
+        super().__init__(split.where, files, split.class_names, channels, workers, files.describe)
+        self.told = split.told(self.told or ("grey" if channels == 1 else "in colour"))
+
+    def _is_grey(self, index: int) -> bool:
+        return header_is_grey(self.dataset.file(self.dataset.split.entries[index]))
+
+    def counts(self) -> list[int]:
+        counts = Counter(entry.label for entry in self.dataset.split.entries)
+        return [counts[label] for label in range(len(self.class_names))]
+
+    def fingerprint(self) -> str:
+        """Over class names, every file's name and size, and the bytes of 32 evenly spaced ones."""
+        files = self.dataset
+        digest = hashlib.sha256("\0".join(self.class_names).encode(errors="surrogateescape"))
+        for entry in files.split.entries:
+            digest.update(f"\0{entry.name}\0{files.size(entry)}".encode(errors="surrogateescape"))
+        for index in evenly_spaced(len(files), DIGESTED):
+            digest.update(files.read(files.split.entries[index]))
+        return digest.hexdigest()[:16]
+
+
+def open_files(path: Path, split: str, channels: int | None, workers: int) -> FileSource:
+    """``split`` of a folder or a .tar archive by the rules of `layout`. Raises ``InputError``."""
+    if path.is_dir():
+        return FileSource(ImageFiles(find_split(FolderTree(path), split)), channels, workers)
+    return FileSource(ImageFiles(find_split(read_archive(path), split), str(path)), channels, workers)
+
+
+def read_archive(path: Path) -> ArchiveTree:
+    """The files in a .tar archive. Raises ``InputError`` where it is damaged, wherever that is, or cut short."""
+    try:
+        with tarfile.open(path, "r:") as archive:
+            members = archive.getmembers()
+            end = archive.offset
+    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
+        raise InputError(f"{path}: damaged or no plain .tar archive ({error})") from error
+    _check_end(path, end)
+    tree = ArchiveTree(path.name, str(path))
+    by_name = {_normal(member.name): member for member in members}
+    for member in members:
+        parts = [part for part in _normal(member.name).split("/") if part]
+        target: tarfile.TarInfo | None = member
+        for _ in range(8):  # links to links; more of them are a circle
+            if target is None or not (target.islnk() or target.issym()):
+                break
+            beside = posixpath.dirname(target.name) if target.issym() else ""
+            target = by_name.get(_normal(posixpath.join(beside, target.linkname)))
+        if target is None or target.islnk() or target.issym():
+            raise InputError(f"{path}: {member.name} is a link to nothing in the archive")
+        if target.issparse():
+            raise InputError(
+                f"{path}: {member.name} is stored with holes (a sparse file); pack the archive without them"
+            )
+        if parts and target.isfile():
+            tree.put(parts, Member(target.offset_data, target.size))
+    return tree
+
+
+def _normal(name: str) -> str:
+    return posixpath.normpath("/" + name).lstrip("/")
+
+
+def _check_end(path: Path, end: int) -> None:
+    """Python's tarfile takes any header it can't read for the archive's end, and drops the images behind it."""
+    with open(path, "rb") as file:
+        file.seek(end)
+        mark = file.read(_BLOCK)
+        if len(mark) < _BLOCK or any(mark):
+            raise InputError(f"{path}: damaged at byte {end}, or cut short there: no end mark; get or pack it anew")
+        blocks: Iterable[bytes] = iter(lambda: file.read(1 << 20), b"")
+        if any(any(block) for block in blocks):
+            raise InputError(
+                f"{path}: goes on behind its end at byte {end}: damaged, or archives put one behind the other; unpack it"
+            )

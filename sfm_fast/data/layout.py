@@ -1,0 +1,224 @@
+"""Which files of a folder, or of a .tar archive, are the labelled images of a split: the rules, in one place.
+
+A class is a folder; its images lie anywhere below it. A split is a folder of class folders whose name has the word train, test, val or
+the like. What is hidden is left out and counted. What could be read in two ways is refused. docs/data.md tells users all of it.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from ..errors import InputError
+from .decoder import endings
+
+_WORDS = {
+    "train": {"train", "training", "trn"},
+    "test": {"test", "testing", "tst"},
+    "val": {"val", "valid", "validation", "dev"},
+}
+_BESIDE = "set|data|dataset|images|imgs|img|split"  # as in trainset
+_JUNK = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"}
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An image of the class ``label``: its ``name`` in the split, with slashes, and the ``place`` its bytes are read from."""
+
+    name: str
+    label: int
+    place: Any
+
+
+@dataclass
+class Split:
+    """What was found: class names and images, both in order, and what was left out, by reason."""
+
+    where: str
+    class_names: list[str]
+    entries: list[Entry]
+    left_out: Counter[str]
+
+    def told(self, colour: str) -> str:
+        """One line for people; ``colour``: "grey" or the like."""
+        counts = Counter(entry.label for entry in self.entries)
+        kinds = Counter(ending(entry.name) for entry in self.entries).most_common()
+        line = (
+            f"{self.where}: {len(self.entries)} images ({', '.join(f'{number} {kind}' for kind, number in kinds)}) of "
+            f"{len(self.class_names)} classes ({min(counts.values())} to {max(counts.values())} each), {colour}"
+        )
+        left = ", ".join(f"{number} {reason}" for reason, number in sorted(self.left_out.items()))
+        return f"{line}; left out: {left}" if left else line
+
+
+@dataclass
+class Listing:
+    """What lies directly in a folder: files by name (with the place of their bytes) and folders, without what is ``left_out``."""
+
+    files: dict[str, Any] = field(default_factory=dict)
+    folders: dict[str, Tree] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+class Tree:
+    """A folder, on the disk or in an archive. ``told``: what people know it by."""
+
+    def __init__(self, name: str, told: str) -> None:
+        self.name, self.told = name, told
+
+    @cached_property
+    def listing(self) -> Listing:
+        """Read when it is asked for."""
+        raise NotImplementedError
+
+    @cached_property
+    def images(self) -> list[str]:
+        """Names of the image files that lie directly in it."""
+        known = endings()
+        return sorted(name for name in self.listing.files if ending(name) in known)
+
+    @cached_property
+    def holds_images(self) -> bool:
+        """Whether there are any, however deep."""
+        return bool(self.images) or any(child.holds_images for child in self.listing.folders.values())
+
+    @cached_property
+    def with_images(self) -> list[Tree]:
+        """Its folders that hold images."""
+        return [child for child in self.ordered() if child.holds_images]
+
+    def ordered(self) -> list[Tree]:
+        """Its folders in the order people expect: c2 before c10."""
+        return sorted(self.listing.folders.values(), key=lambda child: (_natural(child.name), child.name))
+
+    def walk(self, inside: str = "") -> Iterator[tuple[str, Any]]:
+        """Every image below: its name from here, and its place."""
+        for name in self.images:
+            yield inside + name, self.listing.files[name]
+        for name, child in sorted(self.listing.folders.items()):
+            yield from child.walk(f"{inside}{name}/")
+
+    def left_out(self) -> Counter[str]:
+        """What of this tree is no image, by reason."""
+        images = set(self.images)
+        others = (ending(name) or "no ending" for name in self.listing.files if name not in images)
+        found = self.listing.left_out + Counter(f"files that are no images ({kind})" for kind in others)
+        return sum((child.left_out() for child in self.listing.folders.values()), found)
+
+
+def ending(name: str) -> str:
+    """The last ending with its dot, in lower case."""
+    return posixpath.splitext(name)[1].lower()
+
+
+def is_hidden(name: str) -> bool:
+    """Names that systems and tools leave behind; nobody means them as data."""
+    return name.startswith(".") or name in _JUNK
+
+
+def find_split(root: Tree, split: str) -> Split:
+    """The images of ``split`` in ``root``. Raises ``InputError``: no such split, more than one reading, a class without images."""
+    chosen = _unwrap(_choose(root, split))
+    classes: list[str] = []
+    entries: list[Entry] = []
+    for tree in chosen.ordered():
+        if not tree.holds_images:
+            others = ", ".join(f"{number} {reason}" for reason, number in tree.left_out().items())
+            raise InputError(f"{tree.told}: this class folder holds no images" + (f" ({others})" if others else ""))
+        entries += [Entry(f"{tree.name}/{name}", len(classes), place) for name, place in tree.walk()]
+        classes.append(tree.name)
+    left_out = chosen.left_out()
+    if chosen.images:
+        left_out["images in no class folder"] += len(chosen.images)
+    if not entries:
+        raise InputError(f"{chosen.told}: {_no_classes(chosen)}")
+    return Split(chosen.told, classes, entries, left_out)
+
+
+def kind_of_split(name: str) -> str | None:
+    """ "train", "test" or "val" where ``name`` has one of their words as a part ("Training", "seg_train", "test-images", "val2017")."""
+    parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)
+    parts = [re.sub(rf"(?<=.)({_BESIDE})$", "", part.lower()) for part in parts]
+    kinds = {kind for kind, words in _WORDS.items() if words & set(parts)}
+    return kinds.pop() if len(kinds) == 1 else None
+
+
+def _choose(root: Tree, split: str) -> Tree:
+    """The folder of class folders that ``split`` means."""
+    root = _unwrap(root, beyond_splits=False)
+    if not root.with_images:
+        raise InputError(f"{root.told}: {_no_classes(root)}")
+    splits = {child.name: kind for child in root.with_images if (kind := kind_of_split(child.name))}
+    if not _are_splits(root, splits):
+        if kind_of_split(split) == "train":
+            return root
+        raise InputError(
+            f"{root.told}: no {split} split (looked for a folder of that name beside the others, {_some(root.with_images)})"
+        )
+    exact = [child for child in root.with_images if child.name == split]
+    wanted = [kind_of_split(split) or ""]
+    wanted += (
+        ["val"] if wanted == ["test"] else []
+    )  # ImageNet's test images have no labels: its val folder is what people test on
+    alike = [[child for child in root.with_images if splits.get(child.name) == kind] for kind in wanted]
+    found = exact or next((children for children in alike if children), [])
+    if not found:
+        raise InputError(f"{root.told}: no {split} split (it holds {_some(root.with_images)})")
+    if len(found) > 1:
+        raise InputError(f"{root.told}: {_some(found)} could all be the {split} split; name one of them as the split")
+    return found[0]
+
+
+def _are_splits(root: Tree, splits: dict[str, str]) -> bool:
+    """Whether the folders in ``root`` are splits, or classes. Raises ``InputError`` where both would make sense."""
+    if not splits:
+        return False
+    flat = {child.name for child in root.with_images if not child.with_images}
+    others = [child for child in root.with_images if child.name not in splits]
+    if not others and flat >= splits.keys():
+        raise InputError(
+            f"{root.told}: the images of {_some(root.with_images)} lie in no class folders; wanted "
+            f"{root.with_images[0].name}/CLASS/*.png"
+        )
+    if flat >= splits.keys():
+        return False
+    if others and len(set(splits.values())) == 1:
+        raise InputError(
+            f"{root.told}: {_some([c for c in root.with_images if c.name in splits])} may be a split, or a class beside "
+            f"{_some(others)}; give the folder of class folders itself, or put the classes into a folder train"
+        )
+    return True
+
+
+def _unwrap(tree: Tree, beyond_splits: bool = True) -> Tree:
+    """Down through folders that hold one folder and nothing else: an unpacked archive often has one around everything."""
+    while len(tree.with_images) == 1 and not tree.images:
+        (only,) = tree.with_images
+        if not only.with_images or (not beyond_splits and kind_of_split(only.name)):
+            break
+        tree = only
+    return tree
+
+
+def _no_classes(tree: Tree) -> str:
+    if tree.images:
+        return f"{len(tree.images)} images lie in it directly; wanted class folders (CLASS/*.png), the class of an image is its folder"
+    others = ", ".join(f"{number} {reason}" for reason, number in tree.left_out().most_common(4))
+    return "holds no images" + (f"; what lies there: {others}" if others else "")
+
+
+def _some(trees: list[Tree]) -> str:
+    names = [repr(tree.name) for tree in trees]
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
+
+
+def _natural(name: str) -> list[Any]:
+    """Digits by their value; the key has texts at even places and numbers at odd ones, so any two compare."""
+    parts: list[Any] = re.split(r"(\d+)", name.lower())
+    parts[1::2] = [int(digits) for digits in parts[1::2]]
+    return parts

@@ -1,0 +1,125 @@
+"""The forms in which data sets give their items, brought to one: (image, class number)."""
+
+from __future__ import annotations
+
+import io
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .decoder import open_image
+from .transforms import ImageTransform
+
+IMAGE_KEYS = ("image", "img", "images", "pixel_values", "jpg", "jpeg", "png", "webp")
+LABEL_KEYS = ("label", "labels", "target", "targets", "class", "cls", "y")
+
+
+def read_sample(item: Any, transform: ImageTransform, class_names: Sequence[str]) -> tuple[Tensor, int]:
+    """(pixels, class number) of one item: (image, label[, …]) or a table with keys such as "image" and "label".
+
+    Raises ``InputError`` that says what is wrong with the item.
+    """
+    image, label = image_and_label(item)
+    target = class_number(label, class_names)
+    try:
+        return transform.pixels(_opened(image)), target
+    except InputError:
+        raise
+    except Exception as error:  # arrays that torch can't read, modes that Pillow can't convert
+        raise InputError(f"unreadable image ({error})") from error
+
+
+def image_and_label(item: Any) -> tuple[Any, Any]:
+    """The first two parts of a tuple or list, the parts of a table that are called so."""
+    if isinstance(item, Mapping):
+        return item[_key(item, IMAGE_KEYS, "image")], item[_key(item, LABEL_KEYS, "label")]
+    if isinstance(item, (tuple, list)) and len(item) >= 2:
+        return item[0], item[1]
+    raise InputError(
+        f"an item must be (image, label) or a table with 'image' and 'label', got {_told(item)}"
+        + (f" of {len(item)}" if isinstance(item, (tuple, list)) else "")
+    )
+
+
+def singles(item: Any) -> Iterator[Any]:
+    """The samples in what an iterable gives: itself, or each of a batch (images (B, …), labels (B,)), as a DataLoader has them."""
+    image, label = image_and_label(item)
+    batch = isinstance(image, (Tensor, np.ndarray)) and image.ndim == 4
+    batch = batch or (isinstance(image, (list, tuple)) and not isinstance(label, int))
+    if not batch:
+        yield image, label
+        return
+    try:
+        sizes = len(image), len(label)
+    except TypeError:
+        sizes = len(image), 1
+    if sizes[0] != sizes[1]:
+        raise InputError(f"a batch of {sizes[0]} images with {sizes[1]} labels")
+    yield from zip(image, label, strict=True)
+
+
+def class_number(label: Any, class_names: Sequence[str]) -> int:
+    """The class that ``label`` means: a whole number, an array of one, a one-hot vector, or a class name.
+
+    Raises ``InputError`` for anything else, mixtures of classes (CutMix, MixUp) and several classes at once among it.
+    """
+    if isinstance(label, str):
+        if label not in class_names:
+            raise InputError(f"the label must be a class number or one of the class names, got {label!r}")
+        return list(class_names).index(label)
+    if isinstance(label, (Tensor, np.ndarray, list, tuple)):
+        values = torch.as_tensor(label).detach().cpu().flatten()
+        if values.numel() == 1:
+            label = values.item()
+        elif values.numel():
+            return _one_hot(values, class_names)
+    try:
+        target = operator.index(label)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise InputError(f"the label must be an integer, got {label!r}") from error
+    if target < 0:
+        raise InputError(f"the label must be a class number, got {target} (data without labels?)")
+    if target >= len(class_names):
+        raise InputError(f"the label must be below {len(class_names)}, the number of classes, got {target}")
+    return target
+
+
+def _one_hot(values: Tensor, class_names: Sequence[str]) -> int:
+    place = int(values.double().argmax())
+    if len(values) != len(class_names):
+        raise InputError(f"the label must be one class, got {len(values)} numbers for {len(class_names)} classes")
+    if values.double().count_nonzero() != 1 or values[place] != 1:
+        told = ", ".join(f"{value:g}" for value in values.double().tolist()[:6])
+        raise InputError(f"the label must be one class, got a mixture or several ({told}…); give data without mixing")
+    return place
+
+
+def _key(item: Mapping[Any, Any], usual: tuple[str, ...], told: str) -> str:
+    found = [key for key in usual if key in item]
+    if not found:
+        found = [key for key in item if isinstance(key, str) and key.endswith(told)]
+    if len(found) != 1 and not (found and found[0] == told):
+        raise InputError(
+            f"an item must have one {told}, got the keys {', '.join(map(str, item))}; give (image, label) pairs instead"
+        )
+    return str(found[0])
+
+
+def _opened(image: Any) -> Any:
+    """What an image is given as, in the ways that need opening: Hugging Face's undecoded tables, paths, bytes."""
+    if isinstance(image, Mapping) and ("bytes" in image or "path" in image):
+        image = image.get("bytes") or image.get("path") or ""
+    if isinstance(image, (bytes, bytearray)):
+        return open_image(io.BytesIO(image))
+    if isinstance(image, str) or hasattr(image, "__fspath__") or hasattr(image, "read"):
+        return open_image(image)
+    return image
+
+
+def _told(item: Any) -> str:
+    return f"a {type(item).__module__}.{type(item).__qualname__}".replace("builtins.", "")
