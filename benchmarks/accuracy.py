@@ -23,6 +23,7 @@ import torch
 
 from sfm_fast.benchmarks import accuracy_runs as runs
 from sfm_fast.benchmarks.machine import environment
+from sfm_fast.cli.common import add_list_argument, check_names
 from sfm_fast.distill.compare import compare_methods
 from sfm_fast.distill.config import DistillConfig
 from sfm_fast.files import write_json
@@ -86,8 +87,8 @@ def main() -> None:
     parser.add_argument(
         "--work", default="runs/accuracy", help="folder of the runs' images, features and finished cells"
     )
-    parser.add_argument("--backbones", nargs="+", choices=runs.BACKBONES, default=runs.BACKBONES)
-    parser.add_argument("--ipc", type=int, nargs="+", choices=list(runs.RUNS), default=list(runs.RUNS))
+    add_list_argument(parser, "--backbones", default=runs.BACKBONES, help=f"of {', '.join(runs.BACKBONES)}")
+    add_list_argument(parser, "--ipc", int, default=list(runs.RUNS), help=f"of {', '.join(map(str, runs.RUNS))}")
     parser.add_argument("--seeds", type=positive, default=3)
     parser.add_argument("--steps", type=positive, help="instead of the table's own")
     parser.add_argument("--epochs", type=positive, default=1000, help="of the probes")
@@ -100,10 +101,10 @@ def main() -> None:
         "--jobs", type=positive, default=os.cpu_count() or 1, help="processes; the cores are divided among them"
     )
     args = parser.parse_args()
+    backbones = check_names("--backbones", args.backbones, runs.BACKBONES)
+    ipc = check_names("--ipc", args.ipc, list(runs.RUNS))
     out, work = Path(args.out), Path(args.work)
-    table = runs.Table(
-        args.data, work.resolve(), tuple(args.backbones), tuple(args.ipc), args.seeds, args.steps, args.epochs
-    )
+    table = runs.Table(args.data, work.resolve(), tuple(backbones), tuple(ipc), args.seeds, args.steps, args.epochs)
     for folder in (out, *(work / name for name in ("images", "rows", "features"))):
         folder.mkdir(parents=True, exist_ok=True)
     threads = max(1, (os.cpu_count() or 1) // args.jobs)

@@ -47,7 +47,7 @@ def write_texts(folder: Path, config: dict[str, Any], details: Mapping[str, str]
         rows.append({"what": "total", "bytes": max(own, 0) + sum(sized.values()), "detail": ""})
         config["sizes"] = rows + training
         text, page = json.dumps(config, indent=2, allow_nan=False) + "\n", readme(config)
-        size = len(text.encode()) + len(page.encode())
+        size = len(text) + len(page.encode(errors="backslashreplace"))  # as `write_text` has them; JSON is ASCII
         if size == own:
             break
         own = size

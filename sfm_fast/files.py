@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
+import torch
 from torch import Tensor
 
 from .errors import InputError, require_package
 
+_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8}
 LOCK_NAME = ".sfm_fast.lock"
 
 
@@ -65,15 +69,15 @@ def check_output_file(path: str | os.PathLike[str], argument: str) -> None:
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8, atomically."""
+    """Write ``text`` as UTF-8, atomically; what is no text, of a file's name in another encoding, with backslashes."""
 
     target = Path(path)
     if target.exists() and not target.is_file():  # a device or a pipe: renaming over it would destroy it
-        target.write_text(text, encoding="utf-8")
+        target.write_text(text, encoding="utf-8", errors="backslashreplace")
         return
 
     def write(temporary: Path) -> None:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
     write_atomically(path, write, expected_bytes=len(text))
 
@@ -92,57 +96,117 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     encoded = {name: json.dumps(value) for name, value in metadata.items()}
     size = sum(tensor.nbytes for tensor in contiguous.values()) + (1 << 16)
+
+    def write(temporary: Path) -> None:
+        save_file(contiguous, temporary, metadata=encoded)
+        _sort_metadata(temporary)
+
     try:
-        write_atomically(
-            path, lambda temporary: save_file(contiguous, temporary, metadata=encoded), expected_bytes=size
-        )
+        write_atomically(path, write, expected_bytes=size)
     except SafetensorError as error:  # how safetensors reports a full disk
         raise InputError(f"{path}: can't be written ({error})") from error
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in order: safetensors writes it in a random one, and equal contents shall be equal files."""
+    with open(path, "rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= length:  # as it always is: nothing can be written shorter
+            file.seek(8)
+            file.write(ordered.ljust(length))
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote: tensors by name and decoded metadata.
 
-    Raises ``InputError`` naming the file where it is missing, truncated or no safetensors file.
+    Raises ``InputError`` naming the file where it is missing, truncated, no safetensors file, or of numbers that nothing here computes with.
     """
+    tensors, encoded = read_safetensors(path)
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
+            raise InputError(f"{path}: damaged ({name[:60]} holds {tensor.dtype})")
+    try:
+        metadata = {name: parse_json(text) for name, text in encoded.items() if name != "format"}
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: damaged, or not a file of this package ({error})") from error
+    return tensors, metadata
+
+
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors by name and the metadata's texts of any safetensors file; raises ``InputError`` naming it where it is missing or damaged."""
     require_package("safetensors", "reading tensors", "distill")
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     try:
-        with safe_open(path, framework="pt") as file:
+        # By its number, since safetensors can't open a name that isn't UTF-8.
+        with open(path, "rb") as opened, safe_open(f"/dev/fd/{opened.fileno()}", framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            metadata = {name: json.loads(value) for name, value in (file.metadata() or {}).items() if name != "format"}
-    except (SafetensorError, json.JSONDecodeError, OSError) as error:
+            return tensors, dict(file.metadata() or {})
+    except (SafetensorError, ValueError, AttributeError, OSError) as error:  # AttributeError: a dtype that torch lacks
         raise InputError(f"{path}: damaged or not a safetensors file ({error})") from error
-    return tensors, metadata
+
+
+def parse_json(text: str) -> Any:
+    """JSON as the standard has it; raises ``ValueError`` or ``RecursionError`` for anything else, numbers beyond float64 or int64 too."""
+    return json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_whole_number)
+
+
+def _number(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no number of JSON")
+    return value
+
+
+def _whole_number(text: str) -> int:
+    if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
+        raise ValueError(f"{text[:20]}... is no whole number of 64 bits")
+    return int(text)
 
 
 @contextlib.contextmanager
 def locked_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Create ``folder`` and hold it for this process; raises ``InputError`` where another process holds it.
 
-    The lock is the operating system's, so a killed process never leaves a stale one behind.
+    The lock is the operating system's, so a killed process never leaves a stale one behind. Warns where the file system has none.
     """
-    import fcntl
 
     path = Path(folder)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path}: is a file, wanted a folder")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        handle = open(path / LOCK_NAME, "a+")  # noqa: SIM115 (held open for the whole block)
+        handle = open(path / LOCK_NAME, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (held open for the whole block)
     except OSError as error:
         raise InputError(f"{path}: can't write here ({error.strerror})") from error
     with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            handle.seek(0)
-            raise InputError(f"{path}: in use by another run (process {handle.read().strip() or 'unknown'})") from error
+        _lock(handle, path)
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
         # The file stays: removing it would let a third process lock a new one while a second holds the old.
         yield path
+
+
+def _lock(handle: TextIO, folder: Path) -> None:
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
+            handle.seek(0)
+            owner = handle.read(32).strip() or "unknown"
+            raise InputError(f"{folder}: in use by another run (process {owner})") from error
+        if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL):
+            raise InputError(f"{folder}: can't be locked ({error.strerror})") from error
+        warnings.warn(
+            f"{folder}: this file system has no locks ({error.strerror}), so two runs in this folder at once would not be noticed",
+            RuntimeWarning,
+            stacklevel=4,
+        )

@@ -162,7 +162,7 @@ def test_bad_input_ends_before_any_work(tmp_path, monkeypatch, capsys):
         ([good, good, "--base", "main"], "not both"),
         ([good, good, "--tolerance", "-0.1"], "--tolerance must be"),
         ([good, good, "--time-tolerance", "nan"], "--time-tolerance must be"),
-        ([good, good, "--only", "bytes,hours"], "--only must name"),
+        ([good, good, "--only", "bytes,hours"], "--only: 'hours' is none of"),
         ([good, good, "--markdown", tmp_path / "no" / "where.md"], "no such folder"),
         (["--base", "main"], "needs a git checkout"),
         (["--base", "main", "--threads", "0"], "--threads must be"),

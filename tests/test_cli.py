@@ -141,7 +141,7 @@ BAD = {
     "nothing to do": (["eval", "--references", ""], "nothing to evaluate"),
     "resume nothing": (["distill", "--steps", "3", "--resume", "--out", "empty", "--quiet"], "nothing to resume"),
     "clusters": (["stats", "--clusters", "-1", "--quiet"], "clusters must be at least 0"),
-    "too many clusters": (["stats", "--clusters", "601", "--quiet"], "too few for 601"),
+    "too many clusters": (["stats", "--clusters", "601", "--quiet"], "are too few for 601"),
     "ipc beyond the data": (["eval", "--references", "nearest-real", "--ipc", "601", "--quiet"], "ipc=601 wants more"),
 }
 
@@ -236,3 +236,42 @@ def test_a_reader_that_goes_away_is_no_traceback():
     command = f"{sys.executable} -m sfm_fast info | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
     assert "Traceback" not in done.stderr
+
+
+LISTS = {
+    "spaces": (["--references", "full", "class-means"], ["full", "class-means"]),
+    "commas": (["--references", "full,class-means"], ["full", "class-means"]),
+    "both, and again": (["--references", "full,", "class-means", "--references=full"], ["full", "class-means"]),
+    "none": (["--references", ""], []),
+    "default": ([], ["full", "random-real", "nearest-real"]),
+}
+
+
+@pytest.mark.parametrize("form", LISTS)
+def test_lists_by_commas_and_by_spaces(form):
+    given, wanted = LISTS[form]
+    args = cli.parser().parse_args(["eval", "run", *given])
+    assert (args.runs, list(dict.fromkeys(args.references))) == (["run"], wanted)
+
+
+def test_every_list_option_takes_both():
+    for option, command, values in (
+        ("--mode", "eval", ["probe", "kd"]),
+        ("--suite", "bench", ["losses", "step"]),
+        ("--only", "bench compare", ["bytes", "times"]),
+        ("--weight-decay", "classifier", [0.1, 0.01]),
+        ("--micro-batch", "plan", [1, 2]),
+    ):
+        for given in ([option, *map(str, values)], [option, ",".join(map(str, values))]):
+            args = cli.parser().parse_args([*command.split(), *given])
+            assert getattr(args, option[2:].replace("-", "_")) == values
+
+
+def test_a_run_swallowed_by_a_list_is_told_how_to_be_written(capsys):
+    code, _, err = call(capsys, "eval", "--references", "full", "runs/sfm")
+    assert code == 1
+    assert "'runs/sfm' is none of full" in err
+    assert "where it is a RUN, write: sfm-fast eval RUN --references ..." in err
+    code, _, err = call(capsys, "eval", "--mode", "", "runs/sfm")
+    assert code == 1
+    assert "--mode" in err

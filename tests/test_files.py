@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
@@ -80,3 +81,38 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "f").write_text("")
     with pytest.raises(InputError, match="wanted a folder"), files.locked_folder(tmp_path / "f"):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
+def test_a_file_system_without_locks_warns(number, tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", failing(number))
+    with (
+        pytest.warns(RuntimeWarning, match=r"no locks .* would not be noticed"),
+        files.locked_folder(tmp_path) as place,
+    ):
+        assert place == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("number", "message"), [(errno.EAGAIN, "in use by another run"), (errno.EACCES, "in use"), (errno.EIO, "can't be")]
+)
+def test_other_failures_of_a_lock_stop_it(number, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("fcntl.flock", failing(number))
+    with pytest.raises(InputError, match=message), files.locked_folder(tmp_path):
+        pass
+
+
+def failing(number):
+    def flock(handle, how):
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+def test_equal_contents_are_equal_files(tmp_path):
+    names = [f"name {i}" for i in range(20)]
+    for order in (names, names[::-1]):
+        files.save_tensors(tmp_path / order[0], {"x": torch.ones(3)}, {name: {"é": [1, "\udce4"]} for name in order})
+    one, other = (files.load_tensors(tmp_path / names[i]) for i in (0, -1))
+    assert (tmp_path / names[0]).read_bytes() == (tmp_path / names[-1]).read_bytes()
+    assert one[1] == other[1] == {name: {"é": [1, "\udce4"]} for name in names}

@@ -30,11 +30,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="laptop",
         help="laptop, imagenet-100, imagenet-1k (GPU or --predict), full (every size of the losses), small",
     )
-    parser.add_argument(
+    common.add_list_argument(
+        parser,
         "--suite",
-        action="append",
         metavar="NAME",
-        help="only this one of losses, images, step, loading, scaling, startup (may be repeated); the result's other rows stay",
+        help="only these of losses, images, step, loading, scaling, startup; the result's other rows stay",
     )
     parser.add_argument(
         "--only", metavar="TEXT", default="", help="only cases whose name contains this; the result's other rows stay"
@@ -104,8 +104,7 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--only {args.only!r}: no case of preset {args.preset} has this in its name")
     part.replace(path)
     shown = page.write_all(folder, path.stem, result)
-    common.say(args, "", f"{len(result['rows'])} rows in {path}; look at {shown.resolve()}")
-    common.write_result(args, result)
+    common.finish(args, result, "", f"{len(result['rows'])} rows in {path}; look at {shown.resolve()}")
 
 
 def run_report(args: argparse.Namespace) -> None:
@@ -126,5 +125,4 @@ def run_report(args: argparse.Namespace) -> None:
         write_text(args.markdown, "\n\n".join(tables.markdown(result) for result in results) + "\n")
     if args.csv:
         write_text(args.csv, tables.csv_text(*results))
-    common.say(args, f"look at {Path(args.out).resolve()}")
-    common.write_result(args, {"results": results, "page": str(args.out)})
+    common.finish(args, {"results": results, "page": str(args.out)}, f"look at {Path(args.out).resolve()}")

@@ -27,11 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--head", metavar="REF", help="commit to judge (default: the working tree, uncommitted changes included)"
     )
-    parser.add_argument(
+    common.add_list_argument(
+        parser,
         "--only",
-        metavar="KINDS",
+        metavar="KIND",
         default="bytes,flops,instructions,kernels,times",
-        help="what to compare, separated by commas",
+        help="what to compare",
     )
     parser.add_argument(
         "--tolerance",
@@ -62,8 +63,6 @@ def run(args: argparse.Namespace) -> None:
     """Leaves with exit code 1 where something got worse, 2 where nothing could be compared."""
     try:
         regressions = _compare(args)
-    except BrokenPipeError:
-        raise
     except (InputError, OSError) as error:
         print(f"sfm-fast bench compare: {error}", file=sys.stderr)
         raise SystemExit(COULD_NOT_COMPARE) from error
@@ -77,7 +76,9 @@ def _compare(args: argparse.Namespace) -> int:
     from ..report.bench.rows import read_result
 
     limits = compare.Limits(args.tolerance, args.time_tolerance, args.allow_missing)
-    kinds = _kinds(args.only, compare.KINDS)
+    kinds = common.check_names("--only", args.only, compare.KINDS, "sfm-fast bench compare FILE FILE")
+    if not kinds:
+        raise InputError(f"--only: an empty list; wanted some of {', '.join(compare.KINDS)}")
     if args.threads < 1:
         raise InputError(f"--threads must be at least 1, got {args.threads}")
     if args.markdown:
@@ -98,13 +99,12 @@ def _compare(args: argparse.Namespace) -> int:
         raise InputError("; ".join(["nothing could be compared", *notes]))
     text = compare.table(changes)
     lines = [*notes, *([text, ""] if text else []), compare.summary(changes)]
-    common.say(args, *lines)
     if args.markdown:
         title = f"### {facts['base']} → {facts['head']}"
         write_text(
             args.markdown, "\n\n".join([title, compare.summary(changes), *notes, *([text] if text else [])]) + "\n"
         )
-    common.write_result(args, compare.result_of(changes, notes=notes, **facts))
+    common.finish(args, compare.result_of(changes, notes=notes, **facts), *lines)
     regressions: int = compare.count(changes, compare.REGRESSION)
     return regressions
 
@@ -146,11 +146,3 @@ def _commits(args: argparse.Namespace, limits: Any, kinds: list[str]) -> tuple[l
         "threads": args.threads,
     }
     return changes, [], facts
-
-
-def _kinds(text: str, known: tuple[str, ...]) -> list[str]:
-    chosen = [word.strip() for word in text.split(",") if word.strip()]
-    unknown = [word for word in chosen if word not in known]
-    if unknown or not chosen:
-        raise InputError(f"--only must name some of {','.join(known)}, got {text!r}")
-    return chosen

@@ -118,13 +118,7 @@ def run(args: argparse.Namespace) -> None:
         bundle.evaluate(test, batch_size=args.batch_size, progress=not args.quiet)
     bundle.save(args.out, dtype=args.dtype, folded=args.folded, with_backbone=args.with_backbone)
     sizes = bundle.size_report()
-    common.say(
-        args,
-        text_table(["part", "bytes", "what"], ([row["what"], f"{row['bytes']:,}", row["detail"]] for row in sizes)),
-        bundle.accuracy_text(),
-        f"{len(bundle.class_names)} classes, photos through {bundle.psi['name']} -> {args.out}",
-    )
-    common.write_result(
+    common.finish(
         args,
         {
             "out": args.out,
@@ -138,4 +132,7 @@ def run(args: argparse.Namespace) -> None:
             "folded": args.folded,
             "with_backbone": args.with_backbone,
         },
+        text_table(["part", "bytes", "what"], ([row["what"], f"{row['bytes']:,}", row["detail"]] for row in sizes)),
+        bundle.accuracy_text(),
+        f"{len(bundle.class_names)} classes, photos through {bundle.psi['name']} -> {args.out}",
     )

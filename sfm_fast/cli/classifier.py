@@ -27,12 +27,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=SOLVERS[0],
         help="lbfgs: all features at once, to convergence; minibatch: Adam with a cosine schedule",
     )
-    parser.add_argument(
+    common.add_list_argument(
+        parser,
         "--weight-decay",
-        type=float,
-        nargs="+",
+        float,
         metavar="X",
-        default=list(WEIGHT_DECAYS),
+        default=",".join(f"{decay:g}" for decay in WEIGHT_DECAYS),
         help="l2 penalties on standardised features, to choose from on the validation rows",
     )
     parser.add_argument(
@@ -72,16 +72,13 @@ def run(args: argparse.Namespace) -> None:
         for name, key in (("train", "train_top1"), ("validation", "validation_top1"), ("test", "test_top1"))
         if found[key] is not None
     ]
-    common.say(
-        args,
-        f"{found['images']} images of {classifier.out_features} classes: weight decay {found['weight_decay']:g}, top-1 {', '.join(scores)}",
-        f"features {found['feature_seconds']:.1f} s, training {found['seconds']:.1f} s ({found['iterations']} {args.solver} steps in the last fit, on all images)"
-        + (", not converged" if found["converged"] is False else ""),
-        f"{classifier.parameters} parameters, {classifier.nbytes()} bytes -> {args.out}",
-    )
-    common.write_result(
+    common.finish(
         args,
         {"out": args.out, "parameters": classifier.parameters, "bytes": classifier.nbytes()}
         | {"class_names": classifier.class_names}
         | found,
+        f"{found['images']} images of {classifier.out_features} classes: weight decay {found['weight_decay']:g}, top-1 {', '.join(scores)}",
+        f"features {found['feature_seconds']:.1f} s, training {found['seconds']:.1f} s ({found['iterations']} {args.solver} steps in the last fit, on all images)"
+        + (", not converged" if found["converged"] is False else ""),
+        f"{classifier.parameters} parameters, {classifier.nbytes()} bytes -> {args.out}",
     )

@@ -29,10 +29,12 @@ def run(args: argparse.Namespace) -> None:
         raise InputError(f"--top must be at least 1, got {args.top}")
     bundle = Bundle.load(args.bundle, checkpoint=args.checkpoint, device=args.device, precision=args.precision)
     found = bundle.classify(args.photos, top=args.top, batch_size=args.batch_size)
-    for photo, classes in zip(args.photos, found, strict=True):
-        common.say(args, f"{photo}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in classes))
+    lines = [
+        f"{photo}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in classes)
+        for photo, classes in zip(args.photos, found, strict=True)
+    ]
     rows = [
         {"photo": photo, "classes": [{"name": name, "probability": value} for name, value in classes]}
         for photo, classes in zip(args.photos, found, strict=True)
     ]
-    common.write_result(args, {"rows": rows, "bundle": args.bundle, "backbone": bundle.psi})
+    common.finish(args, {"rows": rows, "bundle": args.bundle, "backbone": bundle.psi}, *lines)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 
@@ -15,6 +17,8 @@ from ..data.shipped import DEFAULT, SHIPPED
 from ..data.sources import ImageSource
 from ..errors import InputError
 from ..files import write_json
+
+Name = TypeVar("Name", str, int)
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,6 +61,46 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, metavar="N", default=256, help="images a batch when computing features"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+class Listed(argparse.Action):
+    """Values by commas, by spaces, or by giving the option again; the first one given replaces the default."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        earlier = getattr(namespace, self.dest)
+        given = [value for one in values for value in one]
+        setattr(namespace, self.dest, given if earlier is self.default else earlier + given)
+
+
+def add_list_argument(
+    parser: argparse.ArgumentParser, option: str, kind: Callable[[str], Any] = str, **options: Any
+) -> None:
+    """An option with a list of ``kind`` by commas or spaces, '' for none; its default is such a text, or None."""
+
+    def values(text: str) -> list[Any]:
+        return [kind(word) for word in text.replace(",", " ").split()]
+
+    values.__name__ = kind.__name__  # argparse's message says it
+    parser.add_argument(option, nargs="+", type=values, action=Listed, **options)
+
+
+def check_names(option: str, names: Sequence[Name], known: Sequence[Name], before: str = "") -> list[Name]:
+    """Each name (or number) once, in the order given; raises ``InputError`` for an unknown one.
+
+    ``before``: what stands on the command line before ``option``, for the message where the list has swallowed it.
+    """
+    for name in names:
+        if name not in known:
+            swallowed = before and ("/" in str(name) or os.path.lexists(str(name)))
+            hint = f"; where it is a {before.split()[-1]}, write: {before} {option} ..." if swallowed else ""
+            raise InputError(f"{option}: {name!r} is none of {', '.join(map(str, known))}{hint}")
+    return list(dict.fromkeys(names))
 
 
 def set_threads(args: argparse.Namespace) -> None:
@@ -113,9 +157,17 @@ def say(args: argparse.Namespace, *lines: str) -> None:
     print(*lines, sep="\n", file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
 
 
+def finish(args: argparse.Namespace, result: dict[str, Any], *lines: str) -> None:
+    """Write ``result`` where --json says, then print ``lines``: where the first fails, they are shown all the same."""
+    try:
+        write_result(args, result)
+    finally:
+        say(args, *lines)
+
+
 def write_result(args: argparse.Namespace, result: dict[str, Any]) -> None:
     """Write ``result`` where --json says, if it was given."""
     if args.json == "-":
-        print(json.dumps(result, indent=2, allow_nan=False))
+        print(json.dumps(result, indent=2, allow_nan=False), flush=True)
     elif args.json:
         write_json(args.json, result)

@@ -121,8 +121,9 @@ def run(args: argparse.Namespace) -> None:
             "page": str(page),
         }
         write_json(out / "result.json", result)
-    common.say(
+    common.finish(
         args,
+        result,
         "",
         accuracy_table(accuracy),
         "",
@@ -130,4 +131,3 @@ def run(args: argparse.Namespace) -> None:
         "",
         f"{seconds:.0f} s in all; look at {page.resolve()}, and at {Path(args.out) / METHODS_SHOWN[-1] / 'images'}",
     )
-    common.write_result(args, result)

@@ -195,13 +195,13 @@ def run(args: argparse.Namespace) -> None:
         progress=not args.quiet,
     )
     step = summary["median_step_seconds"]
-    common.say(
+    common.finish(
         args,
+        summary,
         f"{config.method}: {summary['steps_this_run']} steps in {summary['seconds_this_run']:.1f} s"
         + (f" ({step * 1e3:.1f} ms a step), loss {summary['last_loss']:.4f}" if step else "")
         + f" -> {Path(args.out) / 'synthetic.safetensors'} and {Path(args.out) / 'images'}",
     )
-    common.write_result(args, summary)
 
 
 def whole_number(name: str, text: str) -> int:

@@ -27,19 +27,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="folders of `sfm-fast distill`, or their synthetic.safetensors"
     )
-    parser.add_argument(
+    common.add_list_argument(
+        parser,
         "--mode",
-        action="append",
-        metavar="NAMES",
-        help="comma-separated, or given several times: 'probe' trains a linear classifier on the images; 'inherit' keeps the classifier of "
+        metavar="NAME",
+        default="probe",
+        help="one or more: 'probe' trains a linear classifier on the images; 'inherit' keeps the classifier of "
         "all real data on the distilling backbone and fits a projector to its features on the images; 'kd' is a probe with that "
-        "classifier as its teacher (default: probe)",
+        "classifier as its teacher",
     )
-    parser.add_argument(
+    common.add_list_argument(
+        parser,
         "--references",
-        metavar="NAMES",
+        metavar="NAME",
         default=",".join(USUAL),
-        help=f"comma-separated, of {', '.join(REFERENCES)}; '' for none. full: all real images; random-real: drawn anew for each seed; "
+        help=f"one or more of {', '.join(REFERENCES)}; '' for none. full: all real images; random-real: drawn anew for each seed; "
         "nearest-real: nearest to their class's centre; neighbour-real: nearest to the synthetic ones; class-means: means of real features "
         "(with several images a class k-means centres, called cluster-means), no images at all",
     )
@@ -97,8 +99,8 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.ipc < 1:
         raise InputError(f"--ipc must be at least 1, got {args.ipc}")
-    modes = _names("--mode", args.mode or ["probe"], MODES)
-    names = _names("--references", [args.references], REFERENCES)
+    modes = common.check_names("--mode", args.mode, MODES, "sfm-fast eval RUN")
+    names = common.check_names("--references", args.references, REFERENCES, "sfm-fast eval RUN")
     if not modes:
         raise InputError(f"--mode: an empty list; wanted some of {', '.join(MODES)}")
     if not args.runs and not names:
@@ -150,8 +152,7 @@ def run(args: argparse.Namespace) -> None:
             args,
             "mode inherit on the distilling backbone is the full-data classifier itself, whatever the images: name --eval-backbone to test them",
         )
-    common.say(args, accuracy_table(rows))
-    common.write_result(
+    common.finish(
         args,
         {
             "rows": rows,
@@ -161,16 +162,8 @@ def run(args: argparse.Namespace) -> None:
             "backbone": evaluating.describe(),
             "classifier": None if modes == ["probe"] else evaluator.classifier.metadata,
         },
+        accuracy_table(rows),
     )
-
-
-def _names(option: str, given: list[str], known: tuple[str, ...]) -> list[str]:
-    """The names in comma-separated lists, each once, in the order given; raises ``InputError`` for an unknown one."""
-    found = list(dict.fromkeys(name.strip() for text in given for name in text.split(",") if name.strip()))
-    for name in found:
-        if name not in known:
-            raise InputError(f"{option}: {name!r} is none of {', '.join(known)}")
-    return found
 
 
 def _rows(

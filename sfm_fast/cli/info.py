@@ -54,15 +54,14 @@ def run(args: argparse.Namespace) -> None:
         "backbone": cards[DEFAULT],
         "shipped": cards,
     }
-    common.say(
-        args,
+    lines = [
         *(f"{name:14} {version}" for name, version in versions.items()),
         f"{'threads':14} {torch.get_num_threads()}",
         f"{'gpus':14} {', '.join(gpus) or 'none'}",
-    )
-    common.say(args, *(f"losses on {device} tensors run on {choice}" for device, choice in choices.items()))
-    common.say(args, *(f"{name}: {card['figures']}" for name, card in cards.items()))
+        *(f"losses on {device} tensors run on {choice}" for device, choice in choices.items()),
+        *(f"{name}: {card['figures']}" for name, card in cards.items()),
+    ]
     if args.backbones:
         result["families"] = family_rows()
-        common.say(args, "", family_table(result["families"]))
-    common.write_result(args, result)
+        lines += ["", family_table(result["families"])]
+    common.finish(args, result, *lines)

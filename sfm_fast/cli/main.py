@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
 from collections.abc import Sequence
 
@@ -16,6 +14,7 @@ from ..distill.run import Interrupted
 from ..errors import InputError
 from ..files import check_output_file
 from . import bench, bundle, classifier, classify, demo, distill, evaluate, info, plan, stats
+from .streams import exit_code, steady_streams
 
 COMMANDS = (demo, stats, distill, classifier, evaluate, bundle, classify, plan, bench, info)
 
@@ -54,15 +53,23 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 for bad input or a failed write, 2 for a bad command line, 128 + n for signal n."""
-    args = parser().parse_args(argv)
+    """Run a command; returns the exit code: 0, 1 for bad input or a failed write, 2 for a bad command line, 128 + n for signal n.
+
+    A stdout that can't be written neither stops the work nor loses a file: it is told by the exit code at the end.
+    """
+    with steady_streams() as out:
+        try:
+            code = _run(parser().parse_args(argv))
+        except SystemExit as stop:
+            raise SystemExit(exit_code(stop.code, out) if isinstance(stop.code, int) else stop.code) from None
+        return exit_code(code, out)
+
+
+def _run(args: argparse.Namespace) -> int:
     try:
         if args.json and args.json != "-":
             check_output_file(args.json, "--json")
         args.run(args)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read us has gone; so do we
-        return 128 + signal.SIGPIPE
     except (InputError, OSError) as error:
         print(f"sfm-fast {args.command}: {error}", file=sys.stderr)
         return 1

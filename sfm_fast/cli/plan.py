@@ -42,9 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="7.2GB",
         help="for tensors, to recommend a micro-batch for: a card's, less some 0.6 GB for the CUDA context and fragmentation",
     )
-    parser.add_argument(
-        "--micro-batch", type=int, metavar="N", action="append", help="show this one too (may be repeated)"
-    )
+    common.add_list_argument(parser, "--micro-batch", int, metavar="N", help="show these too")
     parser.add_argument(
         "--lgm-views",
         type=int,
@@ -93,8 +91,9 @@ def run(args: argparse.Namespace) -> None:
         "images": args.num_classes * config.ipc,
         "memory_bytes": memory,
     }
-    common.say(
+    common.finish(
         args,
+        result,
         f"{backbone.name} at {backbone.input_size} px, {args.precision}; {args.num_classes} classes x {config.ipc} per class "
         f"of {config.size or backbone.image_size} px; one step of {config.method} with all levels live",
         "",
@@ -102,7 +101,6 @@ def run(args: argparse.Namespace) -> None:
         "",
         *advice(rows, args, config),
     )
-    common.write_result(args, result)
 
 
 def advice(rows: list[dict[str, Any]], args: argparse.Namespace, config: DistillConfig) -> list[str]:

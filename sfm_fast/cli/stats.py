@@ -39,12 +39,7 @@ def run(args: argparse.Namespace) -> None:
     seconds = time.perf_counter() - started
     statistics.save(args.out)
     counts = statistics.counts
-    common.say(
-        args,
-        f"{int(counts.sum())} images of {len(counts)} classes ({int(counts.min())} to {int(counts.max())} each) in {seconds:.1f} s, "
-        f"{int(counts.sum()) / seconds:.0f} images/s -> {args.out}",
-    )
-    common.write_result(
+    common.finish(
         args,
         {
             "out": args.out,
@@ -53,4 +48,6 @@ def run(args: argparse.Namespace) -> None:
             "class_names": source.class_names,
             "provenance": statistics.provenance,
         },
+        f"{int(counts.sum())} images of {len(counts)} classes ({int(counts.min())} to {int(counts.max())} each) in {seconds:.1f} s, "
+        f"{int(counts.sum()) / seconds:.0f} images/s -> {args.out}",
     )
