@@ -12,6 +12,7 @@ from .errors import InputError
 from .ops.backends import ALIGNMENTS, BACKENDS, METRICS
 from .ops.cache import TensorCache
 from .ops.losses import Constants, Options, compute_dtype, constants_of, evaluate, evaluate_decoupled, prepare
+from .ops.render import no_autocast
 from .reference import flow_alignment as reference
 from .reference import gradient_matching
 from .reference.pair_alignment import count_pairs
@@ -117,7 +118,7 @@ def linear_gradient_matching_loss(
     dtype = compute_dtype(syn_features)
     weight, bias = weight.detach().to(dtype), bias.detach().to(dtype)
     # Autocast would run the products in low precision, next to a result that promises float32.
-    with torch.autocast(syn_features.device.type, enabled=False):
+    with no_autocast(syn_features.device):
         synthetic = gradient_matching.linear_gradient(syn_features.to(dtype), syn_labels, weight, bias)
         real = gradient_matching.linear_gradient(real_features.detach().to(dtype), real_labels, weight, bias)
         return gradient_matching.gradient_distance(synthetic, real)
@@ -128,14 +129,16 @@ class FlowAlignmentLoss(nn.Module):
 
     ``forward(features, labels=None)`` -> scalar. Arguments and errors as in `flow_alignment_loss`. The state holds
     ``shift`` (D,), one row close to the mean of the centres, in float32 so that float32 features subtract exactly;
-    ``shifted_centers`` (C, D), float64; and ``groups`` (C,) where given.
+    ``shifted_centers`` (C, D), float64; and ``groups`` (C,) where given. The first two are buffers; ``groups`` is none, so that no
+    averaging of modules (EMA, SWA) or broadcast of buffers touches whole numbers.
     """
 
     shift: Tensor
     shifted_centers: Tensor
-    centred_centers: Tensor
     groups: Tensor | None
     pairs: Tensor
+    _centred: Tensor
+    _centred_of: tuple[int, int]
 
     def __init__(
         self,
@@ -157,20 +160,44 @@ class FlowAlignmentLoss(nn.Module):
             constants = prepare(centers)
             self.register_buffer("shift", constants.shift)
             self.register_buffer("shifted_centers", constants.shifted)
-            self.register_buffer("groups", None if groups is None else groups.clone().contiguous())
-            # Derived from the above, so not stored. A copy: `pairs` may be what `_count_pairs` remembers.
-            self.register_buffer("centred_centers", constants.centred, persistent=False)
-            self.register_buffer("pairs", torch.as_tensor(pairs, device=centers.device).clone(), persistent=False)
+            self.groups = None if groups is None else groups.clone().contiguous()
+            # Derived from the above. A copy: `pairs` may be what `_count_pairs` remembers.
+            self._centred, self._centred_of = constants.centred, _version(self.shifted_centers)
+            self.pairs = torch.as_tensor(pairs, device=centers.device).clone()
 
-    def _load_from_state_dict(self, *arguments: Any, **keywords: Any) -> None:
-        super()._load_from_state_dict(*arguments, **keywords)
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.groups is not None:
+            # A copy: averaging writes into the tensors of a state, and would cut whole numbers down.
+            destination[f"{prefix}groups"] = self.groups.clone()
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing: Any,
+        unexpected: Any,
+        errors: Any,
+    ) -> None:
+        key = f"{prefix}groups"
+        others = {name: value for name, value in state_dict.items() if name != key}
+        super()._load_from_state_dict(others, prefix, local_metadata, strict, missing, unexpected, errors)
         with torch.inference_mode(False), torch.no_grad():
-            self.shift, self.shifted_centers = self.shift.float(), self.shifted_centers.double()
-            self.centred_centers = reference.centre_rows(self.shifted_centers).float()
-            if self.groups is not None:
-                self.pairs = count_pairs(self.groups)
-                if not self.pairs.is_meta and self.pairs == 0:
-                    raise InputError("the loaded groups put all centers into one class: no flow is left")
+            self.shift, self.shifted_centers = _lasting(self.shift.float()), _lasting(self.shifted_centers.double())
+            self._centred = reference.centre_rows(self.shifted_centers).float()
+            self._centred_of = _version(self.shifted_centers)
+            if self.groups is None or key not in state_dict:
+                if strict and key in state_dict:
+                    unexpected.append(key)
+                elif strict and self.groups is not None:
+                    missing.append(key)
+                return
+            self.groups = _whole(state_dict[key], self.groups).to(self.shift.device)
+            self.pairs = count_pairs(self.groups)
+            if not self.pairs.is_meta and self.pairs == 0:
+                raise InputError("the loaded groups put all centers into one class: no flow is left")
 
     def _apply(self, fn: Any, recurse: bool = True) -> FlowAlignmentLoss:
         """Follows ``to(device)`` but not ``half()`` and its like: the constants keep the precision that the result promises."""
@@ -179,11 +206,25 @@ class FlowAlignmentLoss(nn.Module):
             changed: Tensor = fn(tensor)
             return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
 
-        super()._apply(keep_dtype, recurse)
+        with torch.inference_mode(False):
+            super()._apply(keep_dtype, recurse)
+            self._centred, self.pairs = keep_dtype(self._centred), keep_dtype(self.pairs)
+            self.groups = None if self.groups is None else keep_dtype(self.groups)
+        self._centred_of = _version(self.shifted_centers)
         return self
 
+    def _constants(self) -> Constants:
+        """Anew where the buffers were written to, or are others for the time of a call (averaging, `torch.func.functional_call`)."""
+        centred = self._centred
+        if not torch.compiler.is_compiling() and _version(self.shifted_centers) != self._centred_of:
+            with torch.inference_mode(False), torch.no_grad():
+                centred = reference.centre_rows(self.shifted_centers).float()
+            if not torch._C._are_functorch_transforms_active():
+                self._centred, self._centred_of = centred, _version(self.shifted_centers)
+        return Constants(self.shift, self.shifted_centers, centred)
+
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        constants = Constants(self.shift, self.shifted_centers, self.centred_centers)
+        constants = self._constants()
         classes = self.shifted_centers.shape[0]
         pairs = classes * (classes - 1) if self.groups is None else self.pairs
         return evaluate(features, labels, constants, self.options, self.groups, pairs)
@@ -192,6 +233,29 @@ class FlowAlignmentLoss(nn.Module):
         classes, dim = self.shifted_centers.shape
         options = ", ".join(f"{name}={value!r}" for name, value in self.options._asdict().items())
         return f"classes={classes}, dim={dim}, {options}"
+
+
+def _version(tensor: Tensor) -> tuple[int, int]:
+    """Another one after a write to ``tensor``, and for another tensor; writes to inference tensors aren't counted."""
+    return id(tensor), -1 if tensor.is_inference() else tensor._version
+
+
+def _lasting(tensor: Tensor) -> Tensor:
+    """A tensor that autograd may save, also where ``tensor`` was made in inference mode."""
+    return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _whole(loaded: Any, groups: Tensor) -> Tensor:
+    """Loaded groups as int64, also where an average of states made them floats. Raises ``InputError``."""
+    if not isinstance(loaded, Tensor) or loaded.shape != groups.shape:
+        got = tuple(loaded.shape) if isinstance(loaded, Tensor) else kind_of(loaded)
+        raise InputError(f"groups in the state must be a tensor {tuple(groups.shape)}, got {got}")
+    if loaded.is_floating_point() and not loaded.is_meta:
+        rounded = loaded.double().round()
+        if not ((loaded - rounded).abs() < 1e-2).all():
+            raise InputError("groups in the state aren't whole numbers: the average of losses with other groups?")
+        return rounded.long()
+    return loaded.detach().long().clone()
 
 
 _count_pairs = TensorCache(count_pairs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import warnings
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,8 +13,19 @@ from torch import Tensor
 from .checks import check_labels
 from .errors import InputError, require_package
 from .files import load_tensors, save_tensors
+from .schema import BACKBONE, NAMES, check
 
 FORMAT = "sfm_fast.statistics/1"
+_METADATA = {
+    "class_names?": (NAMES, None),
+    "provenance?": {
+        "backbone?": BACKBONE,
+        "channels?": lambda value: type(value) is int and value in (1, 3),
+        "data?": str,
+        "images?": int,
+        "fingerprint?": (str, None),
+    },
+}
 
 
 class ClassStatistics:
@@ -21,7 +34,8 @@ class ClassStatistics:
     Args:
         num_classes: C >= 2.
         dim: D, features an image.
-        clusters: K k-means centres a class beside its mean (scikit-learn's MiniBatchKMeans); 0 for none.
+        clusters: K k-means centres a class beside its mean (scikit-learn's MiniBatchKMeans); 0 for none. A class of fewer than K images
+            has these as its centres, over and over, and a warning says so; there must be a class of K.
         class_names: C names, used in error messages.
         device: where the (C, D) float64 sums live; features are moved there.
 
@@ -48,8 +62,10 @@ class ClassStatistics:
         self.num_classes, self.dim, self.clusters = num_classes, dim, clusters
         self.class_names = class_names
         self.provenance: dict[str, Any] = {}
-        self._sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
-        self._counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        # Even where this runs in inference mode: what is made there couldn't be added to outside.
+        with torch.inference_mode(False):
+            self._sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
+            self._counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
         self._cluster_centers: Tensor | None = None
         self._fits = _ClusterFits(num_classes, clusters) if clusters else None
 
@@ -142,10 +158,9 @@ class ClassStatistics:
         whole = sums.ndim == 2 and sums.dtype == torch.float64 and sums.isfinite().all()
         if not whole or counts.dtype != torch.int64 or counts.shape != sums.shape[:1] or (counts < 0).any():
             raise InputError(f"{path}: damaged statistics (sums {tuple(sums.shape)}, counts {tuple(counts.shape)})")
-        if not isinstance(metadata.get("provenance", {}), dict):
-            raise InputError(f"{path}: damaged statistics (provenance is no table)")
+        check(path, metadata, _METADATA, "statistics")
         names, clusters = metadata.get("class_names"), tensors.get("cluster_centers")
-        if names is not None and (not isinstance(names, list) or len(names) != len(sums)):
+        if names is not None and len(names) != len(sums):
             raise InputError(f"{path}: damaged statistics ({len(sums)} classes, class names {str(names)[:80]})")
         if clusters is not None:
             fits = clusters.ndim == 3 and clusters.shape[::2] == sums.shape and clusters.shape[1] > 0
@@ -191,10 +206,35 @@ class _ClusterFits:
         self.buffers[label], self.fitted[label] = [], True
 
     def finish(self, name: Any) -> Tensor:
+        small: dict[int, Tensor] = {}
         for label, buffer in enumerate(self.buffers):
             rows = sum(map(len, buffer))
             if rows and (self.fitted[label] or rows >= self.clusters):
                 self._fit(label)
             if not self.fitted[label]:
-                raise InputError(f"class {name(label)} has {rows} images, too few for {self.clusters} k-means centres")
-        return torch.stack([torch.from_numpy(model.cluster_centers_) for model in self.models])
+                small[label] = torch.cat(buffer)
+        check_clusters({label: len(rows) for label, rows in small.items()}, len(self.models), self.clusters, name)
+        repeated = torch.arange(self.clusters)
+        return torch.stack(
+            [
+                small[label][repeated % len(small[label])]
+                if label in small
+                else torch.from_numpy(model.cluster_centers_)
+                for label, model in enumerate(self.models)
+            ]
+        )
+
+
+def check_clusters(small: Mapping[int, int], num_classes: int, clusters: int, name: Callable[[int], str]) -> None:
+    """Warn of classes with fewer images than ``clusters``, ``small`` (class -> images); raise ``InputError`` where all are such."""
+    if not small:
+        return
+    told = ", ".join(f"{name(label)} has {count}" for label, count in list(small.items())[:5])
+    told += f" and {len(small) - 5} more" if len(small) > 5 else ""
+    if len(small) == num_classes:
+        raise InputError(f"class {told}: too few for {clusters} k-means centres in every class")
+    warnings.warn(
+        f"fewer images than {clusters} centres (class {told}): these classes' images are their centres, each several times",
+        RuntimeWarning,
+        stacklevel=2,
+    )

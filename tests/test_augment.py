@@ -311,3 +311,25 @@ def test_bad_views_name_the_field(name):
 def test_views_of_no_image():
     with pytest.raises(InputError, match="got 4 views of 0 images"):
         augment(IMAGES[:0], VIEWS)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("side", "size"), [(64, 56), (256, 224)])
+def test_16_bit_images_are_sampled_where_float32_ones_are(side, size, backend, dtype):
+    if backend == "triton" and side > 64:
+        pytest.skip("minutes in the interpreter")
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)).to(dtype)
+    mean, std = torch.full((3,), 0.45), torch.full((3,), 0.22)
+    views = drawn(torch.arange(2), (side, side), size, mean, std)
+    right = reference.augment(images.double(), views)
+    found = augment(images, views, backend=backend).double()
+    # A rounding of the result, nothing of the positions: those may move a pixel by 5.
+    assert (found - right).abs().max() <= right.abs().max() * torch.finfo(dtype).eps
+    wide = augment(images, views, dtype=torch.float32, backend=backend).double()
+    torch.testing.assert_close(wide, right, rtol=0, atol=1e-4)
+    leaf = images.clone().requires_grad_()
+    augment(leaf, views, backend=backend).sum().backward()
+    exact = images.double().requires_grad_()
+    reference.augment(exact, views).sum().backward()
+    assert (leaf.grad.double() - exact.grad).abs().max() <= 2 * exact.grad.abs().max() * torch.finfo(dtype).eps

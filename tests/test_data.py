@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from tests_data import write_image_folder
+from tests_data import everything, write_image_folder
 
 from sfm_fast import InputError
 from sfm_fast.data import fashion_mnist
@@ -18,11 +18,6 @@ from sfm_fast.data.sources import ArraySource, from_iterable
 from sfm_fast.data.transforms import ImageTransform, match_channels
 
 TRANSFORM = ImageTransform(8, 8, 3)
-
-
-def everything(source, transform=TRANSFORM, batch=3):
-    batches = list(source.batches(batch, transform))
-    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])
 
 
 def test_embedded_set_is_what_it_says():

@@ -164,3 +164,143 @@ def test_strided_centers_and_groups(backend, alignment):
         features, centers, labels, alignment=alignment, backend="torch", groups=None if groups is None else GROUPS
     )
     torch.testing.assert_close(loss, expected)
+
+
+def naive_average(averaged, module, decay):
+    """Of parameters and buffers, whatever their dtype."""
+    for ours, theirs in zip(averaged.buffers(), module.buffers(), strict=True):
+        ours.copy_(decay * ours + (1 - decay) * theirs)
+
+
+def state_average(averaged, module, decay):
+    """Written into the tensors of the state, as several training codes do."""
+    state = module.state_dict()
+    for name, value in averaged.state_dict().items():
+        value.copy_(decay * value + (1 - decay) * state[name])
+
+
+def mean_of_states(averaged, module, decay):
+    states = averaged.state_dict(), module.state_dict()
+    averaged.load_state_dict(
+        {name: decay * value.double() + (1 - decay) * states[1][name].double() for name, value in states[0].items()}
+    )
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("average", [naive_average, state_average, mean_of_states, "swa_utils"])
+def test_averages_of_modules_keep_the_loss(average, alignment):
+    features, centers, labels = inputs()
+    module = sfm_fast.FlowAlignmentLoss(centers, alignment=alignment, groups=GROUPS if alignment == "pair" else None)
+    expected = module(features, labels)
+    parent = torch.nn.Sequential(torch.nn.Linear(2, 2), module)
+    if average == "swa_utils":
+        averages = torch.optim.swa_utils.get_ema_multi_avg_fn(0.9)
+        averaged = torch.optim.swa_utils.AveragedModel(parent, use_buffers=True, multi_avg_fn=averages)
+        for _ in range(50):
+            averaged.update_parameters(parent)
+        found = averaged.module[1]
+    else:
+        found = copy.deepcopy(module)
+        for _ in range(50):
+            average(found, module, 0.9)
+    torch.testing.assert_close(found(features, labels), expected, rtol=1e-6, atol=1e-7)
+    if alignment == "pair":
+        assert torch.equal(found.groups, GROUPS)
+        assert int(found.pairs) == int(module.pairs)
+
+
+def test_the_average_of_different_groups_is_refused():
+    _, centers, _ = inputs()
+    module = sfm_fast.FlowAlignmentLoss(centers, alignment="pair", groups=GROUPS)
+    state = module.state_dict()
+    with pytest.raises(sfm_fast.InputError, match="aren't whole numbers"):
+        module.load_state_dict(state | {"groups": (GROUPS.double() + torch.arange(10)) / 2})
+    with pytest.raises(sfm_fast.InputError, match=r"must be a tensor \(10,\)"):
+        module.load_state_dict(state | {"groups": torch.zeros(3)})
+    with pytest.raises(RuntimeError, match=r"Missing key.*groups"):
+        module.load_state_dict({name: value for name, value in state.items() if name != "groups"})
+    plain = sfm_fast.FlowAlignmentLoss(centers, alignment="pair")
+    with pytest.raises(RuntimeError, match=r"Unexpected key.*groups"):
+        plain.load_state_dict(state)
+
+
+def test_averages_of_other_centers_are_consistent():
+    features, centers, labels = inputs()
+    one, two = (sfm_fast.FlowAlignmentLoss(c) for c in (centers, centers + torch.randn(10, 64)))
+    naive_average(one, two, 0.5)
+    both = sfm_fast.FlowAlignmentLoss(one.shifted_centers + one.shift.double())
+    torch.testing.assert_close(one(features, labels), both(features, labels), rtol=1e-5, atol=1e-6)
+
+
+def test_pickled_modules():
+    import pickle
+
+    features, centers, labels = inputs()
+    module = sfm_fast.FlowAlignmentLoss(centers, alignment="pair", groups=GROUPS)
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    for other in (pickle.loads(pickle.dumps(module)), torch.load(file, weights_only=False)):
+        assert torch.equal(other(features, labels), module(features, labels))
+
+
+def test_functional_call_takes_the_buffers_it_is_given():
+    features, centers, labels = inputs()
+    one, two = (sfm_fast.FlowAlignmentLoss(c) for c in (centers, centers + torch.randn(10, 64)))
+    expected = one(features, labels)
+    found = torch.func.functional_call(one, dict(two.named_buffers()), (features, labels))
+    assert torch.equal(found, two(features, labels))
+    assert torch.equal(one(features, labels), expected)
+    gradient = torch.func.grad(lambda z: torch.func.functional_call(one, one.state_dict(), (z, labels)))(features)
+    leaf = features.clone().requires_grad_()
+    one(leaf, labels).backward()
+    torch.testing.assert_close(gradient, leaf.grad)
+
+
+def test_moved_and_loaded_in_inference_mode_and_trained_outside():
+    features, centers, labels = inputs()
+    module = sfm_fast.FlowAlignmentLoss(centers, alignment="pair", groups=GROUPS)
+    fresh = sfm_fast.FlowAlignmentLoss(torch.randn(10, 64), alignment="pair", groups=torch.arange(10))
+    with torch.inference_mode():
+        module.double()
+        state = {name: value.clone() for name, value in module.state_dict().items()}
+        fresh.load_state_dict(state, assign=True)
+    for other in (module, fresh):
+        other(features.clone().requires_grad_(), labels).backward()
+    assert torch.equal(fresh(features, labels), module(features, labels))
+
+
+def test_statistics_cross_inference_mode_both_ways():
+    features, _, labels = inputs()
+    plain = sfm_fast.ClassStatistics(10, 64)
+    plain.update(features, labels)
+    with torch.inference_mode():
+        made_here = sfm_fast.ClassStatistics(10, 64)
+        made_here.update(features * 1, labels * 1)
+        centers_from_here = made_here.centers
+    made_here.update(features, labels)
+    assert torch.equal(made_here.centers, plain.centers)
+    outside = sfm_fast.ClassStatistics(10, 64)
+    outside.update(features, labels)
+    with torch.inference_mode():
+        outside.update(features * 1, labels * 1)
+    assert torch.equal(outside.counts, 2 * plain.counts)
+    for loss in (
+        sfm_fast.FlowAlignmentLoss(centers_from_here),
+        lambda z, y: sfm_fast.flow_alignment_loss(z, centers_from_here, y),
+    ):
+        loss(features.clone().requires_grad_(), labels).backward()
+
+
+def test_emptied_and_loaded_again():
+    features, centers, labels = inputs()
+    module = sfm_fast.FlowAlignmentLoss(centers, alignment="pair", groups=GROUPS)
+    state = copy.deepcopy(module.state_dict())
+    expected = module(features, labels)
+    module.to("meta").to_empty(device="cpu").load_state_dict(state)
+    assert torch.equal(module(features, labels), expected)
+
+
+def test_on_the_meta_device():
+    module = sfm_fast.FlowAlignmentLoss(torch.empty(10, 64, device="meta"), alignment="pair", groups=GROUPS.to("meta"))
+    assert module(torch.empty(10, 64, device="meta")).shape == ()

@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfm_fast.data.sources import ImageSource
+from sfm_fast.data.transforms import ImageTransform
+
 
 def labelled(count: int, dim: int, classes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """float64 features and balanced labels, shuffled."""
@@ -32,3 +35,9 @@ def write_image_folder(
                 pixels = np.clip(base + rng.integers(-30, 30, (size, size + 6, 3)), 0, 255).astype(np.uint8)
                 Image.fromarray(pixels[..., 0] if grey else pixels).save(folder / f"{index}.png")
     return root
+
+
+def everything(source: ImageSource, transform: ImageTransform = ImageTransform(8, 8, 3)) -> tuple[Tensor, Tensor]:
+    """All images and labels of a source."""
+    batches = list(source.batches(3, transform))
+    return torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches])

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..checks import check_side
 from ..errors import InputError, require_package
 from ..reference.augment import normalize
 from . import timm_models
@@ -202,8 +203,8 @@ def resolve_device(device: torch.device | str) -> torch.device:
 
 
 def _check_image_size(image_size: int | None) -> None:
-    if image_size is not None and image_size < 1:
-        raise InputError(f"image_size must be at least 1, got {image_size}")
+    if image_size is not None:
+        check_side("image_size", image_size)
 
 
 def _from_timm(

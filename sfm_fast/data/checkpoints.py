@@ -6,8 +6,12 @@ import contextlib
 import hashlib
 import io
 import os
+import pickle
+import re
 import sys
-from collections.abc import Iterable
+import zipfile
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -19,24 +23,68 @@ from ..files import load_tensors
 _HEAD_PREFIXES = ("head.", "fc.", "classifier.", "head_dist.")
 _MOCO_V3 = "base_encoder."  # beside "momentum_encoder." and "predictor."; main_moco.py of facebookresearch/moco-v3
 _WRAPPERS = ("module.", _MOCO_V3, "backbone.", "model.", "encoder.")
+# Words of the network that a training kept beside the one to use: DINO's student, MoCo's and others' momentum encoder, an average.
+_SECOND = {"student", "momentum", "k", "ema"}
+_DEEPEST = 32  # modules in modules
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The state dict in a .safetensors file, or in a torch file read with ``weights_only=True`` (never any code)."""
+    """All tensors in a .safetensors file, or in a torch file read with ``weights_only=True`` (never any code), by dotted names.
+
+    Of a torch file these are the tensors in tables, in tables of tables, and in whole modules; other objects are left aside.
+    """
     if str(path).endswith(".safetensors"):
         return load_tensors(path)[0]
-    try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged pickles raise nearly anything; torch's own advice would be to run their code
-        raise InputError(f"checkpoint {path}: damaged, or more than weights ({type(error).__name__})") from error
-    for key in ("state_dict", "model", "model_ema", "teacher"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-            break
-    state = {str(k): v for k, v in loaded.items() if isinstance(v, Tensor)} if isinstance(loaded, dict) else {}
+    state = dict(_tensors(_load(path)))
     if not state:
         raise InputError(f"checkpoint {path}: holds no weights")
     return state
+
+
+class _Inert:
+    """Stands for an object of a class that isn't torch's, and does nothing."""
+
+    def __init__(self, *arguments: Any, **keywords: Any) -> None: ...
+
+    def __setstate__(self, state: Any) -> None: ...
+
+
+class _Table:
+    """The same as a plain table: torch fills no other kind; it keeps an object's attributes."""
+
+    def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
+        return OrderedDict[Any, Any]()
+
+
+def _load(path: str | os.PathLike[str]) -> Any:
+    """The file's contents, read without running any code: stand-ins for options, numbers of NumPy, whole modules."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if any(name.endswith("/constants.pkl") for name in archive.namelist()):
+                    raise InputError(f"checkpoint {path}: a TorchScript program, wanted weights (model.state_dict())")
+        with contextlib.suppress(pickle.UnpicklingError):
+            return torch.load(path, map_location="cpu", weights_only=True)
+        others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        tables: list[Any] = [(_Inert if name.startswith("numpy") else _Table, name) for name in others]
+        with contextlib.suppress(Exception), torch.serialization.safe_globals(tables):
+            return torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals([(_Inert, name) for name in others]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except InputError:
+        raise
+    except Exception as error:  # damaged pickles raise nearly anything; torch's own advice would be to run their code
+        raise InputError(f"checkpoint {path}: damaged, or more than weights ({type(error).__name__})") from error
+
+
+def _tensors(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, dict) and depth < _DEEPEST:
+        for key, inside in value.items():
+            yield from _tensors(inside, f"{name}.{key}" if name else str(key), depth + 1)
+        for part in ("_parameters", "_buffers", "_modules"):  # of a whole module
+            yield from _tensors(getattr(value, part, None), name, depth + 1)
 
 
 def model_options(state: dict[str, Tensor]) -> dict[str, Any]:
@@ -45,7 +93,7 @@ def model_options(state: dict[str, Tensor]) -> dict[str, Any]:
     Every vision transformer of MoCo v3 has 12 heads (its vits.py), also the small one, where timm's has 6: the weights would
     fit either, and give other features.
     """
-    moco_v3 = any(key.removeprefix("module.").startswith(f"{_MOCO_V3}blocks.") for key in state)
+    moco_v3 = any(f".{_MOCO_V3}blocks." in f".{key}" for key in state)
     return {"num_heads": 12} if moco_v3 else {}
 
 
@@ -57,7 +105,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | os.Path
     ``InputError`` for weights that don't fit.
     """
     expected = model.state_dict()
-    state = _unwrap(state, expected.keys())
+    state = _unwrap(state, expected.keys(), path)
     if not _fits(_without_head(state, expected), expected):
         state = _convert(model, state)
     state = _without_head(state, expected)
@@ -91,14 +139,41 @@ def _without_head(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict
     return {key: value for key, value in state.items() if key in expected or not key.startswith(_HEAD_PREFIXES)}
 
 
-def _unwrap(state: dict[str, Tensor], expected: Iterable[str]) -> dict[str, Tensor]:
+def _unwrap(state: dict[str, Tensor], expected: Iterable[str], path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """The part of ``state`` whose names, but for one beginning, are the model's; where none are, without known wrappers' beginnings."""
     wanted = set(expected)
+    prefix = _find_prefix(state, wanted, path)
+    if prefix is not None:
+        return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     while not wanted & state.keys():
         prefix = next((p for p in _WRAPPERS if any(key.startswith(p) for key in state)), None)
         if prefix is None:
             return state
         state = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     return state
+
+
+def _find_prefix(state: dict[str, Tensor], wanted: set[str], path: str | os.PathLike[str]) -> str | None:
+    """What stands before most of the model's names; None where half of these are nowhere. Raises ``InputError`` where two networks fit."""
+    counts: Counter[str] = Counter()
+    for key in state:
+        for place in [0, *(match.end() for match in re.finditer(r"\.", key))]:
+            if key[place:] in wanted:
+                counts[key[:place]] += 1
+    most = max(counts.values(), default=0)
+    if 2 * most < len(wanted):
+        return None
+    best = [prefix for prefix, count in counts.items() if count == most]
+    if len(best) > 1:
+        second = {prefix: len(_SECOND & set(re.split(r"[._]", prefix))) for prefix in best}
+        best = [prefix for prefix in best if second[prefix] == min(second.values())]
+    first = best[0]
+    for other in best[1:]:
+        if any(not torch.equal(state[first + key], state[other + key]) for key in wanted if first + key in state):
+            raise InputError(
+                f"checkpoint {path}: holds {len(best)} networks that fit, {', '.join(map(repr, best))}; save the one you mean alone"
+            )
+    return first
 
 
 def _convert(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:

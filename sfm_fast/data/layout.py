@@ -150,12 +150,17 @@ def kind_of_split(name: str) -> str | None:
 
 def _choose(root: Tree, split: str) -> Tree:
     """The folder of class folders that ``split`` means."""
+    wanted = [kind_of_split(split) or ""]
+    wanted += (
+        ["val"] if wanted == ["test"] else []
+    )  # ImageNet's test images have no labels: its val folder is what people test on
+    named = kind_of_split(root.name)
     root = _unwrap(root, beyond_splits=False)
     if not root.with_images:
         raise InputError(f"{root.told}: {_no_classes(root)}")
     splits = {child.name: kind for child in root.with_images if (kind := kind_of_split(child.name))}
     if not _are_splits(root, splits):
-        if kind_of_split(split) == "train":
+        if wanted == ["train"] or named in wanted:
             return root
         raise InputError(
             f"{root.told}: no {split} split (looked for a folder of that name beside the others, {_some(root.with_images)})"

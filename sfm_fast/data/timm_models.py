@@ -6,7 +6,7 @@ import difflib
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import InputError
 from .shipped import SHIPPED
@@ -47,18 +47,40 @@ def create(name: str, image_size: int | None, *, pretrained: bool, **options: An
             f"backbone {name!r}: no pretrained weights to be had ({reason}); give a local checkpoint (--checkpoint FILE)"
         ) from error
     config = dict(resolve_model_data_config(model))
+    if image_size not in (None, model.default_cfg.get("input_size", (0,))[-1]):
+        _check_patches(name, model, int(image_size or 0))
     if image_size is not None:
         config["input_size"] = (config["input_size"][0], image_size, image_size)
     return model, config
 
 
+def _check_patches(name: str, model: nn.Module, image_size: int) -> None:
+    """Raise ``InputError`` where patches leave a part of the image over: timm would cut it off without a word."""
+    embedding: Any = getattr(model, "patch_embed", None)
+    patch = getattr(embedding, "patch_size", None)
+    patch = patch[-1] if isinstance(patch, (tuple, list)) else patch
+    if isinstance(patch, int) and image_size % patch and not getattr(embedding, "dynamic_img_pad", False):
+        below = image_size // patch * patch
+        sizes = " or ".join(str(size) for size in (below, below + patch) if size)
+        raise InputError(
+            f"image_size of {name!r} must be a multiple of its patches of {patch} px, got {image_size}; try {sizes}"
+        )
+
+
 @torch.no_grad()
 def count_features(name: str, model: nn.Module, channels: int, size: int) -> int:
-    """Features of one image. Raises ``InputError`` where the model gives anything but (1, features)."""
+    """Features of one image. Raises ``InputError`` where it can't take this size, or gives anything but (1, features)."""
     weight = next(model.parameters())
-    output = model(torch.zeros(1, channels, size, size, device=weight.device, dtype=weight.dtype))
-    if output.ndim != 2:
-        raise InputError(f"backbone {name!r} gives {tuple(output.shape)} for one image, wanted (1, features)")
+    try:
+        output = model(torch.zeros(1, channels, size, size, device=weight.device, dtype=weight.dtype))
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # assertions, shapes that don't fit
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise InputError(f"backbone {name!r} can't take images of {size} px: {reason}") from error
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        got = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
+        raise InputError(f"backbone {name!r} gives {got} for one image, wanted (1, features)")
     return int(output.shape[1])
 
 

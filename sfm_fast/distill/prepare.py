@@ -30,7 +30,7 @@ def make_distiller(
     """Build the run that ``config`` describes, on the machine as ``execution`` says.
 
     SFM needs ``statistics`` (a file, an object, or computed here from ``source``); LGM needs ``source`` alone.
-    Raises ``InputError`` where statistics and backbone don't belong together, or what is needed is missing.
+    Raises ``InputError`` where statistics, backbone and ``source`` don't belong together, or what is needed is missing.
     """
     if config.method == "lgm":
         if source is None:
@@ -49,21 +49,22 @@ def make_distiller(
             augmentation=config.augmentation,
             seed=config.seed,
         )
-        return Distiller(config, backbone, objective, source.class_names, channels, {"data": source.name}, execution)
+        return Distiller(config, backbone, objective, source.class_names, channels, {"data": _told(source)}, execution)
 
-    if isinstance(statistics, (str, os.PathLike)):
-        statistics = load_statistics(statistics, backbone)
-    elif statistics is None:
+    if statistics is not None:
+        where = str(statistics) if isinstance(statistics, (str, os.PathLike)) else "statistics"
+        if not isinstance(statistics, ClassStatistics):
+            statistics = ClassStatistics.load(statistics)
+        check_made_with(statistics, backbone, where)
+        if source is not None:
+            check_made_of(statistics, source, where)
+    else:
         if source is None:
             raise InputError(
                 f"method {config.method} needs class statistics: give them, or the data set to compute them from"
             )
         clusters = config.ipc if config.level == "cluster" else 0
         statistics = class_statistics(source, backbone, clusters=clusters, batch_size=batch_size, progress=progress)
-    if statistics.dim != backbone.num_features:
-        raise InputError(
-            f"statistics have {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}"
-        )
     centers = (_cluster_centers(statistics, config.ipc) if config.level == "cluster" else statistics.centers).to(
         backbone.device
     )
@@ -86,21 +87,42 @@ def _cluster_centers(statistics: ClassStatistics, ipc: int) -> Tensor:
     return centers
 
 
-def load_statistics(path: str | os.PathLike[str], backbone: Backbone) -> ClassStatistics:
-    """Read statistics and check that this very backbone made them."""
-    statistics = ClassStatistics.load(path)
+def check_made_with(statistics: ClassStatistics, backbone: Backbone, where: str) -> None:
+    """Raise ``InputError`` unless this very backbone made the statistics, at this input size, as far as they say."""
     made_with = statistics.provenance.get("backbone", {})
     if statistics.dim != backbone.num_features:
         raise InputError(
-            f"{path}: has {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}"
+            f"{where}: has {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}"
         )
-    for key in ("fingerprint", "input_size", "resize"):
+    for key in ("fingerprint", "input_size", "resize", "mean", "std"):
         now = backbone.describe()[key]
         if made_with.get(key, now) != now:
             raise InputError(
-                f"{path}: made with {made_with.get('name')!r}, {key} {made_with[key]}; {backbone.name!r} has {now}"
+                f"{where}: made with {made_with.get('name')!r}, {key} {made_with[key]}; {backbone.name!r} has {now}"
             )
-    return statistics
+
+
+def check_made_of(statistics: ClassStatistics, source: ImageSource, where: str) -> None:
+    """Raise ``InputError`` where the statistics say that they were made of another data set than ``source``."""
+    made_of = statistics.provenance
+    names, known = statistics.class_names or source.class_names, len(source)
+    if names != source.class_names:
+        raise InputError(
+            f"{where}: made of {made_of.get('data')!r} with {len(names)} classes, {source.name} has {len(source.class_names)} "
+            f"(they differ in {sorted(set(names) ^ set(source.class_names))[:6] or 'order'}); make them anew"
+        )
+    if known and made_of.get("images", known) != known:
+        raise InputError(f"{where}: made of {made_of['images']} images, {source.name} has {known}; make them anew")
+    here = source.fingerprint()
+    if here and (made_of.get("fingerprint") or here) != here:
+        raise InputError(
+            f"{where}: made of {made_of.get('data')!r}, {source.name} holds other images of the same classes; make them anew"
+        )
+
+
+def _told(source: ImageSource) -> str:
+    """What a resume compares: the data set by its contents, wherever it lies."""
+    return f"{len(source)} images of {len(source.class_names)} classes, {source.fingerprint() or source.name}"
 
 
 def _digest(centers: Tensor) -> str:

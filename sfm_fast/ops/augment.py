@@ -36,7 +36,7 @@ def augment(images: Tensor, views: Views, *, dtype: torch.dtype | None = None, b
     dtype = images.dtype if dtype is None else dtype
     if chosen == "torch":
         with no_autocast(images.device):
-            return reference.augment(images, views).to(dtype)
+            return reference.augment(images, views, dtype)
     if torch.compiler.is_compiling():
         result: Tensor = operation(chosen, "augment")(images, *view_arguments(views), dtype)
     else:

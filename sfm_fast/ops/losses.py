@@ -16,6 +16,7 @@ from . import backends
 from .cache import TensorCache
 from .flow_alignment import flow_alignment
 from .pair_alignment import pair_alignment
+from .render import no_autocast
 from .segments import Segments, segments_of
 
 
@@ -129,7 +130,7 @@ def in_torch(
     centers, shift = centers.to(dtype), shift.to(dtype)
     order, offsets = (None, None) if segments is None else (segments.order, segments.offsets)
     # Autocast would run the products in low precision, next to a result that promises float32.
-    with torch.autocast(features.device.type, enabled=False):
+    with no_autocast(features.device):
         if kind is not None and groups is None:
             loss = reference.flow_alignment(features, order, offsets, centers, shift, kind, eps, alpha)
         else:

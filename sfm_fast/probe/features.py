@@ -128,8 +128,10 @@ def class_statistics(
 ) -> ClassStatistics:
     """Statistics of a data set on a backbone in one pass; ``.provenance`` names backbone, data, transform and counts.
 
-    ``known``: its `dataset_features`, where they have been computed before.
+    ``known``: its `dataset_features`, where they have been computed before. Raises ``InputError`` for a class without images, or
+    without any class of ``clusters`` of them: before the pass where the data set says how many it has.
     """
+    _check_counts(source, clusters)
     statistics = ClassStatistics(
         len(source.class_names),
         backbone.num_features,
@@ -149,9 +151,21 @@ def class_statistics(
         "sfm_fast": __version__,
         "backbone": backbone.describe(),
         "data": source.name,
+        "fingerprint": source.fingerprint(),
         "images": int(statistics.counts.sum()),
         "channels": source.channels,
         "transform": asdict(backbone.transform(min(source.exact_channels, backbone.in_channels))),
         "clusters": clusters,
     }
     return statistics
+
+
+def _check_counts(source: ImageSource, clusters: int) -> None:
+    counts = source.counts() or []
+    for label, count in enumerate(counts):
+        if not count:
+            raise InputError(f"{source.name}: class {label} ({source.class_names[label]!r}) has no images")
+    if counts and max(counts) < clusters:
+        raise InputError(
+            f"{source.name}: {max(counts)} images in the largest class are too few for {clusters} k-means centres"
+        )

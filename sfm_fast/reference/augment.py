@@ -120,14 +120,17 @@ def _pixels(scale: Tensor, center: Tensor, source: int, size: int) -> tuple[Tens
     return ((center + 1) * source - 1) / 2 + step * (1 - size) / 2, step
 
 
-def augment(images: Tensor, views: Views) -> Tensor:
+def augment(images: Tensor, views: Views, dtype: torch.dtype | None = None) -> Tensor:
     """The views, normalised for a backbone: images (M, channels, H, W) in 0..1 -> (V, backbone channels, size, size).
 
-    Differentiable in ``images``; computes in their dtype.
+    Differentiable in ``images``. Computes in float32, or float64 where the images are, and rounds once at the end, to ``dtype`` or the
+    images' own: positions in a 16-bit format would be pixels off, and torch's own sampling in such formats gives NaN next to some edges.
     """
+    dtype = images.dtype if dtype is None else dtype
+    images = images.to(torch.float64 if images.dtype == torch.float64 else torch.float32)
     height, width = images.shape[-2:]
     if not len(views.boxes):  # which affine_grid refuses
-        return normalize(images[:0, :, :1, :1].expand(-1, -1, views.size, views.size), views.mean, views.std)
+        return normalize(images[:0, :, :1, :1].expand(-1, -1, views.size, views.size), views.mean, views.std).to(dtype)
     if len(images) != len(views.boxes):
         images = images.repeat(len(views.boxes) // len(images), 1, 1, 1)
     x0, dx, y0, dy = views.boxes.double().unbind(1)
@@ -150,7 +153,7 @@ def augment(images: Tensor, views: Views) -> Tensor:
         )
         noise = views.noise_mean + views.noise_std * noise
         shown = shown.index_add(0, chosen, noise.view(-1, *shape).to(shown.dtype))
-    return normalize(shown, views.mean, views.std)
+    return normalize(shown, views.mean, views.std).to(dtype)
 
 
 def normalize(images: Tensor, mean: Tensor, std: Tensor) -> Tensor:
