@@ -67,8 +67,8 @@ class ImageTransform:
             images = (images.int() >> 8).byte()
         if images.dtype == torch.uint8:
             images = to_floats(images)
-        elif not images.is_floating_point() or images.min() < -1e-3 or images.max() > 1 + 1e-3:
-            raise _wrong_pixels(f"{images.dtype} up to {images.max()}")
+        elif not (images.is_floating_point() and images.min() >= -1e-3 and images.max() <= 1 + 1e-3):  # NaN is neither
+            raise _wrong_pixels(f"{images.dtype} from {images.min()} to {images.max()}")
         images = images.float()
         images = match_channels(images, self.channels)
         height, width = images.shape[2:]
