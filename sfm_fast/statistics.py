@@ -62,6 +62,7 @@ class ClassStatistics:
         self.num_classes, self.dim, self.clusters = num_classes, dim, clusters
         self.class_names = class_names
         self.provenance: dict[str, Any] = {}
+        self.where = "statistics"  # what messages call them: the file they come from
         # Even where this runs in inference mode: what is made there couldn't be added to outside.
         with torch.inference_mode(False):
             self._sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
@@ -170,6 +171,7 @@ class ClassStatistics:
                     f"({sums.shape[0]}, centres, {sums.shape[1]}))"
                 )
         statistics = cls(*sums.shape, class_names=names)
+        statistics.where = str(path)
         statistics._sums, statistics._counts = sums, counts
         if clusters is not None:
             statistics.clusters, statistics._cluster_centers = clusters.shape[1], clusters

@@ -66,7 +66,7 @@ def test_what_cannot_be_loaded(checkpoint, tmp_path):
     with pytest.raises(InputError, match="damaged, or more than weights"):
         load_backbone(TINY, tmp_path / "text.pth")
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "code.pth")
-    with pytest.raises(InputError, match="more than weights"):
+    with pytest.raises(InputError, match="doesn't fit the backbone"):
         load_backbone(TINY, tmp_path / "code.pth")
     with pytest.raises(InputError, match="doesn't fit the backbone"):
         load_backbone("test_resnet", checkpoint)
@@ -96,3 +96,32 @@ def test_an_image_size_reaches_models_that_have_no_argument_for_it():
         assert (shape.input_size, shape.resize, shape.image_size) == (64, round(64 / 0.95), 73)
         assert is_convolutional(shape.model)
     assert not is_convolutional(shape_of_backbone(TINY).model)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        (TINY, 60, "must be a multiple of its patches of 16 px, got 60; try 48 or 64"),
+        (TINY, 7, "must be a multiple of its patches of 16 px, got 7; try 16$"),
+        ("deit3_small_patch16_224", 200, "try 192 or 208"),
+        ("convnext_atto", 16, "can't take images of 16 px"),
+        ("maxvit_tiny_rw_224", 100, "can't take images of 100 px: height .* must be divisible by window"),
+        ("levit_128s", 100, "can't take images of 100 px"),
+        ("fashion_vit", 56, "image_size of 'fashion_vit' is 28, got 56"),
+        (TINY, 0, "image_size must be 1 to 16384 pixels, got 0"),
+        (TINY, 20000, "image_size must be 1 to 16384 pixels, got 20000"),
+    ],
+)
+def test_input_sizes_that_a_model_can_not_take(name, size, message):
+    with pytest.raises(InputError, match=message) as caught:
+        shape_of_backbone(name, image_size=size)
+    assert "\n" not in str(caught.value)
+
+
+def test_input_sizes_that_it_can_take(checkpoint):
+    assert load_backbone(TINY, checkpoint, image_size=64).input_size == 64
+    with pytest.raises(InputError, match="multiple of its patches"):
+        load_backbone(TINY, checkpoint, image_size=60)
+    # Its own size is no multiple, and timm trained it so.
+    assert shape_of_backbone("vit_so400m_patch14_siglip_384").input_size == 384
+    assert shape_of_backbone("vit_so400m_patch14_siglip_384", image_size=384).input_size == 384

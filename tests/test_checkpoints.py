@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import os
+import pathlib
+
+import numpy as np
 import pytest
 import timm
 import torch
@@ -117,3 +123,118 @@ def test_weights_of_another_model_are_refused_whatever_timm_makes_of_them():
         load_weights(model, state, "x.pth")
     with pytest.raises(InputError, match=r"norm.bias is \(3,\), the backbone has \(64,\)"):
         load_weights(model, state | {"norm.bias": torch.zeros(3)}, "x.pth")
+
+
+TINY = "test_vit"
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    """Weights whose features all differ by their last digits from another initialisation's."""
+    torch.manual_seed(0)
+    return timm.create_model(TINY, pretrained=False, num_classes=0).state_dict()
+
+
+def prefixed(state, *prefixes, scale=(1.0,)):
+    scales = scale if len(scale) == len(prefixes) else (1.0,) * len(prefixes)
+    return {p + key: value * s for p, s in zip(prefixes, scales, strict=True) for key, value in state.items()}
+
+
+class Options(dict):
+    """As several packages keep options: a table with attributes."""
+
+
+class Slotted:
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 3
+
+
+SHAPES = {
+    "plain": lambda s: s,
+    "DDP": lambda s: prefixed(s, "module."),
+    "compiled": lambda s: prefixed(s, "_orig_mod."),
+    "compiled, DDP": lambda s: prefixed(s, "module._orig_mod."),
+    "FSDP": lambda s: prefixed(s, "_fsdp_wrapped_module."),
+    "Lightning": lambda s: {"state_dict": prefixed(s, "backbone."), "hyper_parameters": {"lr": 1.0}, "epoch": 3},
+    "any name": lambda s: {"state_dict": prefixed(s, "a.b.net.") | {"a.head.weight": torch.zeros(2)}},
+    "model_state_dict": lambda s: {
+        "model_state_dict": s,
+        "optimizer_state_dict": {"state": {0: {"x": torch.zeros(3)}}},
+    },
+    "nested": lambda s: {"app": {"state": {"network": s}}},
+    "DINO": lambda s: {"student": prefixed(s, "module.backbone.", scale=(2,)), "teacher": prefixed(s, "backbone.")},
+    "DINOv2": lambda s: {"model": prefixed(s, "student.backbone.", "teacher.backbone.", scale=(2, 1))},
+    "MoCo": lambda s: {"state_dict": prefixed(s, "module.encoder_q.", "module.encoder_k.", scale=(1, 2))},
+    "an average beside": lambda s: {"state_dict": s, "state_dict_ema": prefixed(s, "", scale=(2,))},
+    "the same twice": lambda s: {"model": prefixed(s, "a.", "b.")},
+    "args": lambda s: {"model": s, "args": argparse.Namespace(lr=1, path=pathlib.Path("x"))},
+    "a table of options": lambda s: {"model": s, "config": Options(lr=1)},
+    "slots": lambda s: {"model": s, "config": Slotted()},
+    "numbers of NumPy": lambda s: {"state_dict": s, "best": np.float64(1), "rng": np.arange(3)},
+    "classifier": lambda s: s | {"head.weight": torch.zeros(10, 64), "head.bias": torch.zeros(10)},
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_files_as_people_save_them(tmp_path, tiny, shape):
+    torch.save(SHAPES[shape](tiny), tmp_path / "w.pth")
+    found = load_backbone(TINY, tmp_path / "w.pth").model.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in tiny.items())
+
+
+def test_whole_modules(tmp_path, tiny):
+    model = timm.create_model(TINY, num_classes=0)
+    model.load_state_dict(tiny)
+    torch.save({"net": torch.nn.Sequential(model, torch.nn.Linear(2, 2))}, tmp_path / "w.pth")
+    found = load_backbone(TINY, tmp_path / "w.pth").model.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in tiny.items())
+
+
+class Runs:
+    """Makes a folder when it is unpickled; ``call`` is what the file names."""
+
+    def __init__(self, call) -> None:
+        self.call = call
+
+    def __reduce__(self):
+        return self.call, ("ran",)
+
+
+def make_folder(name):
+    pathlib.Path(name).mkdir()
+
+
+@pytest.mark.parametrize("call", [make_folder, os.mkdir])
+def test_no_code_of_a_file_is_run(tmp_path, tiny, monkeypatch, call):
+    monkeypatch.chdir(tmp_path)
+    torch.save({"model": tiny, "extra": Runs(call)}, "w.pth")
+    with contextlib.suppress(InputError):  # some modules' names torch refuses whatever stands for them
+        load_backbone(TINY, "w.pth")
+    assert not (tmp_path / "ran").exists()
+    torch.load("w.pth", weights_only=False)
+    assert (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        (lambda s: {"a": s, "b": prefixed(s, "", scale=(2,))}, "holds 2 networks that fit, 'a.', 'b.'; save the one you mean"),
+        (lambda s: {"x": 1, "args": argparse.Namespace()}, "holds no weights"),
+        (lambda s: [1, 2], "holds no weights"),
+        (lambda s: {"model": {k: v for k, v in s.items() if "norm.bias" not in k}}, r"doesn't fit the backbone: missing \['norm"),
+        (lambda s: {"model": prefixed(s, "net.") | {"net.norm.bias": torch.zeros(3)}}, r"norm.bias is \(3,\)"),
+    ],
+)  # fmt: skip
+def test_files_that_do_not_fit(tmp_path, tiny, shape, message):
+    torch.save(shape(tiny), tmp_path / "w.pth")
+    with pytest.raises(InputError, match=rf"w\.pth.*{message}") as caught:
+        load_backbone(TINY, tmp_path / "w.pth")
+    assert "\n" not in str(caught.value)
+
+
+def test_programs_are_named(tmp_path):
+    torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "w.pt"))
+    with pytest.raises(InputError, match=r"w\.pt: a TorchScript program, wanted weights"):
+        load_backbone(TINY, tmp_path / "w.pt")

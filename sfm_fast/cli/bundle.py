@@ -97,6 +97,8 @@ def run(args: argparse.Namespace) -> None:
         test = open_dataset(
             args.test_data, args.test_split, root=args.data_root, num_classes=count, workers=args.workers
         )
+        if test.told:
+            common.say(args, test.told)
         check_test_set(test, classifier.class_names)
     psi = common.open_evaluating_backbone(args)
     if args.with_backbone:

@@ -23,7 +23,10 @@ Name = TypeVar("Name", str, int)
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """--data and what belongs to it."""
-    parser.add_argument("--data", metavar="SPEC", default=datasets.EMBEDDED, help=datasets.HELP.replace("%", "%%"))
+    # No default here: a command must see whether it was given.
+    parser.add_argument(
+        "--data", metavar="SPEC", help=f"{datasets.HELP} (default: {datasets.EMBEDDED})".replace("%", "%%")
+    )
     parser.add_argument("--data-root", metavar="FOLDER", help="where timm's data sets keep their files")
     parser.add_argument(
         "--num-classes", type=int, metavar="C", help="number of classes, where the data set doesn't say"
@@ -116,10 +119,18 @@ def set_threads(args: argparse.Namespace) -> None:
 
 
 def open_data(args: argparse.Namespace, split: str, channels: int | None = None) -> ImageSource:
-    """The data set of --data."""
-    return datasets.open_dataset(
-        args.data, split, root=args.data_root, channels=channels, num_classes=args.num_classes, workers=args.workers
+    """The data set of --data; says what was found in a folder or archive, and what was left out."""
+    source = datasets.open_dataset(
+        datasets.EMBEDDED if args.data is None else args.data,
+        split,
+        root=args.data_root,
+        channels=channels,
+        num_classes=args.num_classes,
+        workers=args.workers,
     )
+    if source.told:
+        say(args, source.told)
+    return source
 
 
 def open_backbone(args: argparse.Namespace, **options: bool) -> Backbone:

@@ -15,6 +15,7 @@ from ..distill.methods import LEVELS, LGM_VARIANTS, METHODS
 from ..distill.prepare import make_distiller
 from ..errors import InputError
 from ..ops.backends import ALIGNMENTS, METRICS
+from ..statistics import ClassStatistics
 from . import common
 
 NAME = "distill"
@@ -175,12 +176,15 @@ def run(args: argparse.Namespace) -> None:
     check_intervals(checkpoint_every=args.checkpoint_every, grid_every=args.grid_every, log_every=args.log_every)
     check_run_folder(args.out, resume=args.resume, overwrite=args.overwrite)
     backbone = common.open_backbone(args, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
-    source = common.open_data(args, "train") if config.method == "lgm" or args.stats is None else None
+    statistics = ClassStatistics.load(args.stats) if args.stats is not None and config.method != "lgm" else None
+    # With statistics the data set itself isn't needed, but where both are named they must belong together.
+    split = "train" if statistics is None else str(statistics.provenance.get("split", "train"))
+    source = common.open_data(args, split) if statistics is None or args.data is not None else None
     distiller = make_distiller(
         config,
         backbone,
         source,
-        args.stats,
+        statistics,
         batch_size=args.batch_size,
         progress=not args.quiet,
         execution=execution,

@@ -36,6 +36,7 @@ def run(args: argparse.Namespace) -> None:
     statistics = class_statistics(
         source, backbone, clusters=args.clusters, batch_size=args.batch_size, progress=not args.quiet
     )
+    statistics.provenance["split"] = args.split
     seconds = time.perf_counter() - started
     statistics.save(args.out)
     counts = statistics.counts
@@ -46,6 +47,7 @@ def run(args: argparse.Namespace) -> None:
             "seconds": seconds,
             "counts": counts.tolist(),
             "class_names": source.class_names,
+            "read": source.told,
             "provenance": statistics.provenance,
         },
         f"{int(counts.sum())} images of {len(counts)} classes ({int(counts.min())} to {int(counts.max())} each) in {seconds:.1f} s, "

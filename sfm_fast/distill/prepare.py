@@ -52,12 +52,11 @@ def make_distiller(
         return Distiller(config, backbone, objective, source.class_names, channels, {"data": _told(source)}, execution)
 
     if statistics is not None:
-        where = str(statistics) if isinstance(statistics, (str, os.PathLike)) else "statistics"
         if not isinstance(statistics, ClassStatistics):
             statistics = ClassStatistics.load(statistics)
-        check_made_with(statistics, backbone, where)
+        check_made_with(statistics, backbone)
         if source is not None:
-            check_made_of(statistics, source, where)
+            check_made_of(statistics, source)
     else:
         if source is None:
             raise InputError(
@@ -87,36 +86,38 @@ def _cluster_centers(statistics: ClassStatistics, ipc: int) -> Tensor:
     return centers
 
 
-def check_made_with(statistics: ClassStatistics, backbone: Backbone, where: str) -> None:
+def check_made_with(statistics: ClassStatistics, backbone: Backbone) -> None:
     """Raise ``InputError`` unless this very backbone made the statistics, at this input size, as far as they say."""
     made_with = statistics.provenance.get("backbone", {})
     if statistics.dim != backbone.num_features:
         raise InputError(
-            f"{where}: has {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}"
+            f"{statistics.where}: has {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}"
         )
     for key in ("fingerprint", "input_size", "resize", "mean", "std"):
         now = backbone.describe()[key]
         if made_with.get(key, now) != now:
             raise InputError(
-                f"{where}: made with {made_with.get('name')!r}, {key} {made_with[key]}; {backbone.name!r} has {now}"
+                f"{statistics.where}: made with {made_with.get('name')!r}, {key} {made_with[key]}; {backbone.name!r} has {now}"
             )
 
 
-def check_made_of(statistics: ClassStatistics, source: ImageSource, where: str) -> None:
+def check_made_of(statistics: ClassStatistics, source: ImageSource) -> None:
     """Raise ``InputError`` where the statistics say that they were made of another data set than ``source``."""
     made_of = statistics.provenance
     names, known = statistics.class_names or source.class_names, len(source)
     if names != source.class_names:
         raise InputError(
-            f"{where}: made of {made_of.get('data')!r} with {len(names)} classes, {source.name} has {len(source.class_names)} "
+            f"{statistics.where}: made of {made_of.get('data')!r} with {len(names)} classes, {source.name} has {len(source.class_names)} "
             f"(they differ in {sorted(set(names) ^ set(source.class_names))[:6] or 'order'}); make them anew"
         )
     if known and made_of.get("images", known) != known:
-        raise InputError(f"{where}: made of {made_of['images']} images, {source.name} has {known}; make them anew")
+        raise InputError(
+            f"{statistics.where}: made of {made_of['images']} images, {source.name} has {known}; make them anew"
+        )
     here = source.fingerprint()
     if here and (made_of.get("fingerprint") or here) != here:
         raise InputError(
-            f"{where}: made of {made_of.get('data')!r}, {source.name} holds other images of the same classes; make them anew"
+            f"{statistics.where}: made of {made_of.get('data')!r}, {source.name} holds other images of the same classes; make them anew"
         )
 
 
