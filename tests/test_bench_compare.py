@@ -74,6 +74,9 @@ OURS = row("sfm_fast cpu", 1, 1)
         ([{**OURS, "peak_bytes": 1011}, row()], {"tolerance": 0.02}, "bytes", "unchanged"),
         ([{**OURS, "peak_bytes": 900}, row()], {}, "bytes", "improved"),
         ([{**OURS, "flops": 6000}, row()], {}, "flops", "regression"),
+        ([{**OURS, "flops": 0}, row()], {}, "flops", "regression"),  # eager formulas count as nothing
+        ([{**OURS, "flops": None}, row()], {}, "flops", "regression"),
+        ([{**OURS, "peak_bytes": 0}, row()], {}, "bytes", "regression"),
         ([OURS, row(low=3.0, high=3.41)], {}, "ratio", "regression"),  # 3.42 is 3.8 less 10 %
         ([OURS, row(low=3.0, high=3.43)], {}, "ratio", "unchanged"),
         ([OURS, row(low=3.0, high=3.41)], {"time_tolerance": 0.2}, "ratio", "unchanged"),
@@ -91,6 +94,18 @@ def test_verdicts_on_result_files(head, limits, kind, verdict):
     assert verdict in found[kind]
     bad = [name for names in found.values() for name in names if name == "regression"]
     assert bool(bad) == (verdict == "regression")
+
+
+def test_a_count_of_nothing_is_told_in_whichever_direction():
+    nothing = result({**OURS, "flops": 0}, row())
+    for base, head in ((result(), nothing), (nothing, result())):
+        changes, _ = compare.compare_files(base, head, compare.Limits(tolerance=10))
+        (change,) = (each for each in changes if each.kind == "flops")
+        assert change.verdict == "regression"
+        assert "nothing was counted" in change.note
+    for kind in ("bytes", "flops", "instructions"):
+        assert compare.judge(kind, "x", 0, 0, 0.01).verdict == "unchanged"
+    assert compare.judge("kernels", "spills", 3, 0, 0.01).verdict == "improved"
 
 
 def test_other_environments_compare_no_times():
@@ -306,7 +321,7 @@ WEIGHTS = "    block_weights(problem, mine, i0, i1, j0, j1, cosine);\n"
 TWICE = "    block_weights(problem, mine, i0, i0 + (i1 - i0) * 2 / 3, j0, j1, cosine);\n"
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_a_slowed_kernel(checkout, monkeypatch, capsys):
     monkeypatch.chdir(checkout)
     commit(checkout, "csrc/cpu/pair_alignment.cpp", WEIGHTS, TWICE + WEIGHTS)
@@ -342,7 +357,7 @@ def test_a_slowed_kernel(checkout, monkeypatch, capsys):
     assert change.change > 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_an_extra_matrix_of_all_pairs(checkout, monkeypatch, capsys):
     monkeypatch.chdir(checkout)
     commit(

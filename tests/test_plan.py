@@ -70,8 +70,15 @@ def test_predicted_peaks_are_the_measured_ones(options, execution):
     check(replace(CONFIG, **options), backbone, source, statistics, execution)
 
 
-@pytest.mark.parametrize(("name", "size"), [("vit_tiny_patch16_224", 64), ("resnet18", 64), ("efficientnet_lite0", 96)])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("name", "size", "precision"),
+    [
+        *((name, 64, precision) for name in ("vit_tiny_patch16_224", "resnet18") for precision in ("fp32", "bf16")),
+        ("efficientnet_lite0", 96, "fp32"),
+        # Minutes on processors without bfloat16 instructions.
+        pytest.param("efficientnet_lite0", 96, "bf16", marks=pytest.mark.soak),
+    ],
+)
 @pytest.mark.parametrize("grad_checkpointing", [False, True])
 def test_other_backbones(tmp_path, name, size, precision, grad_checkpointing):
     import timm

@@ -151,7 +151,7 @@ print("all operations ran")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 def test_address_and_undefined_behaviour(tmp_path):
     compiler = shutil.which("g++")
     if compiler is None:
