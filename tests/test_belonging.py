@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,7 +21,9 @@ from sfm_fast.cli.main import main
 from sfm_fast.data.backbones import load_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.distill.config import DistillConfig
+from sfm_fast.distill.export import SyntheticSet
 from sfm_fast.distill.prepare import make_distiller
+from sfm_fast.probe.evaluate import Evaluator, ProbeConfig
 from sfm_fast.probe.features import class_statistics
 
 
@@ -100,13 +103,16 @@ def test_statistics_of_a_backbone_at_another_size(tmp_path):
     small, large = (load_backbone("test_resnet", weights, image_size=size) for size in (32, 64))
     made = class_statistics(source, small, progress=False)
     assert small.fingerprint == large.fingerprint
-    with pytest.raises(InputError, match="statistics: made with 'test_resnet', input_size 32; 'test_resnet' has 64"):
+    with pytest.raises(
+        InputError,
+        match=r"statistics: made with 'test_resnet' \(input size 32\), the backbone is 'test_resnet' \(input size 64\)",
+    ):
         make_distiller(DistillConfig(steps=1), large, None, made)
     made.save(tmp_path / "s.safetensors")
-    with pytest.raises(InputError, match=r"s\.safetensors: made with 'test_resnet', input_size 32"):
+    with pytest.raises(InputError, match=r"s\.safetensors: made with 'test_resnet' \(input size 32\)"):
         make_distiller(DistillConfig(steps=1), large, None, tmp_path / "s.safetensors")
     made.provenance["backbone"]["mean"] = [0.1, 0.1, 0.1]
-    with pytest.raises(InputError, match=r"made with 'test_resnet', mean \[0.1"):
+    with pytest.raises(InputError, match=r"made with 'test_resnet' \(mean \[0.1"):
         make_distiller(DistillConfig(steps=1), small, None, made)
 
 
@@ -165,3 +171,40 @@ def test_a_class_without_images_is_named_before_the_pass():
     source.batches = lambda *_: pytest.fail("read")
     with pytest.raises(InputError, match=r"class 9 \('Ankle boot'\) has no images"):
         class_statistics(source, load_backbone(), progress=False)
+
+
+def test_images_of_another_size_or_other_classes_are_not_evaluated(tmp_path):
+    weights = tmp_path / "w.safetensors"
+    torch.manual_seed(0)
+    save_file(timm.create_model("test_resnet", pretrained=False).state_dict(), weights)
+    data = write(tmp_path / "d")
+    options = ["--data", str(data), "--workers", "0", "--backbone", "test_resnet", "--checkpoint", str(weights)]
+    assert distill(*options, "--image-size", "32", "--out", tmp_path / "run") == 0
+    synthetic = SyntheticSet.load(tmp_path / "run")
+    test = open_dataset(str(data), "test", workers=0)
+    config = ProbeConfig(seeds=1, epochs=1, views=1)
+    large = Evaluator(load_backbone("test_resnet", weights, image_size=64), test, config=config, progress=False)
+    with pytest.raises(
+        InputError, match=r"synthetic: distilled on 'test_resnet' \(input size 32\), the distilling backbone is"
+    ):
+        large.evaluate_synthetic(synthetic)
+    same = Evaluator(load_backbone("test_resnet", weights, image_size=32), test, config=config, progress=False)
+    same.evaluate_synthetic(synthetic)
+    with pytest.raises(InputError, match=r"synthetic: its 3 classes are not the test set's 3 \(they differ in order\)"):
+        same.evaluate_synthetic(replace(synthetic, class_names=synthetic.class_names[::-1]))
+    evaluate = [
+        "eval",
+        str(tmp_path / "run"),
+        *options,
+        "--references",
+        "",
+        "--seeds",
+        "1",
+        "--epochs",
+        "1",
+        "--views",
+        "1",
+        "--quiet",
+    ]
+    assert main([*evaluate, "--image-size", "64"]) == 1
+    assert main([*evaluate, "--image-size", "32"]) == 0

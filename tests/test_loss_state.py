@@ -304,3 +304,22 @@ def test_emptied_and_loaded_again():
 def test_on_the_meta_device():
     module = sfm_fast.FlowAlignmentLoss(torch.empty(10, 64, device="meta"), alignment="pair", groups=GROUPS.to("meta"))
     assert module(torch.empty(10, 64, device="meta")).shape == ()
+
+
+def test_buffers_broadcast_by_ddp(tmp_path):
+    features, centers, labels = inputs()
+    module = sfm_fast.FlowAlignmentLoss(centers, alignment="pair", groups=GROUPS)
+    expected = module(features, labels)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'rendezvous'}", rank=0, world_size=1)
+    try:
+        model = torch.nn.ModuleDict({"net": torch.nn.Linear(64, 64, bias=False), "loss": module})
+        torch.nn.init.eye_(model["net"].weight)
+        model.forward = lambda z, y: model["loss"](model["net"](z), y)
+        parallel = torch.nn.parallel.DistributedDataParallel(model)
+        for _ in range(3):
+            loss = parallel(features, labels)
+            torch.testing.assert_close(loss, expected)
+            loss.backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    assert torch.equal(module.groups, GROUPS)

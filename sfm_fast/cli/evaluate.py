@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from ..data.backbones import check_recorded
 from ..distill.export import SyntheticSet
 from ..errors import InputError
 from ..probe.cache import FeatureCache
@@ -110,12 +111,12 @@ def run(args: argparse.Namespace) -> None:
     cache = FeatureCache(args.cache)
     distilling = common.open_backbone(args)
     for path, synthetic in sets.items():
-        made_with = synthetic.metadata.get("backbone", {})
-        if made_with.get("fingerprint", distilling.fingerprint) != distilling.fingerprint:
+        try:
+            check_recorded(synthetic.metadata.get("backbone", {}), distilling, f"{path}: distilled on", "--backbone")
+        except InputError as error:
             raise InputError(
-                f"{path}: distilled on {made_with.get('name')!r} ({made_with['fingerprint']}), --backbone is {distilling.name!r} "
-                f"({distilling.fingerprint}); name the distilling one there, and another to test on as --eval-backbone"
-            )
+                f"{error}; name the distilling one there, and another to test on as --eval-backbone"
+            ) from None
     evaluating = common.open_evaluating_backbone(args) or distilling
     test = common.open_data(args, args.test_split)
     trains = classifier is None and modes != ["probe"]

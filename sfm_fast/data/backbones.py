@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +93,30 @@ class Backbone:
             "std": self.std.tolist(),
             "precision": self.precision,
         }
+
+
+# What must agree for features to be the same, and what messages call it.
+_RECORDED = {
+    "fingerprint": "weights",
+    "input_size": "input size",
+    "resize": "resize",
+    "num_features": "features",
+    "mean": "mean",
+    "std": "std",
+}
+
+
+def check_recorded(record: Mapping[str, Any], backbone: Backbone, told: str, role: str) -> None:
+    """Raise ``InputError`` unless ``record``, an earlier ``Backbone.describe()``, is of this very ``backbone``, as far as it says.
+
+    told: begins the message, such as "statistics: made with". role: what the message calls ``backbone``.
+    """
+    for key, words in _RECORDED.items():
+        ours = backbone.describe()[key]
+        if record.get(key, ours) != ours:
+            raise InputError(
+                f"{told} {record.get('name')!r} ({words} {record[key]}), {role} is {backbone.name!r} ({words} {ours})"
+            )
 
 
 def load_backbone(

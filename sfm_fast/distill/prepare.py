@@ -7,7 +7,7 @@ import os
 
 from torch import Tensor
 
-from ..data.backbones import Backbone
+from ..data.backbones import Backbone, check_recorded
 from ..data.sources import ImageSource
 from ..errors import InputError
 from ..probe.features import class_statistics
@@ -88,17 +88,12 @@ def _cluster_centers(statistics: ClassStatistics, ipc: int) -> Tensor:
 
 def check_made_with(statistics: ClassStatistics, backbone: Backbone) -> None:
     """Raise ``InputError`` unless this very backbone made the statistics, at this input size, as far as they say."""
-    made_with = statistics.provenance.get("backbone", {})
     if statistics.dim != backbone.num_features:
         raise InputError(
             f"{statistics.where}: has {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}"
         )
-    for key in ("fingerprint", "input_size", "resize", "mean", "std"):
-        now = backbone.describe()[key]
-        if made_with.get(key, now) != now:
-            raise InputError(
-                f"{statistics.where}: made with {made_with.get('name')!r}, {key} {made_with[key]}; {backbone.name!r} has {now}"
-            )
+    made_with = statistics.provenance.get("backbone", {})
+    check_recorded(made_with, backbone, f"{statistics.where}: made with", "the backbone")
 
 
 def check_made_of(statistics: ClassStatistics, source: ImageSource) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.backbones import Backbone
+from ..data.backbones import Backbone, check_recorded
 from ..data.sources import ImageSource
 from ..data.transforms import ImageTransform
 from ..distill.export import SyntheticSet
@@ -140,7 +140,21 @@ class Evaluator:
     def evaluate_synthetic(
         self, synthetic: SyntheticSet, *, modes: Sequence[str] | None = None
     ) -> list[dict[str, Any]]:
-        """Rows of a distilled set: ``images`` is "sfm" or "lgm", ``method`` says which kind of it."""
+        """Rows of a distilled set: ``images`` is "sfm" or "lgm", ``method`` says which kind of it.
+
+        Raises ``InputError`` where it was distilled on another backbone than the distilling one, or has other classes than the data.
+        """
+        check_recorded(
+            synthetic.metadata.get("backbone", {}),
+            self.distilling,
+            "synthetic: distilled on",
+            "the distilling backbone",
+        )
+        if synthetic.class_names != self.class_names:
+            differ = sorted(set(synthetic.class_names) ^ set(self.class_names))[:6] or "order"
+            raise InputError(
+                f"synthetic: its {len(synthetic.class_names)} classes are not the test set's {self.num_classes} (they differ in {differ})"
+            )
         method = synthetic.metadata.get("config", {}).get("method", "synthetic")
         rows = self.evaluate(method.split("-")[0], synthetic.images, synthetic.labels, modes=modes)
         return [row | {"method": method} for row in rows]

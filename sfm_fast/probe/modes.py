@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..data.backbones import Backbone
+from ..data.backbones import Backbone, check_recorded
 from ..errors import InputError
 from .classifier import accuracy
 from .heads import Classifier, LinearMap, Projector
@@ -167,12 +167,7 @@ def check_classifier(
 ) -> None:
     """Raise ``InputError`` unless ``classifier`` takes features of ``phi``, the distilling backbone, and tells ``class_names``."""
     made_with = classifier.metadata.get("backbone") or {}
-    for key, ours in (("fingerprint", phi.fingerprint), ("input_size", phi.input_size)):
-        if made_with.get(key, ours) != ours:
-            raise InputError(
-                f"{argument}: trained on features of {made_with.get('name')!r} ({key} {made_with[key]}), "
-                f"the distilling backbone is {phi.name!r} ({key} {ours})"
-            )
+    check_recorded(made_with, phi, f"{argument}: trained on features of", "the distilling backbone")
     if classifier.in_features != phi.num_features:
         raise InputError(
             f"{argument}: takes {classifier.in_features} features, the distilling backbone {phi.name!r} gives {phi.num_features}"
