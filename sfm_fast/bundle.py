@@ -40,6 +40,7 @@ from .data.backbones import Backbone
 from .data.weights import check_storable
 from .distill.export import SyntheticSet, to_bytes
 from .errors import InputError
+from .files import expand
 from .probe.heads import Classifier, LinearMap, Projector, compose
 
 VIEWS = 200
@@ -177,7 +178,7 @@ class Bundle(PhotoClassifier):
             config = config_of(kept, dtype) | {"files": {name: describe_file(place / name) for name in details}}
             write_texts(place, config, details)
         self.sizes = config["sizes"]
-        if files and os.path.realpath(source) == os.path.realpath(Path(folder).expanduser()):
+        if files and os.path.realpath(source) == os.path.realpath(expand(folder, "folder")):
             self._stored = (source, config["files"])  # what it was loaded from is this now
 
     @classmethod
@@ -194,7 +195,7 @@ class Bundle(PhotoClassifier):
 
         Raises ``InputError`` naming the file that is missing, damaged or of a later format, or the backbone that is another one.
         """
-        place = Path(folder).expanduser()
+        place = expand(folder, "bundle")
         config = read_config(place)
         classifier, projector = load_heads(place, config)
         bundle = cls(

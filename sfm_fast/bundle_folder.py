@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InputError
+from .files import expand, parse_json
 
 FORMAT = "sfm_fast.bundle"
 CONFIG, README, IMAGES, CLASSIFIER, PROJECTOR, WEIGHTS = (
@@ -34,7 +34,7 @@ def check_bundle_folder(folder: str | os.PathLike[str], argument: str = "folder"
     """
     if not str(folder):
         raise InputError(f"{argument} must be a folder, got an empty name")
-    place = Path(os.path.realpath(Path(folder).expanduser()))
+    place = Path(os.path.realpath(expand(folder, argument)))
     if place.exists() and not place.is_dir():
         raise InputError(f"{argument} {folder}: is a file, wanted a folder")
     if place.is_dir():
@@ -57,7 +57,7 @@ def check_bundle_folder(folder: str | os.PathLike[str], argument: str = "folder"
 
 def _is_bundle(place: Path) -> bool:
     try:
-        return str(json.loads((place / CONFIG).read_text(encoding="utf-8"))["file_format"]).startswith(FORMAT + "/")
+        return str(parse_json((place / CONFIG).read_text(encoding="utf-8"))["file_format"]).startswith(FORMAT + "/")
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return False
 

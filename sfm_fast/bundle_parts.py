@@ -171,8 +171,10 @@ def read_images(path: str | os.PathLike[str], classes: int) -> tuple[Tensor, Ten
     """What `save_images` wrote; raises ``InputError`` naming the file where it holds anything else."""
     tensors, metadata = load_tensors(path)
     pixels, labels = tensors.get("images"), tensors.get("labels")
-    if metadata.get("file_format") != IMAGES_FORMAT or pixels is None or labels is None or pixels.ndim != 4:
+    if metadata.get("file_format") != IMAGES_FORMAT or pixels is None or labels is None:
         raise InputError(f"{path}: damaged, or no images of a bundle")
+    if pixels.ndim != 4 or pixels.dtype != torch.uint8 or pixels.shape[-1] not in (1, 3) or not pixels.numel():
+        raise InputError(f"{path}: damaged (images {tuple(pixels.shape)} {pixels.dtype})")
     check_labels(f"{path}: labels", labels, len(pixels), classes)
     return pixels, labels
 

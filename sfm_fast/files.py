@@ -48,6 +48,14 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
             temporary.unlink(missing_ok=True)
 
 
+def expand(path: str | os.PathLike[str], argument: str) -> Path:
+    """``path`` with '~' as the home folder; raises ``InputError`` naming ``argument`` where there is none."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise InputError(f"{argument} {path}: no home folder is known here for '~'; write the folder out") from error
+
+
 def check_free_space(folder: Path, needed_bytes: int) -> None:
     """Raise ``InputError`` where ``folder`` is missing, or its disk has less than ``needed_bytes`` free."""
     if not folder.is_dir():

@@ -619,7 +619,7 @@ DAMAGE = {
     "no names": ("bundle.json", edit(class_names=None), "damaged bundle (class_names is None)"),
     "channels": ("bundle.json", edit(channels=2), "damaged bundle (channels is 2)"),
     "no backbone": ("bundle.json", edit(evaluating_backbone={"name": "x"}), "evaluating_backbone has no fingerprint"),
-    "accuracy": ("bundle.json", edit(accuracy={"x": 0.9}), "damaged bundle (accuracy of 'x' is 0.9)"),
+    "accuracy": ("bundle.json", edit(accuracy={"x": 0.9}), "damaged bundle (accuracy: x is 0.9)"),
     "no files": ("bundle.json", edit(files={}), "names no classifier.safetensors"),
     "other names": ("bundle.json", edit(class_names=["a"] * 10), "don't fit together"),
     "deep": ("bundle.json", lambda path: path.write_text("[" * 100_000), "bundle.json: damaged bundle"),
@@ -631,8 +631,8 @@ DAMAGE = {
     "made synthetic": ("bundle.json", edit(made={"synthetic": "x"}), "damaged bundle (made: synthetic is 'x'"),
     "made top1": ("bundle.json", edit(made={"classifier": {"test_top1": "x"}}), "made: classifier: test_top1 is 'x'"),
     "sizes": ("bundle.json", edit(sizes=[1]), "damaged bundle (sizes[0] is 1)"),
-    "accuracies": ("bundle.json", edit(accuracy={"a": "b"}), "damaged bundle (accuracy of 'a' is 'b')"),
-    "top1": ("bundle.json", edit(accuracy={"a": {"top1": "b", "images": 1}}), "accuracy of 'a': top1 is 'b'"),
+    "accuracies": ("bundle.json", edit(accuracy={"a": "b"}), "damaged bundle (accuracy: a is 'b')"),
+    "top1": ("bundle.json", edit(accuracy={"a": {"top1": "b", "images": 1}}), "accuracy: a: top1 is 'b'"),
 }
 
 BACKBONE_DAMAGE = {

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+from tests_data import write_image_folder
 
 from sfm_fast import InputError, files
 
@@ -116,3 +117,40 @@ def test_equal_contents_are_equal_files(tmp_path):
     one, other = (files.load_tensors(tmp_path / names[i]) for i in (0, -1))
     assert (tmp_path / names[0]).read_bytes() == (tmp_path / names[-1]).read_bytes()
     assert one[1] == other[1] == {name: {"é": [1, "\udce4"]} for name in names}
+
+
+def test_no_home_folder_is_one_line(monkeypatch):
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does without HOME and without a passwd entry
+    with pytest.raises(InputError, match=r"^--out ~/x: no home folder is known"):
+        files.expand("~/x", "--out")
+    assert str(files.expand("x", "--out")) == "x"
+
+
+SAME = """
+import sys
+from sfm_fast.cli.main import main
+for argv in (
+    ["stats", "--data", "images", "--out", "stats"],
+    ["distill", "--data", "images", "--stats", "stats", "--steps", "3", "--size", "8", "--out", "run", "--average-last", "1"],
+    ["classifier", "--data", "images", "--validation", "0", "--weight-decay", "0.1", "--out", "classifier"],
+    ["bundle", "run", "--classifier", "classifier", "--out", "bundle", "--eval-backbone", "fashion_cnn", "--views", "2"],
+):
+    assert main([*argv, "--quiet", "--threads", "1"]) == 0
+"""
+
+
+def test_the_same_run_in_two_processes_is_the_same_files(tmp_path):
+    found = []
+    for place in (tmp_path / "one", tmp_path / "other"):
+        place.mkdir()
+        write_image_folder(place / "images", per_class=2)
+        subprocess.run([sys.executable, "-c", SAME], cwd=place, check=True, stdout=subprocess.DEVNULL)
+        results = [
+            *place.glob("*/**/*.safetensors"),
+            *place.glob("run/**/*.png"),
+            place / "stats",
+            place / "classifier",
+        ]
+        found.append({str(path.relative_to(place)): path.read_bytes() for path in results})
+    assert len(found[0]) >= 9
+    assert [name for name in found[0] if found[0][name] != found[1].get(name)] == []

@@ -5,13 +5,18 @@ Data: Xiao, Rasul and Vollgraf, "Fashion-MNIST" (arXiv 1708.07747), MIT licence,
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import os
 import struct
+import zlib
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+
+from ..errors import InputError
+from ..files import expand
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -48,7 +53,7 @@ def read_idx(path: Path) -> np.ndarray:
     try:
         with opener(path, "rb") as file:
             data = file.read()
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise ValueError(f"{path}: damaged gzip file ({error})") from error
     if len(data) < 8:
         raise ValueError(f"{path}: {len(data)} bytes are too few for an IDX header")
@@ -60,7 +65,7 @@ def read_idx(path: Path) -> np.ndarray:
         )
     header = 4 + 4 * dims
     shape = struct.unpack(f">{dims}i", data[4:header])
-    if len(data) - header != int(np.prod(shape)):
+    if min(shape) < 0 or len(data) - header != int(np.prod(shape, dtype=object)):
         raise ValueError(f"{path}: header says {shape}, but {len(data) - header} bytes follow it")
     return np.frombuffer(data, dtype=np.uint8, offset=header).reshape(shape).copy()
 
@@ -72,9 +77,13 @@ def find_folder(folder: str | os.PathLike[str] | None = None) -> Path:
     Raises ``FileNotFoundError`` that lists where it looked and how to get the data.
     """
     if folder is not None:
-        places = [Path(folder).expanduser()]
+        places = [expand(folder, "folder")]
     else:
-        places = [Path(p).expanduser() for p in (os.environ.get(ENVIRONMENT_VARIABLE), *SEARCHED_FOLDERS) if p]
+        named = os.environ.get(ENVIRONMENT_VARIABLE)
+        places = [expand(named, f"${ENVIRONMENT_VARIABLE}")] if named else []
+        for usual in SEARCHED_FOLDERS:
+            with contextlib.suppress(InputError):  # without a home folder it isn't there
+                places.append(expand(usual, "folder"))
     for place in places:
         if _idx_file(place, "train", "images-idx3-ubyte", must_exist=False) is not None:
             return place

@@ -58,7 +58,13 @@ class IterateAverage:
             )
 
     def _take(self, mean: Tensor, count: Tensor, pyramid: Tensor, steps_done: int) -> None:
-        if mean.shape != pyramid.shape or not mean.isfinite().all() or count.numel() != 1 or int(count) < 1:
+        if (
+            mean.shape != pyramid.shape
+            or not mean.isfinite().all()
+            or count.dtype != torch.int64
+            or count.numel() != 1
+            or int(count) < 1
+        ):
             raise InputError(
                 f"average {tuple(mean.shape)} of {count.tolist()} steps for a pyramid {tuple(pyramid.shape)}"
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import load_tensors, save_tensors
+from ..schema import check
 from .average import IterateAverage
 from .config import DistillConfig
 from .images import SyntheticImages
@@ -20,6 +21,14 @@ from .optimiser import PyramidAdam
 
 FORMAT = "sfm_fast.checkpoint/2"
 _STATE = ("pyramid", "exp_avg", "exp_avg_sq")
+_METADATA = {
+    "config": dict,
+    "provenance": dict,
+    "step": int,
+    "micro_batch": int,
+    "micro_batch_asked?": (int, lambda value: value == "auto"),
+    "live_levels": int,
+}
 
 
 def save_checkpoint(
@@ -65,10 +74,12 @@ def load_checkpoint(
         raise InputError(
             f"{path}: not a checkpoint of this package (format {metadata.get('file_format')!r}, wanted {FORMAT!r})"
         )
+    check(path, metadata, _METADATA, "checkpoint")
+    made_with = metadata["provenance"]
+    step, micro_batch, live = (metadata[name] for name in ("step", "micro_batch", "live_levels"))
     try:
-        stored, made_with = DistillConfig.from_dict(metadata["config"]), dict(metadata["provenance"])
-        step, micro_batch, live = (int(metadata[name]) for name in ("step", "micro_batch", "live_levels"))
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        stored = DistillConfig.from_dict(metadata["config"])
+    except (TypeError, ValueError) as error:
         raise InputError(f"{path}: damaged checkpoint ({type(error).__name__}: {error})") from error
     difference = config.difference(stored)
     if difference:
@@ -81,15 +92,26 @@ def load_checkpoint(
     if not 1 <= live <= len(images.sizes) or step < 0:
         raise InputError(f"{path}: damaged checkpoint ({live} levels for {len(images.sizes)} sizes, step {step})")
     adam_steps = tensors.get("adam_steps", torch.tensor(-1))
-    if adam_steps.numel() != 1 or not 0 <= int(adam_steps) <= step or micro_batch < 1:
+    if (
+        adam_steps.dtype != torch.int64
+        or adam_steps.numel() != 1
+        or not 0 <= int(adam_steps) <= step
+        or micro_batch < 1
+    ):
         raise InputError(f"{path}: damaged checkpoint (adam_steps {adam_steps.tolist()}, micro-batch {micro_batch})")
     images.allocate(live)
     optimiser.restart()
     optimiser.steps = int(adam_steps)
     for name, flat in zip(_STATE, optimiser.state, strict=True):
         stored_flat = tensors.get(name)
-        if stored_flat is None or stored_flat.shape != flat.shape or not stored_flat.isfinite().all():
-            raise InputError(f"{path}: damaged checkpoint ({name} is missing, not finite or of another shape)")
+        if (
+            stored_flat is None
+            or (stored_flat.shape, stored_flat.dtype) != (flat.shape, flat.dtype)
+            or not stored_flat.isfinite().all()
+        ):
+            raise InputError(
+                f"{path}: damaged checkpoint ({name} is missing, not finite, or of another shape or dtype)"
+            )
         flat.copy_(stored_flat)
     try:
         average.restore(tensors, images.pyramid.data, step)

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from ..errors import InputError, require_package
 from ..files import load_tensors, save_tensors, write_atomically
+from ..schema import BACKBONE, NAMES, check
 
 FORMAT = "sfm_fast.synthetic/1"
+_METADATA = {"class_names": NAMES, "backbone?": BACKBONE, "config?": {"method?": str}}
 
 
 @dataclass
@@ -50,15 +52,21 @@ class SyntheticSet:
         tensors, metadata = load_tensors(path)
         if metadata.pop("file_format", None) != FORMAT or not {"images", "labels"} <= tensors.keys():
             raise InputError(f"{path}: not a synthetic set of this package")
-        images, labels, names = tensors["images"], tensors["labels"], metadata.pop("class_names", None)
-        whole = images.ndim == 4 and images.is_floating_point() and len(images) and images.isfinite().all()
-        if not whole or labels.shape != images.shape[:1] or labels.dtype != torch.int64 or not isinstance(names, list):
+        check(path, metadata, _METADATA, "synthetic set")
+        images, labels, names = tensors["images"], tensors["labels"], metadata.pop("class_names")
+        whole = images.ndim == 4 and images.is_floating_point() and images.numel() and images.isfinite().all()
+        if (
+            not whole
+            or images.shape[1] not in (1, 3)
+            or labels.shape != images.shape[:1]
+            or labels.dtype != torch.int64
+        ):
             raise InputError(
                 f"{path}: damaged synthetic set (images {tuple(images.shape)}, labels {tuple(labels.shape)})"
             )
         if labels.min() < 0 or labels.max() >= len(names):
             raise InputError(f"{path}: damaged synthetic set (labels beyond its {len(names)} classes)")
-        return cls(images, labels, names, metadata)
+        return cls(images.float(), labels, names, metadata)
 
 
 def to_bytes(images: Tensor) -> Tensor:
@@ -67,8 +75,8 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def folder_name(label: int, name: str, num_classes: int) -> str:
-    """'03_Dress': the number keeps the order of labels for trainers that sort folders; odd characters become '_'."""
-    return f"{label:0{len(str(num_classes - 1))}d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)}"
+    """'03_Dress': the number keeps the order of labels for trainers that sort folders; odd characters become '_', and a long name is cut."""
+    return f"{label:0{len(str(num_classes - 1))}d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)[:200]}"
 
 
 def save_png(path: str | os.PathLike[str], image: Tensor) -> None:
@@ -114,7 +122,8 @@ def grid(images: Tensor, columns: int, scale: int = 1, gap: int = 2) -> Tensor:
 def save_grid(
     path: str | os.PathLike[str], images: Tensor, labels: Tensor, classes: Sequence[str], most: int = 20
 ) -> None:
-    """One PNG, a row per image index and a column per class (the first ``most`` classes), enlarged to be looked at."""
-    per_class = [images[labels == c][:10] for c in range(min(len(classes), most))]
+    """One PNG, a row per image index and a column per class that has images (the first ``most`` of these), enlarged to be looked at."""
+    shown = [c for c in range(len(classes)) if (labels == c).any()][:most]
+    per_class = [images[labels == c][:10] for c in shown]
     ordered = torch.cat([torch.stack([group[row] for group in per_class]) for row in range(min(map(len, per_class)))])
     save_png(path, grid(ordered, len(per_class), scale=max(1, 64 // images.shape[-1])))

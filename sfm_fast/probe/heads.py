@@ -12,8 +12,18 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import load_tensors, save_tensors
+from ..schema import BACKBONE, NAMES, check
 
 CLASSIFIER_FORMAT, PROJECTOR_FORMAT = "sfm_fast.classifier/1", "sfm_fast.projector/1"
+# What is read of their metadata, here and in a bundle.
+CLASSIFIER_METADATA = {
+    "backbone?": (BACKBONE, None),
+    "images?": int,
+    "test_top1?": (float, None),
+    "test_data?": (str, None),
+}
+PROJECTOR_METADATA = {"phi?": (BACKBONE, None), "psi?": (BACKBONE, None), "penalty?": (float, None), "blends?": bool}
+_MEASURED = ("seconds", "feature_seconds")  # not in the files: equal results shall be equal files
 
 
 @dataclass
@@ -54,13 +64,13 @@ class Projector(LinearMap):
         """Write a safetensors file, atomically; raises ``InputError`` as of `check_metadata`."""
         check_metadata(self.metadata)
         save_tensors(
-            path, {"weight": self.weight, "bias": self.bias}, {"file_format": PROJECTOR_FORMAT, **self.metadata}
+            path, {"weight": self.weight, "bias": self.bias}, {"file_format": PROJECTOR_FORMAT, **_kept(self.metadata)}
         )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Projector:
         """Read what `save` wrote; raises ``InputError`` that says what is wrong with a file."""
-        weight, bias, metadata = _load(path, PROJECTOR_FORMAT, "projector")
+        weight, bias, metadata = _load(path, PROJECTOR_FORMAT, PROJECTOR_METADATA, "projector")
         return cls(weight, bias, metadata)
 
 
@@ -77,15 +87,16 @@ class Classifier(LinearMap):
         save_tensors(
             path,
             {"weight": self.weight, "bias": self.bias},
-            {"file_format": CLASSIFIER_FORMAT, "class_names": self.class_names, **self.metadata},
+            {"file_format": CLASSIFIER_FORMAT, "class_names": self.class_names, **_kept(self.metadata)},
         )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Classifier:
         """Read what `save` wrote; raises ``InputError`` that says what is wrong with a file."""
-        weight, bias, metadata = _load(path, CLASSIFIER_FORMAT, "classifier")
-        names = metadata.pop("class_names", None)
-        if not isinstance(names, list) or len(names) != len(bias):
+        wanted = {"class_names": NAMES, **CLASSIFIER_METADATA}
+        weight, bias, metadata = _load(path, CLASSIFIER_FORMAT, wanted, "classifier")
+        names = metadata.pop("class_names")
+        if len(names) != len(bias):
             raise InputError(f"{path}: damaged classifier ({len(bias)} outputs, class names {str(names)[:80]})")
         return cls(weight, bias, names, metadata)
 
@@ -104,11 +115,18 @@ def compose(outer: LinearMap, inner: LinearMap) -> LinearMap:
     return LinearMap(outer.weight @ inner.weight, outer.weight @ inner.bias + outer.bias)
 
 
-def _load(path: str | os.PathLike[str], wanted: str, what: str) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def _kept(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in metadata.items() if name not in _MEASURED}
+
+
+def _load(
+    path: str | os.PathLike[str], wanted: str, spec: dict[str, Any], what: str
+) -> tuple[Tensor, Tensor, dict[str, Any]]:
     tensors, metadata = load_tensors(path)
     found = metadata.pop("file_format", None)
     if found != wanted or not {"weight", "bias"} <= tensors.keys():
         raise InputError(f"{path}: no {what} of this package (format {found!r}, wanted {wanted!r})")
+    check(path, metadata, spec, what)
     weight, bias = tensors["weight"].float(), tensors["bias"].float()
     if weight.ndim != 2 or bias.shape != weight.shape[:1] or not (weight.isfinite().all() and bias.isfinite().all()):
         raise InputError(f"{path}: damaged {what} (weight {tuple(weight.shape)}, bias {tuple(bias.shape)})")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,14 @@ import torch
 
 from .. import files
 from ..errors import InputError
+from ..schema import check
 
 BASELINE_FORMAT = "sfm_fast gate baseline 1"
 RECORDS_FORMAT = "sfm_fast gate 1"
+_BASELINE = {
+    "format": lambda value: value == BASELINE_FORMAT,
+    "values": {str: {"value": lambda value: type(value) in (int, float) and value >= 0, "unit": str, "torch": str}},
+}
 UPDATED = "updated"  # the verdict of a value that shall be written
 
 
@@ -23,22 +26,10 @@ def read_baseline(path: Path) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != BASELINE_FORMAT:
-            raise ValueError(f"format {content['format']!r}, wanted {BASELINE_FORMAT!r}")
-        values: dict[str, dict[str, Any]] = content["values"]
-        for name, entry in values.items():
-            right = (
-                isinstance(entry["value"], (int, float))
-                and not isinstance(entry["value"], bool)
-                and 0 <= entry["value"] < math.inf  # which nan isn't
-                and isinstance(entry["unit"], str)
-                and isinstance(entry["torch"], str)
-            )
-            if not right:
-                raise ValueError(f"entry {name!r}")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        content = files.parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged, or not a baseline of performance_gate ({error})") from error
+    values: dict[str, dict[str, Any]] = check(path, content, _BASELINE, "baseline of performance_gate")["values"]
     return values
 
 

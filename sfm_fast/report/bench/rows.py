@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import InputError
+from ...files import parse_json
 
 FORMAT = "sfm_fast bench 1"
 SUITES = ("losses", "images", "step", "loading", "scaling", "startup")
@@ -21,6 +21,7 @@ _NUMBERS = (*_TIMES, "first_seconds", "peak_bytes", "absolute_bytes", "extra_byt
             "copy_fraction", "matmul_fraction", "images", "classes", "dim", "ipc", "views", "steps")  # fmt: skip
 _NAMES = ("alignment", "metric", "dtype", "precision", "backbone", "image_size", "channels", "canvas", "size", "varied")
 # What stands before a step and stays after it; a step's own memory is the rest.
+_MOST = 1e30  # beyond any seconds, bytes and operations, and far enough from infinity to compute with
 STANDING = ("parameters", "pyramid", "adam")
 
 
@@ -31,8 +32,8 @@ def read_result(path: str | os.PathLike[str]) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: can't be read ({error})") from error
     try:
-        value = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        value = parse_json(text)
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: no JSON ({error})") from error
     return check_result(value, str(path))
 
@@ -73,7 +74,11 @@ def _check_row(row: Any, name: str) -> None:
     spread = row.get("ratio")
     if spread is not None:
         wanted = ("median", "low", "high")
-        if not isinstance(spread, dict) or not all(_is_amount(spread.get(key)) for key in wanted):
+        if (
+            not isinstance(spread, dict)
+            or not all(_is_amount(spread.get(key)) for key in wanted)
+            or not spread["median"]
+        ):
             raise InputError(f"{name}: key 'ratio': wanted {wanted}, got {spread!r}")
     parts = row.get("by_category")
     if parts is not None and not (isinstance(parts, dict) and all(_is_amount(value) for value in parts.values())):
@@ -81,7 +86,7 @@ def _check_row(row: Any, name: str) -> None:
 
 
 def _is_amount(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _MOST
 
 
 def of_suite(rows: Iterable[Row], suite: str) -> list[Row]:
