@@ -13,11 +13,13 @@ from typing import Any
 from sfm_fast.errors import InputError
 from sfm_fast.report.bench.rows import is_ours
 from sfm_fast.report.tables import text_table
+from sfm_fast.testing.gate import FELL_TO_NOTHING
 
 REGRESSION, INCONCLUSIVE, UNCHANGED, IMPROVED = "regression", "inconclusive", "unchanged", "improved"
 ONLY_BASE, ONLY_HEAD, DIFFERS, NOT_COMPARED = "only in base", "only in head", "results differ", "not compared"
 ORDER = (REGRESSION, INCONCLUSIVE, DIFFERS, ONLY_BASE, NOT_COMPARED, ONLY_HEAD, IMPROVED, UNCHANGED)
 KINDS = ("bytes", "flops", "instructions", "kernels", "times")
+COUNTED = ("bytes", "flops", "instructions")  # of which a side has none only where its work isn't counted
 UNITS = {"times": "s", "bytes": "bytes", "library": "bytes"}
 
 
@@ -60,13 +62,16 @@ def judge(
     slack: float = 0,
     more_is_worse: bool = True,
 ) -> Change:
-    """Worse by more than ``tolerance`` (a fraction) of the base and ``slack`` (absolute) is a regression."""
+    """Worse by more than ``tolerance`` (a fraction) of the base and ``slack`` (absolute) is a regression; so is a count of nothing."""
     allowed = tolerance * abs(base) + slack
     worse = head - base if more_is_worse else base - head
     verdict = REGRESSION if worse > allowed else IMPROVED if worse < -allowed else UNCHANGED
+    note = ""
+    if kind in COUNTED and bool(base) != bool(head):  # of no use as a measure, in whichever direction
+        verdict, note = REGRESSION, FELL_TO_NOTHING
     change = (head - base) / base if base else (0.0 if head == base else None)
     limit = (allowed if more_is_worse else -allowed) / base if base else 0.0
-    return Change(kind, quantity, base, head, verdict, change, limit)
+    return Change(kind, quantity, base, head, verdict, change, limit, note)
 
 
 def judge_all(
@@ -119,11 +124,17 @@ def compare_files(
         else:
             for kind, field in (("bytes", "peak_bytes"), ("flops", "flops")):
                 # What a baseline takes is no concern of ours; torch changes it.
-                if alike and kind in kinds and is_ours(key[2]) and field in old and field in new:
-                    found.append(judge(kind, name, old[field], new[field], limits.tolerance))
+                if alike and kind in kinds and is_ours(key[2]):
+                    before_it, after_it = (_counted(name, row.get(field)) for row in (old, new))
+                    judged = judge_all(kind, before_it, after_it, limits)
+                    found += [each for each in judged if each.verdict != NOT_COMPARED]
             if not differing and "times" in kinds and not (old["first"] or new["first"]):
                 found += _ratio_change(name, old, new, limits.time_tolerance)
     return found, notes
+
+
+def _counted(name: str, value: float | None) -> dict[str, float | str]:
+    return {name: "not counted" if value is None else value}
 
 
 def _release(environment: dict[str, Any]) -> list[str]:

@@ -18,6 +18,7 @@ from .gate_files import UPDATED, read_baseline
 from .paired import FAILED, INCONCLUSIVE, PASSED, Comparison, check_options, compare, rounds_of
 from .perf import Ratio
 
+FELL_TO_NOTHING = "nothing was counted, so what took its place may be work that isn't counted; compare times instead"
 POLICIES = ("skip", "fail", "pass")
 
 
@@ -115,7 +116,8 @@ class Gate:
     def unchanged(self, name: str, value: float, *, tolerance: float = 0.01, unit: str = "") -> None:
         """Assert that a deterministic ``value`` is at most ``tolerance`` (a fraction) above the one that the baseline file holds.
 
-        Less passes and is reported as an improvement. Raises ``InputError`` where the file is damaged or the unit is another
+        Less passes and is reported as an improvement, but nothing at all where there was something fails: what took its place
+        may be work that isn't counted. Raises ``InputError`` where the file is damaged or the unit is another
         one, AssertionError where the value grew or the file doesn't know ``name``; ``--gate-update`` writes it.
         """
         __tracebackhide__ = True
@@ -141,6 +143,10 @@ class Gate:
             raise InputError(f"unit of {name!r} is {unit!r}, {self.baseline} has {known['unit']!r}")
         limit = known["value"]
         text = f"{measured}, baseline {limit:,}"
+        if not value and limit:
+            text += f": {FELL_TO_NOTHING}; where it is truly gone, --gate-update"
+            self._note("unchanged", name, FAILED, text, value, limit, unit)
+            raise AssertionError(f"{name}: {text}")
         grown = value > limit * (1 + tolerance)
         if value != limit:
             text += f" ({_percent(value, limit)})"
@@ -157,7 +163,7 @@ class Gate:
     def flops(self, function: Callable[[], Any]) -> int:
         """Floating-point operations of the matrix products, convolutions and attention in ``function()``, by torch's formulas.
 
-        The package's own C++ ops count as nothing: use `instructions` for them.
+        Element-wise work, sums, and the package's own C++ ops count as nothing: use `instructions` or `ratio` for them.
         """
         from ..distill.tracker import Tracker
 
