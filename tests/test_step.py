@@ -372,6 +372,8 @@ def test_bad_execution(options, message):
 
 def test_other_errors_are_not_out_of_memory(backbone, statistics):
     assert is_out_of_memory(MemoryError())
+    assert is_out_of_memory(RuntimeError("could not create a primitive"))  # what `ulimit -v` does to oneDNN
+    assert is_out_of_memory(RuntimeError("Resource temporarily unavailable"))  # and to a new thread
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
 
     def run(views):

@@ -13,17 +13,22 @@ from ..errors import InputError
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
+# How torch and the libraries under it say it: oneDNN can't make a primitive, and a thread's stack finds no place.
+_SAID = (
+    "allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "out of memory",
+    "ALLOC_FAILED",
+    "could not create a primitive",
+    "could not create a memory",
+    "Resource temporarily unavailable",
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether torch, CUDA or Python ran out of memory."""
-    text = str(error)
-    return (
-        isinstance(error, (MemoryError, torch.OutOfMemoryError))
-        or "allocate memory" in text
-        or "not enough memory" in text
-        or "bad_alloc" in text
-        or "out of memory" in text
-        or "ALLOC_FAILED" in text
-    )
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(words in str(error) for words in _SAID)
 
 
 def free_memory(device: torch.device) -> int:
