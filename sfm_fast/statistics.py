@@ -23,7 +23,8 @@ _METADATA = {
         "channels?": lambda value: type(value) is int and value in (1, 3),
         "data?": str,
         "images?": int,
-        "fingerprint?": (str, None),
+        "fingerprint?": str,
+        "split?": str,
     },
 }
 

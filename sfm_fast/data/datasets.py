@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, require_package
+from ..files import expand
 from . import fashion_mnist
-from .files import open_files
+from .folders import open_files
 from .layout import kind_of_split
 from .sources import ArraySource, ImageSource, IterableSource, MapSource
 
@@ -47,7 +48,7 @@ def open_dataset(
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
     if spec.startswith(TIMM_PREFIXES):
         return _timm(spec, root, split, channels, num_classes, workers)
-    path = Path(spec).expanduser()
+    path = expand(spec, "data")
     if path.is_dir():
         return open_files(path, split, channels, workers)
     if path.is_file() and path.suffix == ".tar":

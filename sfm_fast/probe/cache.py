@@ -17,7 +17,7 @@ from ..checks import check_features, check_labels
 from ..data.backbones import Backbone
 from ..data.sources import ImageSource
 from ..errors import InputError
-from ..files import load_tensors, save_tensors
+from ..files import expand, load_tensors, save_tensors
 from .features import dataset_features
 
 FORMAT = "sfm_fast.features/1"
@@ -37,7 +37,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
-        self.folder = None if folder is None else Path(folder).expanduser()
+        self.folder = None if folder is None else expand(folder, "cache")
         self._kept: dict[str, tuple[Tensor, Tensor]] = {}
         self._streams: dict[int, ImageSource] = {}
         if self.folder is None:
