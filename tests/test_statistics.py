@@ -157,5 +157,7 @@ def test_damaged_cluster_centers_are_named(centers, tmp_path):
         ClassStatistics.load(path)
     for names in ("ab", 2, ["a"]):
         sfm_fast.files.save_tensors(path, tensors, metadata | {"class_names": names})
-        with pytest.raises(InputError, match=r"s\.safetensors: damaged statistics \((2 classes, class names|class_names is)"):
+        with pytest.raises(
+            InputError, match=r"s\.safetensors: damaged statistics \((2 classes, class names|class_names is)"
+        ):
             ClassStatistics.load(path)
