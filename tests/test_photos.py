@@ -113,6 +113,8 @@ def forms():
     yield "palette", few, few.convert("RGB")
     yield "palette with transparency", with_transparency, few.convert("RGB")
     yield "CMYK", colour.convert("CMYK"), colour
+    yield "LAB", colour.convert("LAB"), colour.convert("LAB").convert("RGB")
+    yield "YCbCr", colour.convert("YCbCr"), colour.convert("YCbCr").convert("RGB")
     yield "grey with alpha", Image.merge("LA", (grey, alpha)), grey
     yield "grey palette", grey_palette, grey_palette.convert("RGB").convert("L")
     yield "16 bit", deep, grey

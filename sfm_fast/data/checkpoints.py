@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..files import load_tensors
+from ..files import read_safetensors
 
 _HEAD_PREFIXES = ("head.", "fc.", "classifier.", "head_dist.")
 _MOCO_V3 = "base_encoder."  # beside "momentum_encoder." and "predictor."; main_moco.py of facebookresearch/moco-v3
@@ -34,7 +34,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Of a torch file these are the tensors in tables, in tables of tables, and in whole modules; other objects are left aside.
     """
     if str(path).endswith(".safetensors"):
-        return load_tensors(path)[0]
+        return read_safetensors(path)[0]
     state = dict(_tensors(_load(path)))
     if not state:
         raise InputError(f"checkpoint {path}: holds no weights")
