@@ -14,6 +14,7 @@ from ..errors import InputError, require_package
 
 # Drawings, films and containers of science: Pillow knows the endings and reads no pixels, or needs another program for it.
 _NO_PHOTOS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
+_ORIENTATION = 0x0112  # a tag of EXIF
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 
@@ -76,7 +77,8 @@ def plain(image: Any) -> Any:
         image.load()
         deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
         with contextlib.suppress(Exception):  # EXIF data that can't be read turn nothing; the pixels may be sound
-            image = ImageOps.exif_transpose(image)
+            if image.getexif().get(_ORIENTATION, 1) != 1:  # which saves a copy of most
+                image = ImageOps.exif_transpose(image)
         if deep:  # convert("L") would clip 16 bits to white
             image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
         elif image.mode in ("I", "F"):
@@ -84,11 +86,16 @@ def plain(image: Any) -> Any:
         if image.mode in ("P", "PA"):
             # Through RGBA: a palette's transparent entries may be bytes, which convert("RGB") warns about or misreads.
             return image.convert("RGBA").convert("L" if is_grey(image) else "RGB")
-        return image.convert("L" if is_grey(image) else "RGB")
+        return as_mode(image, "L" if is_grey(image) else "RGB")
     except InputError:
         raise
     except Exception as error:  # an image opened lazily is decoded here; some modes have no way to RGB
         raise InputError(f"unreadable image ({error})") from error
+
+
+def as_mode(image: Any, mode: str) -> Any:
+    """``image`` in ``mode``, itself where it is in it."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def is_grey(image: Any) -> bool:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from .decoder import plain
+from .decoder import as_mode, plain
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's convert("L")
 MOST_ASPECT = 50  # longer strips are refused: their shorter side resized to 224, 1 x 60000 pixels would be gigabytes
@@ -46,7 +46,7 @@ class ImageTransform:
         from PIL import Image
 
         _check_shape(*image.size)
-        image = plain(image).convert("L" if self.channels == 1 else "RGB")
+        image = as_mode(plain(image), "L" if self.channels == 1 else "RGB")
         width, height = image.size
         scale = self.resize / min(width, height)
         target = (max(self.resize, round(width * scale)), max(self.resize, round(height * scale)))
@@ -82,7 +82,7 @@ class ImageTransform:
 
 def to_floats(pixels: Tensor) -> Tensor:
     """uint8 0..255 -> float32 0..1; floats as they are."""
-    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
+    return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
 
 
 def match_channels(images: Tensor, channels: int) -> Tensor:
