@@ -132,7 +132,7 @@ def test_lgm_goes_on_with_the_same_images_wherever_they_are(data, tmp_path, caps
     shutil.copy(tmp_path / "second" / "train" / "cow" / "0.png", victim)
     capsys.readouterr()
     assert lgm("second", 4) == 1
-    assert "made with another data ('12 images of 3 classes, " in capsys.readouterr().err
+    assert "made with other data ('12 images of 3 classes, " in capsys.readouterr().err
 
 
 def test_long_tails(tmp_path, capsys):

@@ -88,7 +88,7 @@ def load_checkpoint(
         )
     for name, value in made_with.items():
         if provenance.get(name) != value:
-            raise InputError(f"{path}: made with another {name} ({value!r}, now {provenance.get(name)!r})")
+            raise InputError(f"{path}: made with other {name} ({value!r}, now {provenance.get(name)!r})")
     if not 1 <= live <= len(images.sizes) or step < 0:
         raise InputError(f"{path}: damaged checkpoint ({live} levels for {len(images.sizes)} sizes, step {step})")
     adam_steps = tensors.get("adam_steps", torch.tensor(-1))
