@@ -177,6 +177,7 @@ def test_fingerprints_of_data_sets():
     assert from_iterable(Random(), NAMES, 1).fingerprint() == ""
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of torch's half-made loader
 def test_no_worker_processes_to_be_had(monkeypatch):
     def refuse(*_):
         raise OSError(38, "Function not implemented")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from ..errors import InputError, require_package
 from .decoder import is_grey
+from .loader import ReadItems, read_batches, unreadable
 from .samples import image_and_label, read_sample, singles
 from .transforms import ImageTransform, to_floats
 
@@ -143,7 +143,7 @@ class MapSource(ImageSource):
             try:
                 grey += self._is_grey(index)
             except Exception as error:  # data sets raise anything
-                raise _unreadable(self.describe(index), error) from error
+                raise unreadable(self.describe(index), error) from error
         self.told = "grey" if places and grey == len(places) else "in colour"
         if 0 < grey < len(places):
             self.told += f" ({grey} of {len(places)} images looked at are grey)"
@@ -159,9 +159,9 @@ class MapSource(ImageSource):
     def _loader(
         self, indices: Sequence[int], batch_size: int, transform: ImageTransform
     ) -> Iterator[tuple[Tensor, Tensor]]:
-        view = _View(self.dataset, indices, transform, self.describe, self.class_names)
+        view = ReadItems(self.dataset, indices, transform, self.describe, self.class_names)
         workers = self.workers if len(indices) > batch_size else 0
-        for batch in _worked(view, batch_size, workers, self.name):
+        for batch in read_batches(view, batch_size, workers, self.name):
             if isinstance(batch, str):  # errors travel as text: an exception would come back with a worker's traceback
                 raise InputError(batch)
             pixels, labels = batch
@@ -243,7 +243,7 @@ class IterableSource(ImageSource):
             except InputError:
                 raise
             except Exception as error:  # data sets raise anything
-                raise _unreadable(f"{self.name}: item {position}", error) from error
+                raise unreadable(f"{self.name}: item {position}", error) from error
             try:
                 parts = singles(item)
                 for part in parts:
@@ -309,68 +309,3 @@ def _in_order(iterable: Iterable[Any]) -> Iterable[Any]:
     raise InputError(
         f"a DataLoader with a {type(drawn).__name__} may draw other images in every pass; give its data set (loader.dataset)"
     )
-
-
-class _View(torch.utils.data.Dataset):
-    def __init__(
-        self,
-        dataset: Any,
-        indices: Sequence[int],
-        transform: ImageTransform,
-        describe: Callable[[int], str],
-        class_names: Sequence[str],
-    ) -> None:
-        self.dataset, self.indices, self.transform, self.describe = dataset, indices, transform, describe
-        self.class_names = class_names
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, place: int) -> tuple[Tensor, int] | str:
-        index = int(self.indices[place])
-        try:
-            return read_sample(self.dataset[index], self.transform, self.class_names)
-        except Exception as error:  # data sets raise anything
-            return str(_unreadable(self.describe(index), error))
-
-
-def _unreadable(where: str, error: Exception) -> InputError:
-    reason = str(error) if isinstance(error, InputError) else f"unreadable image ({error})"
-    return InputError(f"{where}: {' '.join(reason.split())}")
-
-
-def _collate(samples: list[tuple[Tensor, int] | str]) -> tuple[np.ndarray, np.ndarray] | str:
-    """Arrays, not tensors: between processes a tensor takes /dev/shm, of which containers have 64 MB, an array a pipe."""
-    for sample in samples:
-        if isinstance(sample, str):
-            return sample
-    pairs = [sample for sample in samples if not isinstance(sample, str)]
-    images = [image for image, _ in pairs]
-    if any(image.dtype != torch.uint8 for image in images):
-        images = [to_floats(image) for image in images]
-    return torch.stack(images).numpy(), np.array([label for _, label in pairs], dtype=np.int64)
-
-
-def _worked(view: _View, batch_size: int, workers: int, name: str) -> Iterator[Any]:
-    """The view's batches, by ``workers`` processes where the system has what these need."""
-
-    def loader(workers: int) -> Iterator[Any]:
-        return iter(torch.utils.data.DataLoader(view, batch_size, num_workers=workers, collate_fn=_collate))
-
-    try:
-        batches = loader(workers)
-    except OSError as error:  # no semaphores, no more processes
-        warnings.warn(
-            f"{name}: no worker processes can be started ({error.strerror}); images are read by this one",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        batches = loader(0)
-    try:
-        yield from batches
-    except RuntimeError as error:
-        if "worker" not in str(error):
-            raise
-        raise InputError(
-            f"{name}: a process that reads images ended ({str(error).splitlines()[0]}); out of memory? Try fewer (--workers 0: none)"
-        ) from error

@@ -1,0 +1,83 @@
+"""Items of a data set read by other processes, batch by batch: without /dev/shm, started in any way, an error for whatever goes wrong."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from .samples import read_sample
+from .transforms import ImageTransform, to_floats
+
+
+class ReadItems(torch.utils.data.Dataset):
+    """Items ``indices`` of a data set as (pixels, class number), or the text of what is wrong with one."""
+
+    def __init__(
+        self,
+        dataset: Any,
+        indices: Sequence[int],
+        transform: ImageTransform,
+        describe: Callable[[int], str],
+        class_names: Sequence[str],
+    ) -> None:
+        self.dataset, self.indices, self.transform, self.describe = dataset, indices, transform, describe
+        self.class_names = class_names
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, int] | str:
+        index = int(self.indices[place])
+        try:
+            return read_sample(self.dataset[index], self.transform, self.class_names)
+        except Exception as error:  # data sets raise anything
+            return str(unreadable(self.describe(index), error))
+
+
+def unreadable(where: str, error: Exception) -> InputError:
+    """One line that names the item and says what is wrong with it."""
+    reason = str(error) if isinstance(error, InputError) else f"unreadable image ({error})"
+    return InputError(f"{where}: {' '.join(reason.split())}")
+
+
+def _collate(samples: list[tuple[Tensor, int] | str]) -> tuple[np.ndarray, np.ndarray] | str:
+    """Arrays, not tensors: between processes a tensor takes /dev/shm, of which containers have 64 MB, an array a pipe."""
+    for sample in samples:
+        if isinstance(sample, str):
+            return sample
+    pairs = [sample for sample in samples if not isinstance(sample, str)]
+    images = [image for image, _ in pairs]
+    if any(image.dtype != torch.uint8 for image in images):
+        images = [to_floats(image) for image in images]
+    return torch.stack(images).numpy(), np.array([label for _, label in pairs], dtype=np.int64)
+
+
+def read_batches(view: ReadItems, batch_size: int, workers: int, name: str) -> Iterator[Any]:
+    """The view's batches, by ``workers`` processes where the system has what these need."""
+
+    def loader(workers: int) -> Iterator[Any]:
+        return iter(torch.utils.data.DataLoader(view, batch_size, num_workers=workers, collate_fn=_collate))
+
+    try:
+        batches = loader(workers)
+    except OSError as error:  # no semaphores, no more processes
+        warnings.warn(
+            f"{name}: no worker processes can be started ({error.strerror}); images are read by this one",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+        batches = loader(0)
+    try:
+        yield from batches
+    except RuntimeError as error:
+        if "worker" not in str(error):
+            raise
+        raise InputError(
+            f"{name}: a process that reads images ended ({str(error).splitlines()[0]}); out of memory? Try fewer (--workers 0: none)"
+        ) from error
