@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 
 class InputError(ValueError):
-    """Bad input: the message names the argument or file, what it got and what it wants."""
+    """Bad input: the message names the argument or file, what it got and what it wants, in one line whatever it quotes."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(re.sub(r"\s*[\r\n]+\s*", " ", str(message)).strip())
 
 
 def require_package(module: str, purpose: str, extra: str) -> None:

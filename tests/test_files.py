@@ -154,3 +154,8 @@ def test_the_same_run_in_two_processes_is_the_same_files(tmp_path):
         found.append({str(path.relative_to(place)): path.read_bytes() for path in results})
     assert len(found[0]) >= 9
     assert [name for name in found[0] if found[0][name] != found[1].get(name)] == []
+
+
+def test_an_error_is_one_line_whatever_it_quotes():
+    assert str(InputError("a\nb:\r\n   c\n")) == "a b: c"
+    assert str(InputError(ValueError("x\ny"))) == "x y"

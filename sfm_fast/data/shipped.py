@@ -61,7 +61,7 @@ def read_shipped(
         model = build_shipped(architecture)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         # InputError is a ValueError; timm's models raise any of these for an argument that makes no sense.
-        raise InputError(f"checkpoint {path}: its architecture can't be built ({error})") from error
+        raise InputError(f"checkpoint {path}: its architecture can't be built ({str(error)[:200]})") from error
     for key in ("mean", "std"):
         values = metadata[key]
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
