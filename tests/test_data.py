@@ -182,7 +182,7 @@ def test_match_channels():
         ("nowhere", "train", "no folder"),
         ("embedded", "val", "split must be"),
         ("", "train", "empty name"),
-        ("torch/nothing", "train", "can't be opened"),
+        ("torch/nothing", "train", "needs the folder its files are kept in"),
     ],
 )
 def test_bad_specs(spec, split, message):

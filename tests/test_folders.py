@@ -48,9 +48,9 @@ def classes(root, split="train"):
 SPLITS = {
     "Train": "train", "Training": "train", "train_images": "train", "TrainSet": "train", "seg_train": "train", "train2017": "train",
     "ILSVRC2012_img_train": "train", "trainset": "train", "my-training-data": "train", "Test": "test", "TESTING": "test",
-    "test-images": "test", "asl_alphabet_test": "test", "valid": "val", "Validation": "val", "val2017": "val", "dev": "val",
+    "test-images": "test", "asl_alphabet_test": "test", "valid": "val", "Validation": "val", "val2017": "val", "eval": "val",
     "trainer": None, "restrain": None, "contest": None, "latest": None, "medieval": None, "train_test": None, "cats": None,
-    "validators": None, "images": None,
+    "validators": None, "images": None, "dev": None,
 }  # fmt: skip
 
 
@@ -315,3 +315,85 @@ def test_a_fingerprint_is_of_the_contents(tmp_path):
     assert second != first
     os.rename(root / "train/b", root / "train/c")
     assert read(root).fingerprint() not in (first, second)
+
+
+def test_the_folder_that_is_named_may_be_a_split_itself(tmp_path, monkeypatch):
+    for name in ("test", "Val", "train_images", "my_test"):
+        write(tmp_path / name, "a", "b")
+    assert classes(tmp_path / "test", "test") == classes(tmp_path / "Val", "test") == {"a": 2, "b": 2}
+    assert classes(tmp_path / "train_images") == {"a": 2, "b": 2}
+    with pytest.raises(InputError, match=r"test: no train split \(it is a test split by its own name\)"):
+        read(tmp_path / "test")
+    # A word in a longer name decides nothing; either way training and test images are never the same.
+    assert classes(tmp_path / "my_test") == {"a": 2, "b": 2}
+    with pytest.raises(InputError, match="no test split"):
+        read(tmp_path / "my_test", "test")
+    monkeypatch.chdir(tmp_path / "test")
+    assert classes(".", "test") == {"a": 2, "b": 2}
+    with pytest.raises(InputError, match="no train split"):
+        read(".")
+
+
+def test_splits_inside_of_classes_are_refused(tmp_path):
+    write(tmp_path / "d", "a/train", "a/test", "b/train", "b/test")
+    with pytest.raises(InputError, match=r"splits lie inside of its folders \(a/test\); wanted train/CLASS"):
+        read(tmp_path / "d")
+    write(tmp_path / "e", "train/a/old", "train/b/train", "train/b/test")
+    assert classes(tmp_path / "e") == {"a": 2, "b": 4}
+
+
+def test_another_split_beside_the_training_images(tmp_path):
+    for name in ("holdout", "eval"):
+        write(tmp_path / name, "train/a", "train/b", f"{name}/a", f"{name}/b", each=1)
+        write(tmp_path / name, f"{name}/a", each=3)
+        assert classes(tmp_path / name) == {"a": 1, "b": 1}
+        assert classes(tmp_path / name, name) == {"a": 3, "b": 1}
+    assert classes(tmp_path / "eval", "test") == {"a": 3, "b": 1}
+
+
+def test_a_split_of_one_class_is_not_looked_through(tmp_path):
+    write(tmp_path, "train/cat/1", "train/cat/2", "train/dog/1", "test/cat/1", "test/cat/2")
+    assert classes(tmp_path) == {"cat": 4, "dog": 2}
+    assert classes(tmp_path, "test") == {"cat": 4}
+    write(tmp_path / "images", "train/images/a", "train/images/b")
+    assert classes(tmp_path / "images") == {"a": 2, "b": 2}
+
+
+def test_an_empty_class_in_an_archive_is_named(tmp_path):
+    write(tmp_path / "d", "a", "b")
+    (tmp_path / "d" / "c").mkdir()
+    with pytest.raises(InputError, match=r"train\.tar/c: this class folder holds no images"):
+        read(pack(tmp_path / "d", tmp_path / "train.tar"))
+
+
+def test_links_to_folders_in_archives_are_named(tmp_path):
+    write(tmp_path / "d", "a", "b")
+    os.symlink("a", tmp_path / "d" / "c")
+    archive = pack(tmp_path / "d", tmp_path / "train.tar")
+    with pytest.raises(InputError, match="c is a link to a folder; pack the archive with links followed"):
+        read(archive)
+    with tarfile.open(archive, "w") as file:  # without entries of the folders themselves
+        for name in ("a/0.png", "b/0.png", "c"):
+            file.add(tmp_path / "d" / name, arcname=name)
+    with pytest.raises(InputError, match="c is a link to a folder"):
+        read(archive)
+
+
+def test_links_to_nothing_that_are_no_images(tmp_path):
+    write(tmp_path / "d", "train/a", "train/b")
+    for name in ("a/README", "a/.hidden.png", "notes.txt"):
+        os.symlink("nowhere", tmp_path / "d" / "train" / name)
+    for root in (tmp_path / "d", pack(tmp_path / "d" / "train", tmp_path / "train.tar")):
+        assert classes(root) == {"a": 2, "b": 2}
+        assert "2 links to nothing" in read(root).told
+
+
+def test_very_deep_folders(tmp_path):
+    deep = "/".join(["x"] * 150)
+    with tarfile.open(tmp_path / "train.tar", "w") as file:
+        file.addfile(tarfile.TarInfo(f"a/{deep}/0.png"))
+    with pytest.raises(InputError, match="more than 100 folders deep"):
+        read(tmp_path / "train.tar")
+    write(tmp_path / "d", f"train/a/{deep}", "train/b")
+    with pytest.raises(InputError, match="more than 100 deep"):
+        read(tmp_path / "d")

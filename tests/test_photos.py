@@ -14,7 +14,7 @@ from tests_data import everything
 from sfm_fast import Bundle, InputError
 from sfm_fast.data.backbones import load_backbone
 from sfm_fast.data.datasets import open_dataset
-from sfm_fast.data.decoder import endings, open_image
+from sfm_fast.data.decoder import endings, open_image, plain
 from sfm_fast.data.photos import photo_batches
 from sfm_fast.data.sources import from_iterable
 from sfm_fast.data.transforms import ImageTransform
@@ -172,3 +172,21 @@ def test_damaged_exif_data_turn_nothing(tmp_path):
 def test_endings_are_those_of_photos():
     assert {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"} <= endings()
     assert not {".pdf", ".mpg", ".h5", ".eps", ".txt", ""} & endings()
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["L", "I;16", "P", "RGB", "RGBA", "CMYK"])
+def test_tiffs_are_the_same_by_path_and_by_bytes(tmp_path, mode, orientation, compression):
+    values = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+    image = Image.fromarray(values[..., 0].astype(np.uint16) << 8) if mode == "I;16" else Image.fromarray(values)
+    image = image if mode == "I;16" else image.quantize(9) if mode == "P" else image.convert(mode)
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    path = tmp_path / "x.tif"
+    image.save(path, exif=exif, compression=compression)
+    by_bytes = np.asarray(open_image(io.BytesIO(path.read_bytes())))
+    assert by_bytes.shape[:2] == ((30, 40) if orientation < 5 else (40, 30))
+    assert np.array_equal(np.asarray(open_image(path)), by_bytes)
+    with Image.open(path) as opened:
+        assert np.array_equal(np.asarray(plain(opened)), by_bytes)

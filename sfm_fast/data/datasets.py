@@ -51,9 +51,11 @@ def open_dataset(
     path = expand(spec, "data")
     if path.is_dir():
         return open_files(path, split, channels, workers)
-    if path.is_file() and path.suffix == ".tar":
+    if path.is_file() and path.suffix.lower() == ".tar":
         return open_files(_archive_of(path, split), split, channels, workers)
-    if path.is_file() and path.name.lower().endswith((".zip", ".tgz", ".tar.gz", ".tar.xz", ".tar.bz2", ".tar.zst")):
+    if path.is_file() and path.name.lower().endswith(
+        (".zip", ".tgz", ".tbz2", ".txz", ".gz", ".xz", ".bz2", ".zst", ".7z", ".rar")
+    ):
         raise InputError(f"data: {spec!r} is compressed: unpack it into a folder, or into a plain .tar")
     raise InputError(f"data: {spec!r} is no folder or .tar file here; wanted {HELP}")
 
@@ -96,6 +98,8 @@ def _timm(
     import timm.data
 
     name = f"{spec}/{split}"
+    if spec.startswith("torch/") and root is None:
+        raise InputError(f"{spec}: needs the folder its files are kept in (root, --data-root)")
     timm_split = "validation" if split == "test" and spec.startswith(("hfds/", "hfids/", "wds/", "tfds/")) else split
     try:
         dataset: Any = timm.data.create_dataset(spec, root=root, split=timm_split, is_training=False, download=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,16 @@ def endings() -> frozenset[str]:
 
     known = Image.registered_extensions()
     return frozenset(ending for ending, kind in known.items() if kind in Image.OPEN and kind not in _NO_PHOTOS)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """What files are taken for, whatever they are called: the usual ones first."""
+    from PIL import Image
+
+    Image.init()
+    usual = ("JPEG", "PNG", "WEBP")
+    return (*usual, *(kind for kind in Image.OPEN if kind not in _NO_PHOTOS and kind not in usual))
 
 
 def open_image(file: str | os.PathLike[str] | IO[bytes]) -> Any:
@@ -57,8 +68,10 @@ def _opened(file: str | os.PathLike[str] | IO[bytes]) -> Iterator[Any]:
         if not Path(file).is_file():
             raise InputError("no such file")
     try:
-        with Image.open(file) as image:
-            yield image
+        with contextlib.ExitStack() as stack:
+            if isinstance(file, (str, os.PathLike)):
+                file = stack.enter_context(open(file, "rb"))
+            yield stack.enter_context(Image.open(file, formats=_formats()))
     except InputError:
         raise
     except Exception as error:  # Pillow raises half a dozen kinds on damaged files
@@ -74,7 +87,7 @@ def plain(image: Any) -> Any:
     from PIL import Image, ImageOps
 
     try:
-        image.load()
+        _load(image)
         deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
         with contextlib.suppress(Exception):  # EXIF data that can't be read turn nothing; the pixels may be sound
             if image.getexif().get(_ORIENTATION, 1) != 1:  # which saves a copy of most
@@ -91,6 +104,18 @@ def plain(image: Any) -> Any:
         raise
     except Exception as error:  # an image opened lazily is decoded here; some modes have no way to RGB
         raise InputError(f"unreadable image ({error})") from error
+
+
+def _load(image: Any) -> None:
+    """Decode, but not by mapping the file into memory: Pillow then cuts the rows of TIFFs that are turned at the wrong places."""
+    name = getattr(image, "filename", "")
+    if name:
+        image.filename = ""
+    try:
+        image.load()
+    finally:
+        if name:
+            image.filename = name
 
 
 def as_mode(image: Any, mode: str) -> Any:

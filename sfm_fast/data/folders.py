@@ -15,23 +15,26 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from .decoder import header_is_grey, open_image
-from .layout import Entry, Listing, Split, Tree, find_split, is_hidden
+from .decoder import endings, header_is_grey, open_image
+from .layout import Entry, Listing, Split, Tree, ending, find_split, is_hidden, kind_of_split
 from .sources import DIGESTED, MapSource, evenly_spaced
 
 _BLOCK = 512
+DEEPEST = 100  # folders in folders
 
 
 class FolderTree(Tree):
     """A folder on the disk. Links are followed, but not in circles."""
 
     def __init__(self, path: Path, above: tuple[tuple[int, int], ...] = ()) -> None:
-        super().__init__(path.name, str(path))
+        super().__init__(Path(os.path.abspath(path)).name, str(path))
         self.path, self._above = path, above
 
     @cached_property
     def listing(self) -> Listing:
         found = Listing()
+        if len(self._above) > DEEPEST:
+            raise InputError(f"{self.path}: folders in folders, more than {DEEPEST} deep")
         try:
             here = os.stat(self.path)
             above = (*self._above, (here.st_dev, here.st_ino))
@@ -53,6 +56,8 @@ class FolderTree(Tree):
                 found.folders[entry.name] = FolderTree(self.path / entry.name, above)
         elif entry.is_file():
             found.files[entry.name] = entry.path
+        elif entry.is_symlink() and ending(entry.name) not in endings():
+            found.left_out["links to nothing"] += 1
         elif entry.is_symlink():
             raise InputError(f"{entry.path}: a link to nothing; remove it, or mend it")
         else:
@@ -78,16 +83,22 @@ class ArchiveTree(Tree):
     def listing(self) -> Listing:
         return self._listing
 
-    def put(self, parts: Sequence[str], member: Member) -> None:
-        """Add a file, its folders made as needed."""
+    def put(self, parts: Sequence[str], member: Member | None) -> None:
+        """Add a file, or with None a folder; the folders around it are made as needed."""
+        if not parts:
+            return
         if is_hidden(parts[0]):
-            self._listing.left_out["hidden"] += 1
-        elif len(parts) == 1:
+            self._listing.left_out["hidden"] += member is not None
+        elif len(parts) == 1 and member is not None:
             self._listing.files[parts[0]] = member
         else:
             child = self._listing.folders.setdefault(parts[0], ArchiveTree(parts[0], f"{self.told}/{parts[0]}"))
             assert isinstance(child, ArchiveTree)
             child.put(parts[1:], member)
+
+    def leave_out(self, reason: str) -> None:
+        """Count what is left out."""
+        self._listing.left_out[reason] += 1
 
 
 class ImageFiles:
@@ -172,24 +183,41 @@ def read_archive(path: Path) -> ArchiveTree:
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise InputError(f"{path}: damaged or no plain .tar archive ({error})") from error
     _check_end(path, end)
-    tree = ArchiveTree(path.name, str(path))
+    tree = ArchiveTree(kind_of_split(path.stem) or path.stem, str(path))
     by_name = {_normal(member.name): member for member in members}
     for member in members:
         parts = [part for part in _normal(member.name).split("/") if part]
+        if len(parts) > DEEPEST:
+            raise InputError(f"{path}: {member.name[:80]}… lies more than {DEEPEST} folders deep")
         target: tarfile.TarInfo | None = member
         for _ in range(8):  # links to links; more of them are a circle
             if target is None or not (target.islnk() or target.issym()):
                 break
             beside = posixpath.dirname(target.name) if target.issym() else ""
-            target = by_name.get(_normal(posixpath.join(beside, target.linkname)))
+            where = _normal(posixpath.join(beside, target.linkname))
+            if where not in by_name and any(name.startswith(f"{where}/") for name in by_name):
+                raise InputError(
+                    f"{path}: {member.name} is a link to a folder; pack the archive with links followed (tar -h)"
+                )
+            target = by_name.get(where)
+        hidden = any(is_hidden(part) for part in parts)
         if target is None or target.islnk() or target.issym():
-            raise InputError(f"{path}: {member.name} is a link to nothing in the archive")
+            if not hidden and ending(member.name) in endings():
+                raise InputError(f"{path}: {member.name} is a link to nothing in the archive")
+            tree.leave_out("hidden" if hidden else "links to nothing")
+            continue
+        if target.isdir() and target is not member and not hidden:
+            raise InputError(
+                f"{path}: {member.name} is a link to a folder; pack the archive with links followed (tar -h)"
+            )
         if target.issparse():
             raise InputError(
                 f"{path}: {member.name} is stored with holes (a sparse file); pack the archive without them"
             )
-        if parts and target.isfile():
+        if target.isfile():
             tree.put(parts, Member(target.offset_data, target.size))
+        elif target.isdir():
+            tree.put(parts, None)
     return tree
 
 

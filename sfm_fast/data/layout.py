@@ -20,7 +20,7 @@ from .decoder import endings
 _WORDS = {
     "train": {"train", "training", "trn"},
     "test": {"test", "testing", "tst"},
-    "val": {"val", "valid", "validation", "dev"},
+    "val": {"val", "valid", "validation", "eval", "evaluation"},
 }
 _BESIDE = "set|data|dataset|images|imgs|img|split"  # as in trainset
 _JUNK = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"}
@@ -123,7 +123,8 @@ def is_hidden(name: str) -> bool:
 
 def find_split(root: Tree, split: str) -> Split:
     """The images of ``split`` in ``root``. Raises ``InputError``: no such split, more than one reading, a class without images."""
-    chosen = _unwrap(_choose(root, split))
+    chosen = _inner(_choose(root, split))
+    _check_classes(chosen)
     classes: list[str] = []
     entries: list[Entry] = []
     for tree in chosen.ordered():
@@ -148,28 +149,31 @@ def kind_of_split(name: str) -> str | None:
     return kinds.pop() if len(kinds) == 1 else None
 
 
+def _is_split_name(name: str) -> bool:
+    """Whether ``name`` says nothing but that it is a split: of the folder that a user names more is wanted than a word in it."""
+    words = {word for words in _WORDS.values() for word in words} | set(_BESIDE.split("|"))
+    return all(part.lower() in words or kind_of_split(part) for part in re.findall(r"[A-Za-z]+", name))
+
+
 def _choose(root: Tree, split: str) -> Tree:
     """The folder of class folders that ``split`` means."""
     wanted = [kind_of_split(split) or ""]
-    wanted += (
-        ["val"] if wanted == ["test"] else []
-    )  # ImageNet's test images have no labels: its val folder is what people test on
-    named = kind_of_split(root.name)
-    root = _unwrap(root, beyond_splits=False)
+    if wanted == ["test"]:
+        wanted.append("val")  # ImageNet's test images have no labels: its val folder is what people test on
+    own = kind_of_split(root.name) if _is_split_name(root.name) else None
+    root = _unwrap(root)
     if not root.with_images:
         raise InputError(f"{root.told}: {_no_classes(root)}")
+    # What the user calls by its exact name is a split, where it holds class folders.
+    exact = [child for child in root.with_images if child.name == split and child.with_images]
     splits = {child.name: kind for child in root.with_images if (kind := kind_of_split(child.name))}
+    if exact and split not in splits:
+        return exact[0]
     if not _are_splits(root, splits):
-        if wanted == ["train"] or named in wanted:
+        if own in wanted or (own is None and wanted == ["train"]):
             return root
-        raise InputError(
-            f"{root.told}: no {split} split (looked for a folder of that name beside the others, {_some(root.with_images)})"
-        )
-    exact = [child for child in root.with_images if child.name == split]
-    wanted = [kind_of_split(split) or ""]
-    wanted += (
-        ["val"] if wanted == ["test"] else []
-    )  # ImageNet's test images have no labels: its val folder is what people test on
+        told = f"it is a {own} split by its own name" if own else f"it holds {_some(root.with_images)}"
+        raise InputError(f"{root.told}: no {split} split ({told})")
     alike = [[child for child in root.with_images if splits.get(child.name) == kind] for kind in wanted]
     found = exact or next((children for children in alike if children), [])
     if not found:
@@ -185,29 +189,54 @@ def _are_splits(root: Tree, splits: dict[str, str]) -> bool:
         return False
     flat = {child.name for child in root.with_images if not child.with_images}
     others = [child for child in root.with_images if child.name not in splits]
-    if not others and flat >= splits.keys():
-        raise InputError(
-            f"{root.told}: the images of {_some(root.with_images)} lie in no class folders; wanted "
-            f"{root.with_images[0].name}/CLASS/*.png"
-        )
+    named = [child for child in root.with_images if child.name in splits]
     if flat >= splits.keys():
-        return False
-    if others and len(set(splits.values())) == 1:
+        if others:
+            return False
         raise InputError(
-            f"{root.told}: {_some([c for c in root.with_images if c.name in splits])} may be a split, or a class beside "
-            f"{_some(others)}; give the folder of class folders itself, or put the classes into a folder train"
+            f"{root.told}: the images of {_some(named)} lie in no class folders; wanted {named[0].name}/CLASS/*.png"
         )
-    return True
+    if not others or len(set(splits.values())) > 1:
+        return True
+    # Splits hold the same classes; the parts of different classes have different names.
+    inside = {tree.name for child in named for tree in child.with_images}
+    if all(inside & {tree.name for tree in other.with_images} for other in others):
+        return True
+    raise InputError(
+        f"{root.told}: {_some(named)} may be a split, or a class beside {_some(others)}; give the folder of class folders "
+        f"itself, or put the classes into a folder train"
+    )
 
 
-def _unwrap(tree: Tree, beyond_splits: bool = True) -> Tree:
-    """Down through folders that hold one folder and nothing else: an unpacked archive often has one around everything."""
+def _unwrap(tree: Tree) -> Tree:
+    """Down through folders that hold one folder and nothing else, but no split: an unpacked archive often has one around everything."""
     while len(tree.with_images) == 1 and not tree.images:
         (only,) = tree.with_images
-        if not only.with_images or (not beyond_splits and kind_of_split(only.name)):
+        if not only.with_images or kind_of_split(only.name):
             break
         tree = only
     return tree
+
+
+def _inner(tree: Tree) -> Tree:
+    """Of a split, the one folder in it that is called like a split, or like what it holds, such as seg_train/seg_train or train/images."""
+    while len(tree.with_images) == 1 and not tree.images:
+        (only,) = tree.with_images
+        if not only.with_images or not (kind_of_split(only.name) or re.fullmatch(_BESIDE, only.name.lower())):
+            break
+        tree = only
+    return tree
+
+
+def _check_classes(chosen: Tree) -> None:
+    """Raise ``InputError`` where the folders hold nothing but splits: CLASS/train and CLASS/test would be read together."""
+    classes = chosen.with_images
+    if classes and all(
+        not tree.images and tree.with_images and all(kind_of_split(part.name) for part in tree.with_images)
+        for tree in classes
+    ):
+        place = f"{classes[0].name}/{classes[0].with_images[0].name}"
+        raise InputError(f"{chosen.told}: splits lie inside of its folders ({place}); wanted train/CLASS/*.png")
 
 
 def _no_classes(tree: Tree) -> str:
