@@ -138,7 +138,7 @@ class FlowAlignmentLoss(nn.Module):
     groups: Tensor | None
     pairs: Tensor
     _centred: Tensor
-    _centred_of: tuple[int, int]
+    _prepared_of: tuple[Any, ...]
 
     def __init__(
         self,
@@ -162,8 +162,9 @@ class FlowAlignmentLoss(nn.Module):
             self.register_buffer("shifted_centers", constants.shifted)
             self.groups = None if groups is None else groups.clone().contiguous()
             # Derived from the above. A copy: `pairs` may be what `_count_pairs` remembers.
-            self._centred, self._centred_of = constants.centred, _version(self.shifted_centers)
+            self._centred = constants.centred
             self.pairs = torch.as_tensor(pairs, device=centers.device).clone()
+        self._prepared_of = self._versions()
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -187,46 +188,55 @@ class FlowAlignmentLoss(nn.Module):
         with torch.inference_mode(False), torch.no_grad():
             self.shift, self.shifted_centers = _lasting(self.shift.float()), _lasting(self.shifted_centers.double())
             self._centred = reference.centre_rows(self.shifted_centers).float()
-            self._centred_of = _version(self.shifted_centers)
             if self.groups is None or key not in state_dict:
                 if strict and key in state_dict:
                     unexpected.append(key)
                 elif strict and self.groups is not None:
                     missing.append(key)
-                return
-            self.groups = _whole(state_dict[key], self.groups).to(self.shift.device)
-            self.pairs = count_pairs(self.groups)
-            if not self.pairs.is_meta and self.pairs == 0:
-                raise InputError("the loaded groups put all centers into one class: no flow is left")
+            else:
+                self.groups = _whole(state_dict[key], self.groups).to(self.shift.device)
+                self.pairs = count_pairs(self.groups)
+                if not self.pairs.is_meta and self.pairs == 0:
+                    raise InputError("the loaded groups put all centers into one class: no flow is left")
+        self._prepared_of = self._versions()
 
     def _apply(self, fn: Any, recurse: bool = True) -> FlowAlignmentLoss:
         """Follows ``to(device)`` but not ``half()`` and its like: the constants keep the precision that the result promises."""
 
         def keep_dtype(tensor: Tensor) -> Tensor:
             changed: Tensor = fn(tensor)
-            return changed if changed.dtype == tensor.dtype else tensor.to(changed.device)
+            return _lasting(changed if changed.dtype == tensor.dtype else tensor.to(changed.device))
 
         with torch.inference_mode(False):
             super()._apply(keep_dtype, recurse)
             self._centred, self.pairs = keep_dtype(self._centred), keep_dtype(self.pairs)
             self.groups = None if self.groups is None else keep_dtype(self.groups)
-        self._centred_of = _version(self.shifted_centers)
+        self._prepared_of = self._versions()
         return self
 
-    def _constants(self) -> Constants:
-        """Anew where the buffers were written to, or are others for the time of a call (averaging, `torch.func.functional_call`)."""
-        centred = self._centred
-        if not torch.compiler.is_compiling() and _version(self.shifted_centers) != self._centred_of:
+    def _versions(self) -> tuple[Any, ...]:
+        return (*_version(self.shifted_centers), *(() if self.groups is None else _version(self.groups)))
+
+    def _constants(self) -> tuple[Constants, int | Tensor]:
+        """Constants and number of pairs: anew where the tensors they come from were written to (averaging), or are others for the time
+        of a call (`torch.func.functional_call`), or were copied in inference mode."""
+        centred, pairs = self._centred, self.pairs
+        if not torch.compiler.is_compiling() and self._versions() != self._prepared_of:
             with torch.inference_mode(False), torch.no_grad():
+                self.shift, self.shifted_centers = _lasting(self.shift), _lasting(self.shifted_centers)
                 centred = reference.centre_rows(self.shifted_centers).float()
+                if self.groups is not None:
+                    self.groups = _lasting(self.groups)
+                    pairs = count_pairs(self.groups)
             if not torch._C._are_functorch_transforms_active():
-                self._centred, self._centred_of = centred, _version(self.shifted_centers)
-        return Constants(self.shift, self.shifted_centers, centred)
+                self._centred, self.pairs, self._prepared_of = centred, pairs, self._versions()
+        classes = self.shifted_centers.shape[0]
+        return Constants(self.shift, self.shifted_centers, centred), pairs if self.groups is not None else classes * (
+            classes - 1
+        )
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
-        constants = self._constants()
-        classes = self.shifted_centers.shape[0]
-        pairs = classes * (classes - 1) if self.groups is None else self.pairs
+        constants, pairs = self._constants()
         return evaluate(features, labels, constants, self.options, self.groups, pairs)
 
     def extra_repr(self) -> str:
@@ -235,9 +245,13 @@ class FlowAlignmentLoss(nn.Module):
         return f"classes={classes}, dim={dim}, {options}"
 
 
-def _version(tensor: Tensor) -> tuple[int, int]:
-    """Another one after a write to ``tensor``, and for another tensor; writes to inference tensors aren't counted."""
-    return id(tensor), -1 if tensor.is_inference() else tensor._version
+def _version(tensor: Tensor) -> tuple[int, int, int]:
+    """Another one after a write to ``tensor``, and for another tensor or storage; writes to inference tensors aren't counted."""
+    try:
+        address = tensor.data_ptr()
+    except RuntimeError:  # of tensors that stand for others: fake ones, those of torch.func
+        address = 0
+    return id(tensor), address, -1 if tensor.is_inference() else tensor._version
 
 
 def _lasting(tensor: Tensor) -> Tensor:

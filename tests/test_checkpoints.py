@@ -238,3 +238,56 @@ def test_programs_are_named(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "w.pt"))
     with pytest.raises(InputError, match=r"w\.pt: a TorchScript program, wanted weights"):
         load_backbone(TINY, tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of git-lfs"),
+        (b"\n<!DOCTYPE html><html>404</html>", "a web page, not weights"),
+        (b'{"weight_map": {}}', "JSON, not weights; an index names the files"),
+        (b"", "damaged, or more than weights"),
+    ],
+)
+def test_what_lies_in_the_place_of_weights(tmp_path, content, message):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_backbone(TINY, tmp_path / "w.pth")
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(InputError, match="is a folder; give the file of weights in it"):
+        load_backbone(TINY, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["w.pth", "w.SafeTensors", "w"])
+def test_safetensors_by_any_name(tmp_path, tiny, name):
+    save_file(dict(tiny), tmp_path / name, metadata={"format": "pt"})
+    assert load_backbone(TINY, tmp_path / name).num_features == 64
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda v: (v * 10).to(torch.int8),
+        lambda v: v.to(torch.float8_e4m3fn),
+        lambda v: v.to(torch.complex64),
+        lambda v: v.to_sparse(),
+        lambda v: v.to("meta"),
+    ],
+)
+def test_weights_that_are_no_plain_floats_are_refused(tmp_path, tiny, change):
+    torch.save({key: change(value) for key, value in tiny.items()}, tmp_path / "w.pth")
+    with pytest.raises(
+        InputError, match=r"wanted plain float32, float16 or bfloat16 weights|damaged, or more than weights"
+    ):
+        load_backbone(TINY, tmp_path / "w.pth")
+
+
+def test_a_base_encoder_that_is_not_moco_v3_s(tmp_path, tiny):
+    torch.save({f"base_encoder.{key}": value for key, value in tiny.items()}, tmp_path / "w.pth")
+    found = load_backbone(TINY, tmp_path / "w.pth").model.state_dict()
+    assert all(torch.equal(found[key], value) for key, value in tiny.items())
+    wide = {"base_encoder.blocks.0.norm1.weight": torch.zeros(384)}
+    assert model_options(wide) == {}
+    assert model_options(wide | {"momentum_encoder.x": torch.zeros(1)}) == {"num_heads": 12}

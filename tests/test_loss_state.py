@@ -323,3 +323,37 @@ def test_buffers_broadcast_by_ddp(tmp_path):
     finally:
         torch.distributed.destroy_process_group()
     assert torch.equal(module.groups, GROUPS)
+
+
+def test_buffers_that_get_other_storage():
+    features, centers, labels = inputs()
+    one, two = (sfm_fast.FlowAlignmentLoss(c, alignment="pair") for c in (centers, centers + torch.randn(10, 64)))
+    for ours, theirs in zip(one.buffers(), two.buffers(), strict=True):
+        ours.data = theirs.data.clone()
+    assert torch.equal(one(features, labels), two(features, labels))
+
+
+def test_groups_that_are_written_to():
+    features, centers, labels = inputs()
+    other = torch.arange(10) % 3
+    expected = sfm_fast.FlowAlignmentLoss(centers, alignment="pair", groups=other)(features, labels)
+    for change in (lambda m: m.groups.copy_(other), lambda m: setattr(m, "groups", other.clone())):
+        module = sfm_fast.FlowAlignmentLoss(centers, alignment="pair", groups=GROUPS)
+        module(features, labels)
+        change(module)
+        assert torch.equal(module(features, labels), expected)
+
+
+@pytest.mark.parametrize("alignment", ALIGNMENTS)
+def test_copied_in_inference_mode_and_trained_outside(alignment):
+    features, centers, labels = inputs()
+    module = sfm_fast.FlowAlignmentLoss(centers, alignment=alignment, groups=GROUPS if alignment == "pair" else None)
+    expected = module(features, labels)
+    with torch.inference_mode():
+        copied = copy.deepcopy(module)
+        moved = copy.deepcopy(module).to(torch.float64)
+    for other in (copied, moved):
+        leaf = features.clone().requires_grad_()
+        loss = other(leaf, labels)
+        loss.backward()
+        torch.testing.assert_close(loss.detach(), expected)

@@ -141,6 +141,72 @@ def test_what_an_item_may_not_be(item, message, road):
     assert "\n" not in str(caught.value)
 
 
+def test_batches_in_lists():
+    images, labels = torch.rand(6, 1, 8, 8), torch.tensor(LABELS[:6])
+    for data in (
+        [(images[:4], labels[:4]), (images[4:], labels[4:])],
+        iter([(images[:5], labels[:5]), (images[5:], 2)]),
+    ):
+        found, classes = everything(from_iterable(data, NAMES, 1), TRANSFORM)
+        torch.testing.assert_close(found, images)
+        assert classes.tolist() == LABELS[:6]
+
+
+@pytest.mark.parametrize(
+    ("label", "number"), [(2.0, 2), (np.float32(1), 1), (torch.tensor(2.0), 2), (np.bool_(True), 1), (True, 1)]
+)
+def test_numbers_of_other_types(label, number):
+    assert everything(from_iterable([(IMAGES[0], label)], NAMES, 1), TRANSFORM)[1].tolist() == [number]
+
+
+def test_a_batch_sampler_is_looked_into():
+    weighted = torch.utils.data.WeightedRandomSampler([1.0] * 7, 7)
+    some = torch.utils.data.SubsetRandomSampler([0, 1, 2])
+    for sampler in (weighted, some):
+        batches = torch.utils.data.BatchSampler(sampler, 3, False)
+        with pytest.raises(InputError, match="may draw other images in every pass"):
+            from_iterable(torch.utils.data.DataLoader(Plain(), batch_sampler=batches), NAMES, 1)
+    shuffled = torch.utils.data.BatchSampler(torch.utils.data.RandomSampler(Plain()), 3, True)
+    images, _ = everything(
+        from_iterable(torch.utils.data.DataLoader(Plain(), batch_sampler=shuffled), NAMES, 1), TRANSFORM
+    )
+    torch.testing.assert_close(images, EXPECTED)
+
+
+class Streamed(torch.utils.data.IterableDataset):
+    def __len__(self):
+        return 7
+
+    def __iter__(self):
+        return iter(Plain()[index] for index in range(7))
+
+
+def test_iterable_data_sets():
+    for data in (Streamed(), torch.utils.data.DataLoader(Streamed(), 3)):
+        images, _ = everything(from_iterable(data, NAMES, 1), TRANSFORM)
+        torch.testing.assert_close(images, EXPECTED)
+    with pytest.raises(InputError, match="drop_last leaves images out"):
+        from_iterable(torch.utils.data.DataLoader(Streamed(), 3, drop_last=True), NAMES, 1)
+
+
+def test_images_that_require_gradients():
+    leaf = torch.rand(1, 8, 8, requires_grad=True)
+    images, _ = everything(from_iterable([(leaf, 0)], NAMES, 1), TRANSFORM)
+    assert torch.equal(images[0], leaf.detach())
+
+
+@pytest.mark.parametrize("data", [None, 5, {"image": IMAGES, "label": LABELS}])
+def test_what_is_no_data(data):
+    with pytest.raises(InputError, match="data must be a data set or an iterable"):
+        from_iterable(data, NAMES, 1)
+
+
+@pytest.mark.parametrize("names", [None, 3, "abc", [1, 2], ["a", "a", "b"]])
+def test_what_are_no_class_names(names):
+    with pytest.raises(InputError, match="class_names must"):
+        from_iterable([(IMAGES[0], 0)], names, 1)
+
+
 def test_a_batch_of_other_lengths_is_named():
     with pytest.raises(InputError, match="a batch of 3 images with 2 labels"):
         everything(from_iterable(iter([(torch.rand(3, 1, 8, 8), torch.tensor([0, 1]))]), NAMES, 1), TRANSFORM)
@@ -154,7 +220,7 @@ def test_a_data_set_that_raises_is_named():
             return super().__getitem__(index)
 
     for data in (Broken(), (Broken()[i] for i in range(7))):
-        with pytest.raises(InputError, match=r"item 4: unreadable image .*gone"):
+        with pytest.raises(InputError, match=r"item 4: can't be read .KeyError: .*gone"):
             everything(from_iterable(data, NAMES, 1), TRANSFORM)
 
 

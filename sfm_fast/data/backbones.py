@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checks import check_side
 from ..errors import InputError, require_package
+from ..files import expand
 from ..reference.augment import normalize
 from . import timm_models
 from .checkpoints import fingerprint, load_weights, model_options, read_checkpoint
@@ -237,7 +237,8 @@ def _from_timm(
     timm_models.check_name(name)
     if checkpoint is None:
         return timm_models.create(name, image_size, pretrained=True)
-    if not Path(checkpoint).is_file():
+    checkpoint = expand(checkpoint, "checkpoint")
+    if not checkpoint.exists():
         raise InputError(f"checkpoint {checkpoint}: no such file")
     state = read_checkpoint(checkpoint)
     model, config = timm_models.create(name, image_size, pretrained=False, **model_options(state))

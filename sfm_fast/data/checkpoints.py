@@ -25,6 +25,7 @@ _MOCO_V3 = "base_encoder."  # beside "momentum_encoder." and "predictor."; main_
 _WRAPPERS = ("module.", _MOCO_V3, "backbone.", "model.", "encoder.")
 # Words of the network that a training kept beside the one to use: DINO's student, MoCo's and others' momentum encoder, an average.
 _SECOND = {"student", "momentum", "k", "ema"}
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _DEEPEST = 32  # modules in modules
 
 
@@ -33,12 +34,27 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
     Of a torch file these are the tensors in tables, in tables of tables, and in whole modules; other objects are left aside.
     """
-    if str(path).endswith(".safetensors"):
+    if str(path).lower().endswith(".safetensors") or _kind(path) == "safetensors":
         return read_safetensors(path)[0]
     state = dict(_tensors(_load(path)))
     if not state:
         raise InputError(f"checkpoint {path}: holds no weights")
     return state
+
+
+def _kind(path: str | os.PathLike[str]) -> str:
+    """By the first bytes. Raises ``InputError`` for what people have in the place of weights."""
+    if os.path.isdir(path):
+        raise InputError(f"checkpoint {path}: is a folder; give the file of weights in it")
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"checkpoint {path}: a pointer of git-lfs, not the weights; get them with `git lfs pull`")
+    if start.lstrip()[:1] == b"<":
+        raise InputError(f"checkpoint {path}: a web page, not weights; the download went wrong")
+    if start.lstrip()[:1] == b"{":
+        raise InputError(f"checkpoint {path}: JSON, not weights; an index names the files that hold them")
+    return "safetensors" if start[8:10] in (b'{"', b"{}") else "torch"
 
 
 class _Inert:
@@ -93,7 +109,9 @@ def model_options(state: dict[str, Tensor]) -> dict[str, Any]:
     Every vision transformer of MoCo v3 has 12 heads (its vits.py), also the small one, where timm's has 6: the weights would
     fit either, and give other features.
     """
-    moco_v3 = any(f".{_MOCO_V3}blocks." in f".{key}" for key in state)
+    widths = {len(value) for key, value in state.items() if f".{key}".endswith(f".{_MOCO_V3}blocks.0.norm1.weight")}
+    # Other packages call an encoder so too; the release has the momentum encoder beside it, and two sizes of transformers.
+    moco_v3 = any(".momentum_encoder." in f".{key}" for key in state) and widths and widths <= {384, 768}
     return {"num_heads": 12} if moco_v3 else {}
 
 
@@ -115,6 +133,10 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | os.Path
             f"checkpoint {path} doesn't fit the backbone: missing {missing[:3]} ({len(missing)}), unknown {extra[:3]} ({len(extra)})"
         )
     for key, value in state.items():
+        plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
+        if not plain or (expected[key].is_floating_point() and value.dtype not in _FLOATS):
+            got = "no values" if value.is_meta else f"{value.dtype}, {value.layout}"
+            raise InputError(f"checkpoint {path}: {key} has {got}; wanted plain float32, float16 or bfloat16 weights")
         if value.shape != expected[key].shape:
             raise InputError(
                 f"checkpoint {path}: {key} is {tuple(value.shape)}, the backbone has {tuple(expected[key].shape)}"

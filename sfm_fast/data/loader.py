@@ -42,7 +42,7 @@ class ReadItems(torch.utils.data.Dataset):
 
 def unreadable(where: str, error: Exception) -> InputError:
     """One line that names the item and says what is wrong with it."""
-    reason = str(error) if isinstance(error, InputError) else f"unreadable image ({error})"
+    reason = str(error) if isinstance(error, InputError) else f"can't be read ({type(error).__name__}: {error})"
     return InputError(f"{where}: {' '.join(reason.split())}")
 
 

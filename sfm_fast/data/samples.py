@@ -27,7 +27,8 @@ def read_sample(item: Any, transform: ImageTransform, class_names: Sequence[str]
     image, label = image_and_label(item)
     target = class_number(label, class_names)
     try:
-        return transform.pixels(_opened(image)), target
+        image = _opened(image)
+        return transform.pixels(image.detach().cpu() if isinstance(image, Tensor) else image), target
     except InputError:
         raise
     except Exception as error:  # arrays that torch can't read, modes that Pillow can't convert
@@ -49,18 +50,20 @@ def image_and_label(item: Any) -> tuple[Any, Any]:
 def singles(item: Any) -> Iterator[Any]:
     """The samples in what an iterable gives: itself, or each of a batch (images (B, …), labels (B,)), as a DataLoader has them."""
     image, label = image_and_label(item)
-    batch = isinstance(image, (Tensor, np.ndarray)) and image.ndim == 4
-    batch = batch or (isinstance(image, (list, tuple)) and not isinstance(label, int))
-    if not batch:
+    if not is_batch(item):
         yield image, label
         return
-    try:
-        sizes = len(image), len(label)
-    except TypeError:
-        sizes = len(image), 1
-    if sizes[0] != sizes[1]:
-        raise InputError(f"a batch of {sizes[0]} images with {sizes[1]} labels")
-    yield from zip(image, label, strict=True)
+    labels = label if hasattr(label, "__len__") and np.ndim(label) else [label]
+    if len(image) != len(labels):
+        raise InputError(f"a batch of {len(image)} images with {len(labels)} labels")
+    yield from zip(image, labels, strict=True)
+
+
+def is_batch(item: Any) -> bool:
+    """Whether an item holds several images: a tensor or array of four dimensions, or a list of images."""
+    image, label = image_and_label(item)
+    several = isinstance(image, (Tensor, np.ndarray)) and image.ndim == 4
+    return several or (isinstance(image, (list, tuple)) and not isinstance(label, int))
 
 
 def class_number(label: Any, class_names: Sequence[str]) -> int:
@@ -73,11 +76,20 @@ def class_number(label: Any, class_names: Sequence[str]) -> int:
             raise InputError(f"the label must be a class number or one of the class names, got {label!r}")
         return list(class_names).index(label)
     if isinstance(label, (Tensor, np.ndarray, list, tuple)):
-        values = torch.as_tensor(label).detach().cpu().flatten()
+        try:
+            values = torch.as_tensor(label).detach().cpu().flatten()
+        except (TypeError, ValueError, RuntimeError):
+            raise InputError(
+                f"the label must be a class number, a one-hot vector or a class name, got {str(label)[:80]}"
+            ) from None
         if values.numel() == 1:
             label = values.item()
         elif values.numel():
             return _one_hot(values, class_names)
+    if isinstance(label, (float, np.floating)) and float(label).is_integer():
+        label = int(label)
+    if isinstance(label, np.bool_):
+        label = bool(label)
     try:
         target = operator.index(label)  # type: ignore[arg-type]
     except (TypeError, ValueError) as error:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError, require_package
 from .decoder import is_grey
 from .loader import ReadItems, read_batches, unreadable
-from .samples import image_and_label, read_sample, singles
+from .samples import image_and_label, is_batch, read_sample, singles
 from .transforms import ImageTransform, to_floats
 
 SAMPLED = 64  # images that decide whether a data set is grey
@@ -206,9 +207,9 @@ class IterableSource(ImageSource):
     def __len__(self) -> int:
         """The number of images, or 0 where that isn't known."""
         if isinstance(self.iterable, torch.utils.data.DataLoader):  # its length counts batches
-            whole = not self.iterable.drop_last
-            return _length(self.iterable.dataset) if whole else 0
-        return _length(self.iterable)
+            return _length(self.iterable.dataset)
+        batches = isinstance(self.iterable, (list, tuple)) and bool(self.iterable) and _holds_batches(self.iterable)
+        return 0 if batches else _length(self.iterable)
 
     def batches(self, batch_size: int, transform: ImageTransform) -> Iterator[tuple[Tensor, Tensor]]:
         once_only = iter(self.iterable) is self.iterable
@@ -265,6 +266,18 @@ def from_iterable(iterable: Iterable[Any], class_names: Sequence[str], channels:
     """
     if channels not in (1, 3):
         raise InputError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
+    _check_names(class_names)
+    if isinstance(iterable, Mapping) or not hasattr(iterable, "__iter__"):
+        indexed = hasattr(iterable, "__getitem__") and hasattr(iterable, "__len__")
+        if isinstance(iterable, Mapping) or not indexed:
+            raise InputError(
+                f"data must be a data set or an iterable of (image, label), got a {type(iterable).__name__}; of a table of columns give "
+                "list(zip(images, labels))"
+            )
+    if isinstance(iterable, (list, tuple)) and iterable and _holds_batches(iterable):
+        return IterableSource(iterable, class_names, channels)
+    if isinstance(iterable, torch.utils.data.IterableDataset):  # which inherits a __getitem__ that only raises
+        return IterableSource(iterable, class_names, channels)
     if hasattr(iterable, "__getitem__") and hasattr(iterable, "__len__"):
         return MapSource("data set", iterable, class_names, channels, 0, _item)
     require_package("PIL", "reading images", "distill")
@@ -274,6 +287,22 @@ def from_iterable(iterable: Iterable[Any], class_names: Sequence[str], channels:
 def evenly_spaced(count: int, most: int) -> list[int]:
     """At most ``most`` of the indices below ``count``, the first and the last among them."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most)).tolist()})
+
+
+def _check_names(class_names: Any) -> None:
+    named = isinstance(class_names, Sequence) and not isinstance(class_names, str)
+    if not named or not all(isinstance(name, str) for name in class_names):
+        raise InputError(f"class_names must be a list of texts, got {str(class_names)[:80]!r}")
+    twice = [name for name, count in Counter(class_names).items() if count > 1]
+    if twice:
+        raise InputError(f"class_names must differ, got {twice[0]!r} more than once")
+
+
+def _holds_batches(items: Sequence[Any]) -> bool:
+    try:
+        return is_batch(items[0])
+    except InputError:  # said when it is read, with its number
+        return False
 
 
 def _item(index: int) -> str:
@@ -289,23 +318,28 @@ def _length(sized: Any) -> int:
 
 def _in_order(iterable: Iterable[Any]) -> Iterable[Any]:
     loader = torch.utils.data.DataLoader
-    if not isinstance(iterable, loader) or isinstance(iterable.dataset, torch.utils.data.IterableDataset):
+    if not isinstance(iterable, loader):
         return iterable
-    if type(iterable.batch_sampler) not in (torch.utils.data.BatchSampler, type(None)):
-        drawn = iterable.batch_sampler
-    elif isinstance(iterable.sampler, (torch.utils.data.SequentialSampler, torch.utils.data.RandomSampler)):
-        if isinstance(iterable.sampler, torch.utils.data.SequentialSampler) and not iterable.drop_last:
-            return iterable
+    if isinstance(iterable.dataset, torch.utils.data.IterableDataset):
+        if iterable.drop_last:
+            raise InputError("a DataLoader with drop_last leaves images out; make it without")
+        return iterable
+    batches, drawn, whole = iterable.batch_sampler, iterable.sampler, not iterable.drop_last
+    if type(batches) is torch.utils.data.BatchSampler:  # one that the user made has a sampler of its own
+        drawn, whole = batches.sampler, not batches.drop_last
+    elif batches is not None:
+        drawn = batches
+    if isinstance(drawn, torch.utils.data.SequentialSampler) and whole:
+        return iterable
+    if type(drawn) in (torch.utils.data.SequentialSampler, torch.utils.data.RandomSampler):
         return loader(
             iterable.dataset,
-            iterable.batch_size,
+            getattr(batches, "batch_size", iterable.batch_size),
             num_workers=iterable.num_workers,
             collate_fn=iterable.collate_fn,
             worker_init_fn=iterable.worker_init_fn,
             multiprocessing_context=iterable.multiprocessing_context,
         )
-    else:
-        drawn = iterable.sampler
     raise InputError(
         f"a DataLoader with a {type(drawn).__name__} may draw other images in every pass; give its data set (loader.dataset)"
     )

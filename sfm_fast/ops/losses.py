@@ -84,7 +84,9 @@ def evaluate(
     if torch._C._are_functorch_transforms_active():
         chosen = "torch"  # the others have no rules for torch.func's transforms
         if kind is None:
-            raise InputError("alignment='pair' with metric='cosine' can't run inside torch.func transforms")
+            raise InputError(
+                "alignment='pair' with metric='cosine' can't run inside torch.func transforms: take torch.autograd.grad, or another metric"
+            )
     shift, centred = constants.shift, constants.centred
     if chosen == "torch":
         if features.dtype == torch.float64:
