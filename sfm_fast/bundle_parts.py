@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .bundle_folder import CLASSIFIER, CONFIG, PROJECTOR, WEIGHTS, checked_file
-from .checks import check_labels
+from .checks import check_labels, told_differences
 from .data.backbones import Backbone, load_backbone
 from .data.sources import ImageSource
 from .data.weights import as_recorded, save_weights
@@ -37,10 +37,10 @@ def check_parts(synthetic: SyntheticSet, classifier: Classifier, phi: Backbone) 
             f"classifier takes {classifier.in_features} features, phi ({phi.name}) gives {phi.num_features}"
         )
     if classifier.class_names != synthetic.class_names:
-        differ = sorted(set(classifier.class_names) ^ set(synthetic.class_names))[:6] or "order"
+        differ = told_differences(classifier.class_names, synthetic.class_names)
         raise InputError(
             f"classifier: its {len(classifier.class_names)} classes are not the synthetic set's {len(synthetic.class_names)} "
-            f"(they differ in {differ})"
+            f"({differ})"
         )
 
 
@@ -68,9 +68,9 @@ def _check_backbone(told: str, record: Mapping[str, Any], model: Backbone, role:
 def check_test_set(source: ImageSource, class_names: list[str]) -> None:
     """Raise ``InputError`` unless a data set has a bundle's classes, in its order."""
     if source.class_names != class_names:
-        differ = sorted(set(source.class_names) ^ set(class_names))[:6] or "order"
+        differ = told_differences(source.class_names, class_names)
         raise InputError(
-            f"{source.name}: its {len(source.class_names)} classes are not the bundle's {len(class_names)} (they differ in {differ})"
+            f"{source.name}: its {len(source.class_names)} classes are not the bundle's {len(class_names)} ({differ})"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 import torch
@@ -64,6 +65,17 @@ def check_groups(groups: Tensor, centers: Tensor) -> None:
         raise InputError(f"groups must be ({centers.shape[0]},) to fit centers, got {tuple(groups.shape)}")
     if groups.device != centers.device:
         raise InputError(f"groups are on {groups.device}, centers on {centers.device}; move one of them")
+
+
+def told_differences(one: Sequence[str], other: Sequence[str]) -> str:
+    """What tells two lists of class names apart, for a message."""
+    apart = sorted(set(one) ^ set(other))
+    if not apart:
+        return "they differ in order" if len(one) == len(other) else "they differ in how often a name is there"
+    if len({unicodedata.normalize("NFC", name) for name in apart}) < len(apart):
+        # Such as of files from a Mac: the same text to look at.
+        return f"they differ in the Unicode form of {', '.join(map(ascii, apart[:4]))}"
+    return f"they differ in {apart[:6]}"
 
 
 VIEW_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

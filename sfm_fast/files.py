@@ -76,12 +76,24 @@ def check_output_file(path: str | os.PathLike[str], argument: str) -> None:
         raise InputError(f"{argument} {path}: can't write here")
 
 
+def check_replaces_json(path: str | os.PathLike[str], argument: str) -> None:
+    """Raise ``InputError`` naming ``argument`` where a file lies at ``path`` that is no JSON: nobody means to replace an image."""
+    if Path(path).is_file():
+        with open(path, "rb") as file:
+            start = file.read(1024).lstrip()[:1]
+        if start not in (b"", b"{", b"["):
+            raise InputError(f"{argument} {path}: a file that is no JSON lies there; choose another name")
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write ``text`` as UTF-8, atomically; what is no text, of a file's name in another encoding, with backslashes."""
 
     target = Path(path)
     if target.exists() and not target.is_file():  # a device or a pipe: renaming over it would destroy it
-        target.write_text(text, encoding="utf-8", errors="backslashreplace")
+        try:
+            target.write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            raise InputError(f"{path}: can't be written ({error.strerror})") from error
         return
 
     def write(temporary: Path) -> None:

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from tests_data import labelled
 
 from sfm_fast import ClassStatistics, InputError
+from sfm_fast.checks import told_differences
 from sfm_fast.cli.main import main
 from sfm_fast.data.backbones import load_backbone
 from sfm_fast.data.datasets import open_dataset
@@ -208,3 +209,35 @@ def test_images_of_another_size_or_other_classes_are_not_evaluated(tmp_path):
     ]
     assert main([*evaluate, "--image-size", "64"]) == 1
     assert main([*evaluate, "--image-size", "32"]) == 0
+
+
+def test_what_tells_class_names_apart():
+    many = [f"c{number:03d}" for number in range(30)]
+    assert told_differences(many, [*many[:-1], "other"]) == "they differ in ['c029', 'other']"
+    assert told_differences(many, many[::-1]) == "they differ in order"
+    assert r"Unicode form of 'cafe\u0301', 'caf\xe9'" in told_differences(["b", "cafe\u0301"], ["b", "caf\xe9"])
+
+
+def test_statistics_of_another_precision_are_told(data, stats, tmp_path):
+    made = ClassStatistics.load(stats)
+    made.provenance["backbone"]["precision"] = "bf16"
+    with pytest.warns(RuntimeWarning, match="made in bf16, the backbone runs in fp32"):
+        make_distiller(DistillConfig(steps=1), load_backbone(), None, made)
+
+
+def test_paths_of_options_and_what_json_replaces(data, stats, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert (
+        main(["stats", "--data", str(data), "--workers", "0", "--quiet", "--out", "~/s.st", "--json", "~/s.json"]) == 0
+    )
+    assert (tmp_path / "s.st").is_file()
+    assert json.loads((tmp_path / "s.json").read_text())["class_names"] == ["ant", "bee", "cow"]
+    image = data / "train" / "ant" / "0.png"
+    before = image.read_bytes()
+    words = ["stats", "--data", str(data), "--workers", "0", "--quiet", "--out", str(tmp_path / "t.st")]
+    assert main([*words, "--json", str(image)]) == 1
+    assert "a file that is no JSON lies there" in capsys.readouterr().err
+    assert image.read_bytes() == before
+    assert main([*words, "--json", str(tmp_path / "s.json")]) == 0
+    assert main([*words, "--json", "/dev/full"]) == 1
+    assert "/dev/full: can't be written (No space left on device)" in capsys.readouterr().err

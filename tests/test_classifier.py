@@ -292,7 +292,7 @@ def test_both_solvers_are_as_good_on_real_features(folder):
 def test_classes_of_train_and_test_must_agree():
     train, test = open_dataset("embedded", "train"), open_dataset("embedded", "test")
     test.class_names = test.class_names[::-1]
-    with pytest.raises(InputError, match="they must agree"):
+    with pytest.raises(InputError, match="which must be the same"):
         train_on_source(train, load_backbone(), test=test)
 
 

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from ..checks import told_differences
 from ..data.backbones import check_recorded
 from ..distill.export import SyntheticSet
 from ..errors import InputError
@@ -125,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
         if synthetic.class_names != test.class_names:
             raise InputError(
                 f"{path}: its {len(synthetic.class_names)} classes are not the test set's {len(test.class_names)} "
-                f"(they differ in {sorted(set(synthetic.class_names) ^ set(test.class_names))[:6] or 'order'})"
+                f"({told_differences(synthetic.class_names, test.class_names)})"
             )
     if classifier is not None:
         check_classifier(classifier, distilling, test.class_names, f"--classifier {args.classifier}")

@@ -12,7 +12,7 @@ from .. import __version__
 from ..distill.memory import is_out_of_memory
 from ..distill.run import Interrupted
 from ..errors import InputError
-from ..files import check_output_file
+from ..files import check_output_file, check_replaces_json, expand
 from . import bench, bundle, classifier, classify, demo, distill, evaluate, info, plan, stats
 from .streams import exit_code, steady_streams
 
@@ -67,8 +67,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> int:
     try:
+        for name, value in vars(args).items():
+            if isinstance(value, str) and value.startswith("~/"):  # after '=' a shell leaves it to us
+                setattr(args, name, str(expand(value, f"--{name.replace('_', '-')}")))
         if args.json and args.json != "-":
             check_output_file(args.json, "--json")
+            check_replaces_json(args.json, "--json")
         args.run(args)
     except (InputError, OSError) as error:
         print(f"sfm-fast {args.command}: {error}", file=sys.stderr)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 
 from torch import Tensor
 
+from ..checks import told_differences
 from ..data.backbones import Backbone, check_recorded
 from ..data.sources import ImageSource
 from ..errors import InputError
@@ -94,6 +96,13 @@ def check_made_with(statistics: ClassStatistics, backbone: Backbone) -> None:
         )
     made_with = statistics.provenance.get("backbone", {})
     check_recorded(made_with, backbone, f"{statistics.where}: made with", "the backbone")
+    precision = made_with.get("precision", backbone.precision)
+    if precision != backbone.precision:
+        warnings.warn(
+            f"{statistics.where}: made in {precision}, the backbone runs in {backbone.precision}: features differ a little; make them anew",
+            RuntimeWarning,
+            stacklevel=3,
+        )
 
 
 def check_made_of(statistics: ClassStatistics, source: ImageSource) -> None:
@@ -103,7 +112,7 @@ def check_made_of(statistics: ClassStatistics, source: ImageSource) -> None:
     if names != source.class_names:
         raise InputError(
             f"{statistics.where}: made of {made_of.get('data')!r} with {len(names)} classes, {source.name} has {len(source.class_names)} "
-            f"(they differ in {sorted(set(names) ^ set(source.class_names))[:6] or 'order'}); make them anew"
+            f"({told_differences(names, source.class_names)}); make them anew"
         )
     if known and made_of.get("images", known) != known:
         raise InputError(

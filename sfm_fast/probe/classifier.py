@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_features, check_labels
+from ..checks import check_features, check_labels, told_differences
 from ..data.backbones import Backbone
 from ..data.sources import ImageSource
 from ..errors import InputError
@@ -152,7 +152,8 @@ def train_on_source(
     """
     if test is not None and test.class_names != train.class_names:
         raise InputError(
-            f"train has the classes {train.class_names[:5]}…, test {test.class_names[:5]}…; they must agree"
+            f"train {train.name} has {len(train.class_names)} classes, test {test.name} {len(test.class_names)}, which must be the same: "
+            f"{told_differences(train.class_names, test.class_names)}"
         )
     _check(**((train_classifier.__kwdefaults__ or {}) | options))  # before the features are computed
     cache = cache or FeatureCache(None)

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from ..checks import told_differences
 from ..data.backbones import Backbone, check_recorded
 from ..data.sources import ImageSource
 from ..data.transforms import ImageTransform
@@ -68,7 +69,8 @@ class Evaluator:
             raise InputError(f"modes must name at least one of {', '.join(MODES)}")
         if train is not None and train.class_names != test.class_names:
             raise InputError(
-                f"train has the classes {train.class_names[:5]}…, test {test.class_names[:5]}…; they must agree"
+                f"train {train.name} has {len(train.class_names)} classes, test {test.name} {len(test.class_names)}, which must be the same: "
+                f"{told_differences(train.class_names, test.class_names)}"
             )
         if classifier is not None:
             check_classifier(classifier, self.distilling, self.class_names)
@@ -151,9 +153,9 @@ class Evaluator:
             "the distilling backbone",
         )
         if synthetic.class_names != self.class_names:
-            differ = sorted(set(synthetic.class_names) ^ set(self.class_names))[:6] or "order"
+            differ = told_differences(synthetic.class_names, self.class_names)
             raise InputError(
-                f"synthetic: its {len(synthetic.class_names)} classes are not the test set's {self.num_classes} (they differ in {differ})"
+                f"synthetic: its {len(synthetic.class_names)} classes are not the test set's {self.num_classes} ({differ})"
             )
         method = synthetic.metadata.get("config", {}).get("method", "synthetic")
         rows = self.evaluate(method.split("-")[0], synthetic.images, synthetic.labels, modes=modes)

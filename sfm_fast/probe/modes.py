@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import told_differences
 from ..data.backbones import Backbone, check_recorded
 from ..errors import InputError
 from .classifier import accuracy
@@ -173,7 +174,7 @@ def check_classifier(
             f"{argument}: takes {classifier.in_features} features, the distilling backbone {phi.name!r} gives {phi.num_features}"
         )
     if classifier.class_names != class_names:
-        differ = sorted(set(classifier.class_names) ^ set(class_names))[:6] or "their order"
+        differ = told_differences(classifier.class_names, class_names)
         raise InputError(
-            f"{argument}: its {len(classifier.class_names)} classes are not the test set's {len(class_names)} (they differ in {differ})"
+            f"{argument}: its {len(classifier.class_names)} classes are not the test set's {len(class_names)} ({differ})"
         )
