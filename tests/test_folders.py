@@ -143,7 +143,7 @@ def test_hidden_names_do_not_count(tmp_path):
     (tmp_path / "d/train/.DS_Store").write_bytes(b"x")
     for root in (tmp_path / "d", pack(tmp_path / "d", tmp_path / "d.tar")):
         assert classes(root) == {"a": 2, "b": 2}
-    assert "left out: 5 hidden" in read(tmp_path / "d").told
+    assert "left out: hidden: 5" in read(tmp_path / "d").told
 
 
 @pytest.mark.parametrize("ending", [".webp", ".bmp", ".tif", ".tiff", ".gif", ".ppm", ".PNG", ".Jpg", ".jfif", ".jp2"])
@@ -164,7 +164,7 @@ def test_what_is_read_and_what_is_not_is_told(tmp_path):
     told = read(tmp_path).told
     assert "7 images (4 .png, 3 .webp) of 2 classes (2 to 5 each), in colour (4 of 7 images looked at are grey)" in told
     assert told.endswith(
-        "left out: 2 files that are no images (.txt), 1 files that are no images (no ending), 1 images in no class folder, 1 pipes or devices"
+        "left out: in no class folder: 1, not images (.txt): 2, not images (no ending): 1, pipes or devices: 1"
     )
 
 
@@ -174,7 +174,7 @@ def test_what_is_read_and_what_is_not_is_told(tmp_path):
         (lambda root: (root / "train/c").mkdir(parents=True), "train/c: this class folder holds no images$"),
         (
             lambda root: [(root / "train/c").mkdir(), (root / "train/c/a.heic").write_bytes(b"x")],
-            r"train/c: this class folder holds no images \(1 files that are no images \(.heic\)\)",
+            r"train/c: this class folder holds no images \(not images \(.heic\): 1\)",
         ),
         (lambda root: os.symlink(root / "nowhere", root / "train/a/l.png"), r"l\.png: a link to nothing"),
     ],
@@ -194,7 +194,7 @@ def test_folders_without_classes(tmp_path):
     with pytest.raises(InputError, match="3 images lie in it directly; wanted class folders"):
         read(tmp_path / "flat")
     (tmp_path / "empty" / "x.csv").write_text("1")
-    with pytest.raises(InputError, match=r"holds no images; what lies there: 1 files that are no images \(.csv\)"):
+    with pytest.raises(InputError, match=r"holds no images; what lies there: not images \(.csv\): 1"):
         read(tmp_path / "empty")
 
 
@@ -207,7 +207,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     os.symlink(tmp_path / "real" / "cats", tmp_path / "real" / "cats" / "self")
     source = read(tmp_path / "train")
     assert source.counts() == [2, 2]
-    assert "2 links to a folder around them" in source.told
+    assert "links to a folder around them: 2" in source.told
 
 
 def test_classes_are_in_the_order_people_expect(tmp_path):
@@ -385,7 +385,7 @@ def test_links_to_nothing_that_are_no_images(tmp_path):
         os.symlink("nowhere", tmp_path / "d" / "train" / name)
     for root in (tmp_path / "d", pack(tmp_path / "d" / "train", tmp_path / "train.tar")):
         assert classes(root) == {"a": 2, "b": 2}
-        assert "2 links to nothing" in read(root).told
+        assert "links to nothing: 2" in read(root).told
 
 
 def test_very_deep_folders(tmp_path):

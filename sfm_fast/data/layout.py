@@ -52,7 +52,7 @@ class Split:
             f"{self.where}: {len(self.entries)} images ({', '.join(f'{number} {kind}' for kind, number in kinds)}) of "
             f"{len(self.class_names)} classes ({min(counts.values())} to {max(counts.values())} each), {colour}"
         )
-        left = ", ".join(f"{number} {reason}" for reason, number in sorted(self.left_out.items()))
+        left = told_counts(self.left_out)
         return f"{line}; left out: {left}" if left else line
 
 
@@ -107,13 +107,18 @@ class Tree:
         """What of this tree is no image, by reason."""
         images = set(self.images)
         others = (ending(name) or "no ending" for name in self.listing.files if name not in images)
-        found = self.listing.left_out + Counter(f"files that are no images ({kind})" for kind in others)
+        found = self.listing.left_out + Counter(f"not images ({kind})" for kind in others)
         return sum((child.left_out() for child in self.listing.folders.values()), found)
 
 
 def ending(name: str) -> str:
     """The last ending with its dot, in lower case."""
     return posixpath.splitext(name)[1].lower()
+
+
+def told_counts(counts: Counter[str]) -> str:
+    """The commonest reasons with their numbers."""
+    return ", ".join(f"{reason}: {number}" for reason, number in sorted(counts.most_common(8)))
 
 
 def is_hidden(name: str) -> bool:
@@ -129,13 +134,13 @@ def find_split(root: Tree, split: str) -> Split:
     entries: list[Entry] = []
     for tree in chosen.ordered():
         if not tree.holds_images:
-            others = ", ".join(f"{number} {reason}" for reason, number in tree.left_out().items())
+            others = told_counts(tree.left_out())
             raise InputError(f"{tree.told}: this class folder holds no images" + (f" ({others})" if others else ""))
         entries += [Entry(f"{tree.name}/{name}", len(classes), place) for name, place in tree.walk()]
         classes.append(tree.name)
     left_out = chosen.left_out()
     if chosen.images:
-        left_out["images in no class folder"] += len(chosen.images)
+        left_out["in no class folder"] += len(chosen.images)
     if not entries:
         raise InputError(f"{chosen.told}: {_no_classes(chosen)}")
     return Split(chosen.told, classes, entries, left_out)
@@ -242,7 +247,7 @@ def _check_classes(chosen: Tree) -> None:
 def _no_classes(tree: Tree) -> str:
     if tree.images:
         return f"{len(tree.images)} images lie in it directly; wanted class folders (CLASS/*.png), the class of an image is its folder"
-    others = ", ".join(f"{number} {reason}" for reason, number in tree.left_out().most_common(4))
+    others = told_counts(tree.left_out())
     return "holds no images" + (f"; what lies there: {others}" if others else "")
 
 
