@@ -147,7 +147,7 @@ class FileSource(MapSource):
     def __init__(self, files: ImageFiles, channels: int | None, workers: int) -> None:
         split = files.split
         super().__init__(split.where, files, split.class_names, channels, workers, files.describe)
-        self.told = split.told(self.told or ("grey" if channels == 1 else "in colour"))
+        self.told = split.told(self.colour)
 
     def _is_grey(self, index: int) -> bool:
         return header_is_grey(self.dataset.file(self.dataset.split.entries[index]))

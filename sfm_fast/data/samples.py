@@ -27,7 +27,7 @@ def read_sample(item: Any, transform: ImageTransform, class_names: Sequence[str]
     image, label = image_and_label(item)
     target = class_number(label, class_names)
     try:
-        image = _opened(image)
+        image = opened(image)
         return transform.pixels(image.detach().cpu() if isinstance(image, Tensor) else image), target
     except InputError:
         raise
@@ -122,7 +122,7 @@ def _key(item: Mapping[Any, Any], usual: tuple[str, ...], told: str) -> str:
     return str(found[0])
 
 
-def _opened(image: Any) -> Any:
+def opened(image: Any) -> Any:
     """What an image is given as, in the ways that need opening: Hugging Face's undecoded tables, paths, bytes."""
     if isinstance(image, Mapping) and ("bytes" in image or "path" in image):
         image = image.get("bytes") or image.get("path") or ""

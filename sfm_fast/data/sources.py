@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import InputError, require_package
 from .decoder import is_grey
 from .loader import ReadItems, read_batches, unreadable
-from .samples import image_and_label, is_batch, read_sample, singles
+from .samples import image_and_label, is_batch, opened, read_sample, singles
 from .transforms import ImageTransform, to_floats
 
 SAMPLED = 64  # images that decide whether a data set is grey
@@ -127,7 +127,9 @@ class MapSource(ImageSource):
         self.name, self.dataset, self.class_names = name, dataset, list(class_names)
         self.workers, self.describe = workers, describe
         self._given = channels
+        self.colour = "in colour" if channels == 3 else "grey"
         self.channels = self._look() if channels is None else channels
+        self.told = f"{name}: {len(self)} images of {len(self.class_names)} classes, {self.colour}"
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -145,13 +147,13 @@ class MapSource(ImageSource):
                 grey += self._is_grey(index)
             except Exception as error:  # data sets raise anything
                 raise unreadable(self.describe(index), error) from error
-        self.told = "grey" if places and grey == len(places) else "in colour"
-        if 0 < grey < len(places):
-            self.told += f" ({grey} of {len(places)} images looked at are grey)"
-        return 1 if self.told == "grey" else 3
+        if places and grey == len(places):
+            return 1
+        self.colour = "in colour" + (f" ({grey} of {len(places)} images looked at are grey)" if grey else "")
+        return 3
 
     def _is_grey(self, index: int) -> bool:
-        image = image_and_label(self.dataset[index])[0]
+        image = opened(image_and_label(self.dataset[index])[0])
         if hasattr(image, "convert"):
             return is_grey(image)
         shape = tuple(image.shape) if isinstance(image, Tensor) else np.shape(image)
