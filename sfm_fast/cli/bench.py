@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import InputError, require_package
-from ..files import check_output_file, write_json, write_text
+from ..files import check_output_file, parse_json, write_json, write_text
+from ..schema import check
 from . import bench_compare, common
 
 NAME = "bench"
@@ -117,8 +117,11 @@ def run_report(args: argparse.Namespace) -> None:
     claims = None
     if args.claims:
         try:
-            claims = json.loads(Path(args.claims).read_text(encoding="utf-8"))["claims"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            value = parse_json(Path(args.claims).read_text(encoding="utf-8"))
+            claims = check(args.claims, value, {"claims": [dict]}, "claims")["claims"]
+        except InputError:
+            raise
+        except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"--claims {args.claims}: wanted the JSON of the claims ({error!r})") from error
     page.write_page(Path(args.out), results, claims)
     if args.markdown:
