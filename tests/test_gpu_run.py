@@ -101,14 +101,15 @@ def test_a_stage_never_stops_the_next(tmp_path):
 
 def test_a_stage_is_interrupted_at_its_limit_and_then_ended(tmp_path):
     """At the interrupt pytest still says what it has; who ignores it, or a child of theirs, is killed."""
+    # The interrupt comes 3 seconds before the limit: on a busy machine Python may take some to start.
     polite = "import time\ntry: time.sleep(60)\nexcept KeyboardInterrupt: print('== stopped in the middle')"
     child = "import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(61.25)']); time.sleep(60)"
     stubborn = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)"
     started = time.monotonic()
     failed, lines = outcome(
-        tmp_path, stage("polite", polite, 5), stage("parent", child, 5), stage("stubborn", stubborn, 5)
+        tmp_path, stage("polite", polite, 13), stage("parent", child, 5), stage("stubborn", stubborn, 5)
     )
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 40
     assert failed == ["polite", "parent", "stubborn"]
     assert "  stopped in the middle" in lines
     assert sum("stopped at its limit" in line for line in lines) == 3
