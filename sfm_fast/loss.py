@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -247,10 +248,10 @@ class FlowAlignmentLoss(nn.Module):
 
 def _version(tensor: Tensor) -> tuple[int, int, int]:
     """Another one after a write to ``tensor``, and for another tensor or storage; writes to inference tensors aren't counted."""
-    try:
-        address = tensor.data_ptr()
-    except RuntimeError:  # of tensors that stand for others: fake ones, those of torch.func
-        address = 0
+    address = 0
+    if type(tensor) is Tensor:
+        with contextlib.suppress(RuntimeError):  # of tensors that stand for others inside torch.func
+            address = tensor.data_ptr()
     return id(tensor), address, -1 if tensor.is_inference() else tensor._version
 
 

@@ -80,6 +80,11 @@ def check(stages: Sequence[Stage], most: float) -> float:
 def run(stages: Sequence[Stage], folder: Path, summary: Summary, *, most: float, root: Path) -> list[str]:
     """Run them in order in ``root``; the names of those that failed. The plan and each stage's line go into ``summary``."""
     total = check(stages, most)
+    if (
+        signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    ):  # as shells leave it to what runs in the background; stages would inherit it
+        with contextlib.suppress(ValueError):  # not in the main thread
+            signal.signal(signal.SIGINT, signal.default_int_handler)
     plan = ", ".join(f"{stage.name} {stage.limit:g}" for stage in stages)
     summary.say(f"plan: {plan}; together at most {total:g} s of {most:g}")
     failed, spare = [], 0.0
