@@ -8,7 +8,7 @@ import os
 import posixpath
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -157,7 +157,11 @@ class FileSource(MapSource):
         return [counts[label] for label in range(len(self.class_names))]
 
     def fingerprint(self) -> str:
-        """Over class names, every file's name and size, and the bytes of 32 evenly spaced ones."""
+        """Over class names, every file's name and size, and the bytes of 32 evenly spaced ones; read once."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         files = self.dataset
         digest = hashlib.sha256("\0".join(self.class_names).encode(errors="surrogateescape"))
         for entry in files.split.entries:
@@ -185,40 +189,43 @@ def read_archive(path: Path) -> ArchiveTree:
     _check_end(path, end)
     tree = ArchiveTree(kind_of_split(path.stem) or path.stem, str(path))
     by_name = {_normal(member.name): member for member in members}
+    folders = {name[:place] for name in by_name for place, letter in enumerate(name) if letter == "/"}
     for member in members:
-        parts = [part for part in _normal(member.name).split("/") if part]
+        name = _normal(member.name)
+        parts = [part for part in name.split("/") if part]
         if len(parts) > DEEPEST:
             raise InputError(f"{path}: {member.name[:80]}… lies more than {DEEPEST} folders deep")
-        target: tarfile.TarInfo | None = member
-        for _ in range(8):  # links to links; more of them are a circle
-            if target is None or not (target.islnk() or target.issym()):
-                break
-            beside = posixpath.dirname(target.name) if target.issym() else ""
-            where = _normal(posixpath.join(beside, target.linkname))
-            if where not in by_name and any(name.startswith(f"{where}/") for name in by_name):
-                raise InputError(
-                    f"{path}: {member.name} is a link to a folder; pack the archive with links followed (tar -h)"
-                )
-            target = by_name.get(where)
+        where = _followed(name, by_name)
+        target = by_name.get(where)
         hidden = any(is_hidden(part) for part in parts)
+        if where != name and not hidden and (where in folders if target is None else target.isdir()):
+            raise InputError(
+                f"{path}: {member.name} is a link to a folder; pack the archive with links followed (tar -h)"
+            )
         if target is None or target.islnk() or target.issym():
             if not hidden and ending(member.name) in endings():
                 raise InputError(f"{path}: {member.name} is a link to nothing in the archive")
             tree.leave_out("hidden" if hidden else "links to nothing")
-            continue
-        if target.isdir() and target is not member and not hidden:
-            raise InputError(
-                f"{path}: {member.name} is a link to a folder; pack the archive with links followed (tar -h)"
-            )
-        if target.issparse():
+        elif target.issparse():
             raise InputError(
                 f"{path}: {member.name} is stored with holes (a sparse file); pack the archive without them"
             )
-        if target.isfile():
+        elif target.isfile():
             tree.put(parts, Member(target.offset_data, target.size))
         elif target.isdir():
             tree.put(parts, None)
     return tree
+
+
+def _followed(name: str, by_name: Mapping[str, tarfile.TarInfo]) -> str:
+    """The name that a link in the archive leads to, through links to links; more than 8 of them are a circle."""
+    for _ in range(8):
+        member = by_name.get(name)
+        if member is None or not (member.islnk() or member.issym()):
+            break
+        beside = posixpath.dirname(member.name) if member.issym() else ""
+        name = _normal(posixpath.join(beside, member.linkname))
+    return name
 
 
 def _normal(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import posixpath
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -213,24 +213,24 @@ def _are_splits(root: Tree, splits: dict[str, str]) -> bool:
     )
 
 
-def _unwrap(tree: Tree) -> Tree:
-    """Down through folders that hold one folder and nothing else, but no split: an unpacked archive often has one around everything."""
+def _down(tree: Tree, through: Callable[[str], bool]) -> Tree:
+    """Down from folders that hold one folder and nothing else, as far as that one holds folders and ``through`` takes its name."""
     while len(tree.with_images) == 1 and not tree.images:
         (only,) = tree.with_images
-        if not only.with_images or kind_of_split(only.name):
+        if not only.with_images or not through(only.name):
             break
         tree = only
     return tree
+
+
+def _unwrap(tree: Tree) -> Tree:
+    """Through any folder but a split: an unpacked archive often has one around everything."""
+    return _down(tree, lambda name: kind_of_split(name) is None)
 
 
 def _inner(tree: Tree) -> Tree:
-    """Of a split, the one folder in it that is called like a split, or like what it holds, such as seg_train/seg_train or train/images."""
-    while len(tree.with_images) == 1 and not tree.images:
-        (only,) = tree.with_images
-        if not only.with_images or not (kind_of_split(only.name) or re.fullmatch(_BESIDE, only.name.lower())):
-            break
-        tree = only
-    return tree
+    """Of a split, through folders that are called like a split, or like what it holds, such as seg_train/seg_train or train/images."""
+    return _down(tree, lambda name: bool(kind_of_split(name) or re.fullmatch(_BESIDE, name.lower())))
 
 
 def _check_classes(chosen: Tree) -> None:

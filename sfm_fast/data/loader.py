@@ -43,7 +43,7 @@ class ReadItems(torch.utils.data.Dataset):
 def unreadable(where: str, error: Exception) -> InputError:
     """One line that names the item and says what is wrong with it."""
     reason = str(error) if isinstance(error, InputError) else f"can't be read ({type(error).__name__}: {error})"
-    return InputError(f"{where}: {' '.join(reason.split())}")
+    return InputError(f"{where}: {reason}")
 
 
 def _collate(samples: list[tuple[Tensor, int] | str]) -> tuple[np.ndarray, np.ndarray] | str:

@@ -210,8 +210,7 @@ class IterableSource(ImageSource):
         """The number of images, or 0 where that isn't known."""
         if isinstance(self.iterable, torch.utils.data.DataLoader):  # its length counts batches
             return _length(self.iterable.dataset)
-        batches = isinstance(self.iterable, (list, tuple)) and bool(self.iterable) and _holds_batches(self.iterable)
-        return 0 if batches else _length(self.iterable)
+        return 0 if _holds_batches(self.iterable) else _length(self.iterable)
 
     def batches(self, batch_size: int, transform: ImageTransform) -> Iterator[tuple[Tensor, Tensor]]:
         once_only = iter(self.iterable) is self.iterable
@@ -269,18 +268,14 @@ def from_iterable(iterable: Iterable[Any], class_names: Sequence[str], channels:
     if channels not in (1, 3):
         raise InputError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
     _check_names(class_names)
-    if isinstance(iterable, Mapping) or not hasattr(iterable, "__iter__"):
-        indexed = hasattr(iterable, "__getitem__") and hasattr(iterable, "__len__")
-        if isinstance(iterable, Mapping) or not indexed:
-            raise InputError(
-                f"data must be a data set or an iterable of (image, label), got a {type(iterable).__name__}; of a table of columns give "
-                "list(zip(images, labels))"
-            )
-    if isinstance(iterable, (list, tuple)) and iterable and _holds_batches(iterable):
-        return IterableSource(iterable, class_names, channels)
-    if isinstance(iterable, torch.utils.data.IterableDataset):  # which inherits a __getitem__ that only raises
-        return IterableSource(iterable, class_names, channels)
-    if hasattr(iterable, "__getitem__") and hasattr(iterable, "__len__"):
+    indexed = hasattr(iterable, "__getitem__") and hasattr(iterable, "__len__")
+    if isinstance(iterable, Mapping) or not (indexed or hasattr(iterable, "__iter__")):
+        raise InputError(
+            f"data must be a data set or an iterable of (image, label), got a {type(iterable).__name__}; of a table of columns give "
+            "list(zip(images, labels))"
+        )
+    # An IterableDataset inherits a __getitem__ that only raises.
+    if indexed and not isinstance(iterable, torch.utils.data.IterableDataset) and not _holds_batches(iterable):
         return MapSource("data set", iterable, class_names, channels, 0, _item)
     require_package("PIL", "reading images", "distill")
     return IterableSource(_in_order(iterable), class_names, channels)
@@ -300,7 +295,10 @@ def _check_names(class_names: Any) -> None:
         raise InputError(f"class_names must differ, got {twice[0]!r} more than once")
 
 
-def _holds_batches(items: Sequence[Any]) -> bool:
+def _holds_batches(items: Any) -> bool:
+    """Whether this is a list of batches: of other data sets an item isn't read for it."""
+    if not isinstance(items, (list, tuple)) or not items:
+        return False
     try:
         return is_batch(items[0])
     except InputError:  # said when it is read, with its number
