@@ -51,10 +51,10 @@ static: $(READY)  ## write the table of the compiled GPU kernels anew (tests com
 	$(BIN)/python tests/static/table.py --update
 
 accuracy: $(READY)  ## the accuracy table on full Fashion-MNIST, three backbones: resumable, one to two hours on 2 cores
-	$(BIN)/python benchmarks/accuracy.py --data fashion-mnist --out benchmarks/results/cpu
+	$(BIN)/python -m benchmarks.accuracy --data fashion-mnist --out benchmarks/results/cpu
 
 derivation: $(READY)  ## LGM's gradient beside the flow on full Fashion-MNIST: table and figure, some minutes
-	$(BIN)/python benchmarks/derivation.py --data fashion-mnist --out benchmarks/results/cpu --figure docs/figures/derivation.svg
+	$(BIN)/python -m benchmarks.derivation --data fashion-mnist --out benchmarks/results/cpu --figure docs/figures/derivation.svg
 
 readme: $(READY)  ## the README's tables, from the committed results
 	$(BIN)/python scripts/readme_tables.py

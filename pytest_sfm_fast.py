@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from sfm_fast.testing.gate import Gate
+    from sfm_fast.gate.gate import Gate
 
 PROPERTY = "performance_gate"  # user_properties travel with the reports, from pytest-xdist's workers too
 DEFAULT_BASELINE = "performance-baseline.json"
@@ -50,8 +50,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture
 def performance_gate(request: pytest.FixtureRequest) -> Gate:
-    """Asserts memory budgets, time ratios and unchanged costs; see `sfm_fast.testing.gate.Gate`."""
-    from sfm_fast.testing.gate import Gate
+    """Asserts memory budgets, time ratios and unchanged costs; see `sfm_fast.gate.gate.Gate`."""
+    from sfm_fast.gate.gate import Gate
 
     def record(measurement: dict[str, Any]) -> None:
         request.node.user_properties.append((PROPERTY, measurement))
@@ -87,13 +87,13 @@ class Collector:
             return
         try:
             if self.config.getoption("gate_update"):
-                from sfm_fast.testing.gate_files import update_baseline
+                from sfm_fast.gate.baseline import update_baseline
 
                 # A failed test's values are not those of code that works.
                 good = [record for record in self.records if record["test"] not in self.failed]
                 self.notes += update_baseline(_baseline(self.config), good)
             if path := self.config.getoption("gate_json"):
-                from sfm_fast.testing.gate_files import write_records
+                from sfm_fast.gate.baseline import write_records
 
                 write_records(self.config.rootpath / path, self.records)
         except (ValueError, OSError) as error:  # InputError too: what can't be read or written, in one line

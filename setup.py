@@ -97,11 +97,10 @@ setup(
         *find_packages(include=["sfm_fast", "sfm_fast.*"]),
         "sfm_fast.kernels",
         "sfm_fast.benchmarks",
-        "sfm_fast.benchmarks.baselines",
-        "sfm_fast.benchmarks.gpu",
+        *(f"sfm_fast.benchmarks.{name}" for name in find_packages("benchmarks")),
     ],
     package_dir={"sfm_fast": "sfm_fast", "sfm_fast.kernels": "kernels", "sfm_fast.benchmarks": "benchmarks"},
     py_modules=["pytest_sfm_fast"],
-    package_data={"sfm_fast": ["py.typed", "data/assets/*"]},
+    package_data={"sfm_fast": ["py.typed", "data/assets/*", "backbones/assets/*"]},
     **build(),
 )

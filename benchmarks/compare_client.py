@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sfm_fast.benchmarks import worker
-from sfm_fast.testing import perf
+from sfm_fast.measure import timing as perf
 
 TIMEOUT = 600.0  # seconds for one answer
 

@@ -1,6 +1,6 @@
 """Times of two builds: both alive at once, two samples of each in turn, the base's two against each other as the control.
 
-Whether that is slower is decided by `sfm_fast.testing.paired`. Where memory comes to lie can make a process some per cent faster for
+Whether that is slower is decided by `sfm_fast.gate.paired`. Where memory comes to lie can make a process some per cent faster for
 as long as it lives: every few rounds both make their tensors anew, and each look but the first has fresh processes.
 """
 
@@ -26,7 +26,7 @@ from sfm_fast.benchmarks.compare import (
     Change,
 )
 from sfm_fast.benchmarks.compare_client import Client, WorkerError
-from sfm_fast.testing import paired
+from sfm_fast.gate import paired
 
 SECONDS = 60.0  # after which a case isn't looked at again
 ROUNDS_A_PLACE = 6  # with the tensors where they are

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 import sfm_fast
-from sfm_fast.distill.memory import free_memory
-from sfm_fast.testing.perf import samples, summary
+from sfm_fast.measure.memory import free_memory
+from sfm_fast.measure.timing import samples, summary
 
 COPY_BYTES = 1 << 31  # of a copy on a GPU: two orders of magnitude more than its second-level cache
 GPU_SIDE = 8192  # of a product that keeps every unit of a GPU busy

@@ -19,7 +19,7 @@ from sfm_fast.benchmarks.compare_build import Build
 from sfm_fast.benchmarks.compare_client import Client, WorkerError, environment
 from sfm_fast.errors import InputError
 from sfm_fast.files import write_json
-from sfm_fast.testing import callgrind
+from sfm_fast.gate import callgrind
 
 Numbers = dict[str, float | str]  # a text says why there is no number
 # Of a compiled kernel: what may be more, and what more of is better. A register or two come and go.

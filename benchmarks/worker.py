@@ -137,7 +137,7 @@ STEPS: dict[str, tuple[dict[str, Any], int | None]] = {
 
 def predict(name: str, classes: int = 10) -> dict[str, int]:
     """Peak bytes and operations of a step of the shipped backbone at ipc 1, as the tree itself predicts them."""
-    from sfm_fast.data.backbones import load_backbone
+    from sfm_fast.backbones.load import load_backbone
     from sfm_fast.distill.config import DistillConfig
     from sfm_fast.distill.predict import predict_step
 

@@ -1,4 +1,4 @@
-"""Philox4x32-10 and Box-Muller, as ``sfm_fast/reference/philox.py`` defines them (not as ``tl.randn`` does).
+"""Philox4x32-10 and Box-Muller, as ``sfm_fast/philox.py`` defines them (not as ``tl.randn`` does).
 
 float32 throughout, and within 2e-6 of float64 for every word: the fixed points of the logarithm and of the angle are
 taken off in integers, so what the polynomials see keeps its full relative precision.

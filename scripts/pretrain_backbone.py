@@ -4,8 +4,8 @@ Method: Dwibedi et al., "With a Little Help from My Friends: Nearest-Neighbor Co
 Representations" (arXiv 2104.14548): the positive of a view is the nearest neighbour, in a queue of past
 embeddings, of the other view of the same image. Labels are read only to print the figures of the model card.
 
-    python scripts/pretrain_backbone.py --out sfm_fast/data/assets/fashion_vit.safetensors --minutes 50
-    python scripts/pretrain_backbone.py --arch cnn --out sfm_fast/data/assets/fashion_cnn.safetensors --epochs 18
+    python scripts/pretrain_backbone.py --out sfm_fast/backbones/assets/fashion_vit.safetensors --minutes 50
+    python scripts/pretrain_backbone.py --arch cnn --out sfm_fast/backbones/assets/fashion_cnn.safetensors --epochs 18
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import nn
 
+from sfm_fast.backbones.shipped import build_shipped
 from sfm_fast.data import fashion_mnist
-from sfm_fast.data.shipped import build_shipped
 
 SIZE = 28
 

@@ -15,14 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sfm_fast.benchmarks.derivation_figure import findings_table
-from sfm_fast.data.families import family_rows
-from sfm_fast.report.accuracy import full_tables, stored_table, summary, verdicts
-from sfm_fast.report.bench.rows import read_result
-from sfm_fast.report.bench.tables import claims_table, image_table, loss_table, step_table, where_we_lose
-from sfm_fast.report.demo import cost_table
-from sfm_fast.report.families import family_table
-from sfm_fast.report.gpu import gpu_step_table, kernel_table, read_all, shown_kernels
+from sfm_fast.benchmarks.accuracy.tables import full_tables, stored_table, summary, verdicts
+from sfm_fast.benchmarks.derivation.figure import findings_table
+from sfm_fast.benchmarks.gpu.tables import gpu_step_table, kernel_table, read_all, shown_kernels
+from sfm_fast.benchmarks.report.rows import read_result
+from sfm_fast.benchmarks.report.tables import claims_table, image_table, loss_table, step_table, where_we_lose
+from sfm_fast.demo.page import cost_table
 from sfm_fast.report.tables import plan_table
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,10 +106,6 @@ def gpu_steps() -> str:
     return gpu_step_table(read_all(RESULTS.parent, "steps.json"))
 
 
-def families() -> str:
-    return family_table(family_rows())
-
-
 def derivation() -> str:
     return findings_table(json.loads((RESULTS / "derivation.json").read_text()))
 
@@ -135,7 +129,6 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/evaluation.md": {"accuracy-stored": lambda: stored_table(accuracy())},
     "docs/derivation.md": {"derivation": derivation},
-    "docs/backbones.md": {"families": families},
 }
 
 

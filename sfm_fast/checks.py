@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
-from .reference.augment import Views
+from .views import Views
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

@@ -6,9 +6,8 @@ import functools
 
 import expected_cache
 import torch
+from cases.losses import LOSS_CASES
 from torch import Tensor
-
-from sfm_fast.testing.cases import LOSS_CASES
 
 Inputs = tuple[Tensor, Tensor, Tensor | None]
 

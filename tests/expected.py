@@ -8,9 +8,9 @@ from pathlib import Path
 import definitions
 import expected_cache
 import torch
+from cases.losses import LOSS_CASES
 
 from sfm_fast.ops.backends import ALIGNMENTS, METRICS
-from sfm_fast.testing.cases import LOSS_CASES
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
+from cases.images import ImageInputs
 from torch import Tensor
 
+from sfm_fast import philox
 from sfm_fast.ops.augment import augment
 from sfm_fast.ops.render import render
 from sfm_fast.ops.render_augment import render_augment
-from sfm_fast.reference import philox
-from sfm_fast.reference.augment import Views
-from sfm_fast.testing.image_cases import ImageInputs
+from sfm_fast.views import Views
 
 KINDS = ("render", "augment", "render_augment")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -6,14 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cases.images import AXES, IMAGE_CASES, VIEW_CASES, make_views
 from image_definitions import DTYPES, KERNELS, assert_as_accurate_as_torch, incoming, kernel_calls, results, shown
 
-from sfm_fast import InputError
+from sfm_fast import InputError, philox
 from sfm_fast.ops.augment import augment
 from sfm_fast.reference import augment as reference
-from sfm_fast.reference import philox
-from sfm_fast.reference.augment import NOISE_MEAN, NOISE_STD, Augmentation, Views, draw_views, normalize
-from sfm_fast.testing.image_cases import AXES, IMAGE_CASES, VIEW_CASES, make_views
+from sfm_fast.reference.augment import normalize
+from sfm_fast.views import NOISE_MEAN, NOISE_STD, Augmentation, Views, draw_views
 
 BACKENDS = ("torch", *KERNELS)
 MEAN, STD = torch.tensor([0.3]), torch.tensor([0.4])
@@ -169,7 +169,7 @@ def test_replay_and_batch_split():
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_unit_crop_of_aspect_one_is_the_image(monkeypatch, backend):
-    monkeypatch.setattr("sfm_fast.reference.augment.LOG_ASPECT", (0.0, 0.0))
+    monkeypatch.setattr("sfm_fast.views.LOG_ASPECT", (0.0, 0.0))
     images = torch.rand(3, 1, 12, 12)
     views = drawn(torch.arange(3), (12, 12), augmentation=WHOLE)
     torch.testing.assert_close(augment(images, views, backend=backend), normalize(images, MEAN, STD), rtol=0, atol=1e-5)
@@ -177,8 +177,8 @@ def test_unit_crop_of_aspect_one_is_the_image(monkeypatch, backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_flip_mirrors(monkeypatch, backend):
-    monkeypatch.setattr("sfm_fast.reference.augment.LOG_ASPECT", (0.0, 0.0))
-    monkeypatch.setattr("sfm_fast.reference.augment.FLIP_PROBABILITY", 1.1)
+    monkeypatch.setattr("sfm_fast.views.LOG_ASPECT", (0.0, 0.0))
+    monkeypatch.setattr("sfm_fast.views.FLIP_PROBABILITY", 1.1)
     images = torch.rand(3, 1, 12, 12)
     views = drawn(torch.arange(3), (12, 12), augmentation=Augmentation(1.0, 1.0, True, False))
     torch.testing.assert_close(

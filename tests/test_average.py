@@ -5,16 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sfm_fast.data.backbones import load_backbone
+from sfm_fast.backbones.load import load_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.distill.average import IterateAverage
+from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.config import DistillConfig
-from sfm_fast.distill.export import SyntheticSet
 from sfm_fast.distill.predict import predict_step
-from sfm_fast.distill.prepare import make_distiller
 from sfm_fast.errors import InputError
+from sfm_fast.features.compute import class_statistics
 from sfm_fast.files import load_tensors, save_tensors
-from sfm_fast.probe.features import class_statistics
+from sfm_fast.synthetic import SyntheticSet
 
 CONFIG = DistillConfig(method="sfm-decoupled", steps=8, grow_every=1, lr=0.05, average_last=0.5)
 

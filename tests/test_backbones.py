@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from sfm_fast import InputError
-from sfm_fast.data.backbones import load_backbone, shape_of_backbone
-from sfm_fast.data.timm_models import is_convolutional
+from sfm_fast.backbones.load import load_backbone, shape_of_backbone
+from sfm_fast.backbones.timm_models import is_convolutional
 from sfm_fast.files import load_tensors
 
 TINY = "test_vit"

@@ -17,15 +17,15 @@ from safetensors.torch import save_file
 from tests_data import labelled
 
 from sfm_fast import ClassStatistics, InputError
+from sfm_fast.backbones.load import load_backbone
 from sfm_fast.checks import told_differences
 from sfm_fast.cli.main import main
-from sfm_fast.data.backbones import load_backbone
 from sfm_fast.data.datasets import open_dataset
+from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.config import DistillConfig
-from sfm_fast.distill.export import SyntheticSet
-from sfm_fast.distill.prepare import make_distiller
-from sfm_fast.probe.evaluate import Evaluator, ProbeConfig
-from sfm_fast.probe.features import class_statistics
+from sfm_fast.evaluation.evaluator import Evaluator, ProbeConfig
+from sfm_fast.features.compute import class_statistics
+from sfm_fast.synthetic import SyntheticSet
 
 
 def write(root, classes=("ant", "bee", "cow"), counts=(4, 4, 4), seed=0):

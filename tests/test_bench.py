@@ -8,14 +8,17 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sfm_fast.benchmarks import bench_flow_alignment, bench_render_augment, suites
+from benchmarks.report.rows import read_result
+from benchmarks.shapes import IMAGE_SHAPES, LOSS_SHAPES
+from sfm_fast.benchmarks import runner as suites
 from sfm_fast.benchmarks.harness import SLOW, Contender, measure, share_of
 from sfm_fast.benchmarks.machine import environment
+from sfm_fast.benchmarks.suites import images as bench_render_augment
+from sfm_fast.benchmarks.suites import losses as bench_flow_alignment
 from sfm_fast.cli import main as cli
 from sfm_fast.errors import InputError
-from sfm_fast.report.bench.rows import read_result
-from sfm_fast.testing import perf
-from sfm_fast.testing.shapes import IMAGE_SHAPES, LOSS_SHAPES
+from sfm_fast.measure import memory
+from sfm_fast.measure import timing as perf
 
 CPU = torch.device("cpu")
 
@@ -158,14 +161,14 @@ def test_rounds_turn_the_order():
 
 
 def test_living_bytes_counts_each_storage_once():
-    before = perf.living_bytes()
+    before = memory.living_bytes()
     a = torch.zeros(1000)
     view = a[10:]
-    assert perf.living_bytes() == before + a.nbytes
+    assert memory.living_bytes() == before + a.nbytes
     del a, view
     with FakeTensorMode():  # what torch.compile leaves behind has no memory
         fake = torch.zeros(1000)
-    assert perf.living_bytes() == before
+    assert memory.living_bytes() == before
     del fake
 
 

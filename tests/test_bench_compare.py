@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.report.rows import FORMAT
 from sfm_fast.benchmarks import compare, compare_build, compare_client, compare_times, quantities, worker
 from sfm_fast.cli import main as cli
 from sfm_fast.errors import InputError
-from sfm_fast.report.bench.rows import FORMAT
 
 ROOT = Path(__file__).resolve().parent.parent
 ENVIRONMENT = {"cpu": "a CPU", "gpu": None, "torch": "2.14.1", "threads": 2}

@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
+from benchmarks.report import curves, figures, tables
+from benchmarks.report.page import page_text, write_all, write_page
+from benchmarks.report.rows import digits, duration, memory, read_result, times
 from sfm_fast.errors import InputError
-from sfm_fast.report.bench import curves, figures, tables
-from sfm_fast.report.bench.page import page_text, write_all, write_page
-from sfm_fast.report.bench.rows import digits, duration, memory, read_result, times
 
 pytest.importorskip("matplotlib")
 

@@ -11,12 +11,16 @@ import pytest
 import torch
 
 from sfm_fast import InputError
-from sfm_fast.benchmarks import bench_loading, bench_scaling, bench_step, machine, step_rows
+from sfm_fast.benchmarks import machine
 from sfm_fast.benchmarks.baselines import images as baseline
 from sfm_fast.benchmarks.baselines.step import PlainStep
-from sfm_fast.benchmarks.step_contenders import PRESETS, Made, Preset, Setting, Way, open_backbone, ways_of
-from sfm_fast.benchmarks.step_rows import STANDING, STEPS, verdicts
-from sfm_fast.distill.run import Distiller
+from sfm_fast.benchmarks.steps import rows as step_rows
+from sfm_fast.benchmarks.steps.contenders import PRESETS, Made, Preset, Setting, Way, open_backbone, ways_of
+from sfm_fast.benchmarks.steps.rows import STANDING, STEPS, verdicts
+from sfm_fast.benchmarks.suites import loading as bench_loading
+from sfm_fast.benchmarks.suites import scaling as bench_scaling
+from sfm_fast.benchmarks.suites import step as bench_step
+from sfm_fast.distill.distiller import Distiller
 
 CPU = torch.device("cpu")
 SMALL = PRESETS["small"]

@@ -18,18 +18,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import sfm_fast
-from sfm_fast import Bundle, bundle_folder
-from sfm_fast import bundle as bundle_module
-from sfm_fast.bundle_parts import fit
+from sfm_fast import Bundle
+from sfm_fast.backbones.load import load_backbone
+from sfm_fast.backbones.record import save_weights
+from sfm_fast.bundle import bundle as bundle_module
+from sfm_fast.bundle import folder as bundle_folder
+from sfm_fast.bundle.parts import fit
 from sfm_fast.cli import common
 from sfm_fast.cli import main as cli
-from sfm_fast.data.backbones import load_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.sources import ArraySource
-from sfm_fast.data.weights import save_weights
-from sfm_fast.distill.export import SyntheticSet
 from sfm_fast.errors import InputError
-from sfm_fast.probe.heads import Classifier, Projector, compose
+from sfm_fast.evaluation.heads import Classifier, Projector, compose
+from sfm_fast.synthetic import SyntheticSet
 
 PAGE = Path(__file__).parents[1] / "docs" / "bundle.md"
 
@@ -128,8 +129,8 @@ def test_the_projector_stands_between(joined, classifier, tiny, test_data, tmp_p
 
 
 def test_the_projector_is_fitted_on_the_same_views_of_the_images_as_stored(joined, tiny, vit):
-    from sfm_fast.probe.features import view_features
-    from sfm_fast.probe.inherit import fit_projector
+    from sfm_fast.evaluation.projector import fit_projector
+    from sfm_fast.features.compute import view_features
 
     stored = joined.synthetic.images
     options = dict(seed=0, augmentation=sfm_fast.Augmentation(min_area=0.08, noise=False))
@@ -141,8 +142,8 @@ def test_the_projector_is_fitted_on_the_same_views_of_the_images_as_stored(joine
 
 
 def test_blends_are_asked_for(synthetic, classifier, vit, tiny, joined):
-    from sfm_fast.probe.features import view_features
-    from sfm_fast.probe.inherit import fit_projector
+    from sfm_fast.evaluation.projector import fit_projector
+    from sfm_fast.features.compute import view_features
 
     plain = Bundle.create(synthetic, classifier, vit, tiny, views=4, min_area=0.5)
     options = dict(seed=0, augmentation=sfm_fast.Augmentation(min_area=0.5, noise=False))
@@ -498,7 +499,7 @@ torch.set_num_threads(1)
 from sfm_fast import Bundle
 bundle = Bundle.load(sys.argv[1])
 answer = bundle.classify(sys.argv[2])
-training = ("sfm_fast.data.datasets", "sfm_fast.distill.run", "sfm_fast.probe.evaluate", "sfm_fast.probe.inherit")
+training = ("sfm_fast.data.datasets", "sfm_fast.distill.distiller", "sfm_fast.evaluation.evaluator", "sfm_fast.evaluation.projector")
 print([name for name in training if name in sys.modules], answer)
 """
 

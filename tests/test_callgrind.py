@@ -7,10 +7,10 @@ import shutil
 import pytest
 
 from sfm_fast import InputError
+from sfm_fast.gate import callgrind
+from sfm_fast.gate.callgrind import count_instructions, instructions
+from sfm_fast.gate.gate import Gate
 from sfm_fast.ops.library import registered
-from sfm_fast.testing import callgrind
-from sfm_fast.testing.callgrind import count_instructions, instructions
-from sfm_fast.testing.gate import Gate
 
 PROFILE = """# callgrind format
 version: 1

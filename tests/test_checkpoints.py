@@ -15,8 +15,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from sfm_fast import InputError
-from sfm_fast.data.backbones import load_backbone
-from sfm_fast.data.checkpoints import load_weights, model_options
+from sfm_fast.backbones.checkpoints import load_weights, model_options
+from sfm_fast.backbones.load import load_backbone
 
 
 def random_model(name, **options) -> nn.Module:

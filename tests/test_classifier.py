@@ -9,13 +9,13 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from sfm_fast import InputError
+from sfm_fast.backbones.load import load_backbone
 from sfm_fast.cli import main as cli
-from sfm_fast.data.backbones import load_backbone
 from sfm_fast.data.datasets import open_dataset
-from sfm_fast.probe.cache import FeatureCache
-from sfm_fast.probe.classifier import accuracy, stratified_split, train_classifier, train_on_source
-from sfm_fast.probe.heads import Classifier, LinearMap
-from sfm_fast.probe.softmax import Fit, Standardiser, fit_lbfgs, fit_minibatch, loss_and_gradient
+from sfm_fast.evaluation.classifier import accuracy, stratified_split, train_classifier, train_on_source
+from sfm_fast.evaluation.heads import Classifier, LinearMap
+from sfm_fast.evaluation.softmax import Fit, Standardiser, fit_lbfgs, fit_minibatch, loss_and_gradient
+from sfm_fast.features.cache import FeatureCache
 
 NAMES = ["a", "b", "c", "d"]
 
@@ -137,7 +137,7 @@ def test_search_rows_bound_the_search(monkeypatch):
         rows.append(len(x))
         return fit_lbfgs(x, *args, **options)
 
-    monkeypatch.setattr("sfm_fast.probe.classifier.fit_lbfgs", count)
+    monkeypatch.setattr("sfm_fast.evaluation.classifier.fit_lbfgs", count)
     train_classifier(*blobs(400), NAMES, weight_decays=[1e-1, 1e-2], search_rows=100)
     assert rows == [100, 100, 400]
 
@@ -256,7 +256,7 @@ def test_command_on_real_data(folder, tmp_path, capsys, monkeypatch):
     assert accuracy(classifier, features, labels) == found["test_top1"]
     assert sorted(row["weight_decay"] for row in found["search"]) == [0.001, 0.01, 0.1]
     monkeypatch.setattr(
-        "sfm_fast.probe.classifier.fit_minibatch",
+        "sfm_fast.evaluation.classifier.fit_minibatch",
         lambda *args, **options: fit_minibatch(*args, **options | {"steps": 300}),
     )
     # The cached features serve the other solver; it replaces the file; JSON on stdout pushes the text to stderr.
@@ -315,7 +315,7 @@ def test_a_mistake_is_one_line_before_any_work(name, tmp_path, monkeypatch, caps
     def work(*_, **__):
         raise AssertionError("worked on bad arguments")
 
-    monkeypatch.setattr("sfm_fast.probe.cache.dataset_features", work)
+    monkeypatch.setattr("sfm_fast.features.cache.dataset_features", work)
     argv, says = MISTAKES[name]
     assert cli.main(["classifier", "--quiet", *argv]) == 1
     err = capsys.readouterr().err

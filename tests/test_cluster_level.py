@@ -6,15 +6,15 @@ import json
 import pytest
 import torch
 
+from sfm_fast.backbones.load import load_backbone
 from sfm_fast.cli.distill import add_method_arguments, method_config
 from sfm_fast.cli.main import main
-from sfm_fast.data.backbones import load_backbone
 from sfm_fast.data.datasets import open_dataset
+from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.config import DistillConfig
-from sfm_fast.distill.methods import DecoupledFlowMatching, FlowMatching, center_of
-from sfm_fast.distill.prepare import make_distiller
+from sfm_fast.distill.objectives import DecoupledFlowMatching, FlowMatching, center_of
 from sfm_fast.errors import InputError
-from sfm_fast.statistics import ClassStatistics
+from sfm_fast.features.statistics import ClassStatistics
 
 CLASSES, CLUSTERS, DIM = 4, 3, 6
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from test_cuda_shim import DTYPES, ROUNDING, Call, both_orders, shim
 from torch import Tensor
 
-from sfm_fast.reference import philox
+from sfm_fast import philox
 from sfm_fast.reference.render import color_matrix
 
 __all__ = ["both_orders", "shim"]  # fixtures

@@ -14,24 +14,24 @@ from safetensors.torch import load as load_bytes
 from safetensors.torch import save as save_bytes
 from tests_data import write_image_folder
 
+from benchmarks.report import page, rows
 from sfm_fast import InputError, files
+from sfm_fast.backbones.load import load_backbone
+from sfm_fast.backbones.shipped import SHIPPED, read_shipped
 from sfm_fast.benchmarks import compare
-from sfm_fast.bundle import Bundle
-from sfm_fast.bundle_folder import CONFIG, describe_file
+from sfm_fast.bundle.bundle import Bundle
+from sfm_fast.bundle.folder import CONFIG, describe_file
 from sfm_fast.cli import main as cli
-from sfm_fast.data.backbones import load_backbone
 from sfm_fast.data.datasets import open_dataset
-from sfm_fast.data.shipped import SHIPPED, read_shipped
+from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.config import DistillConfig
-from sfm_fast.distill.export import SyntheticSet, save_grid, save_image_folder
-from sfm_fast.distill.folder import cut_log
-from sfm_fast.distill.prepare import make_distiller
-from sfm_fast.probe.cache import FeatureCache
-from sfm_fast.probe.heads import Classifier, Projector
-from sfm_fast.probe.modes import check_classifier
-from sfm_fast.report.bench import page, rows
+from sfm_fast.distill.run_folder import cut_log
+from sfm_fast.evaluation.heads import Classifier, Projector
+from sfm_fast.evaluation.modes import check_classifier
+from sfm_fast.features.cache import FeatureCache
+from sfm_fast.gate.baseline import read_baseline
 from sfm_fast.schema import check
-from sfm_fast.testing.gate_files import read_baseline
+from sfm_fast.synthetic import SyntheticSet, save_grid, save_image_folder
 
 MUTANTS = 40  # of each kind and format; `make soak` has more
 DEEP = "[" * 2000 + "]" * 2000

@@ -13,9 +13,10 @@ import torch
 from tests_data import labelled
 
 import sfm_fast
-from sfm_fast.benchmarks import derivation, derivation_rows
-from sfm_fast.benchmarks.derivation_figure import findings_table
-from sfm_fast.reference import flow_bound as fb
+from benchmarks.derivation import bound as fb
+from sfm_fast.benchmarks.derivation import __main__ as derivation
+from sfm_fast.benchmarks.derivation import rows as derivation_rows
+from sfm_fast.benchmarks.derivation.figure import findings_table
 from sfm_fast.reference.gradient_matching import gradient_distance, linear_gradient
 
 ROOT = Path(__file__).resolve().parent.parent

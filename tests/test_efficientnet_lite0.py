@@ -7,9 +7,9 @@ import timm
 import torch
 
 from sfm_fast import InputError
-from sfm_fast.data.backbones import load_backbone
+from sfm_fast.backbones import efficientnet_lite as efficientnet_lite0
+from sfm_fast.backbones.load import load_backbone
 from sfm_fast.data.datasets import open_dataset
-from sfm_fast.testing import efficientnet_lite0
 
 pytest.importorskip(efficientnet_lite0.PACKAGE)
 

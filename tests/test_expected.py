@@ -13,7 +13,7 @@ import expected_cache
 import pytest
 import torch
 
-from sfm_fast.testing import cases
+from tests.cases import losses as cases
 
 CASE = ("odd", torch.float32, "global", "cosine")
 

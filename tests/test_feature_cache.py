@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from sfm_fast import InputError
-from sfm_fast.data.backbones import load_backbone
+from sfm_fast.backbones.load import load_backbone
 from sfm_fast.data.sources import ArraySource, from_iterable
+from sfm_fast.features import cache as module
+from sfm_fast.features.cache import FeatureCache
+from sfm_fast.features.compute import dataset_features
 from sfm_fast.files import load_tensors, save_tensors
-from sfm_fast.probe import cache as module
-from sfm_fast.probe.cache import FeatureCache
-from sfm_fast.probe.features import dataset_features
 
 NAMES = ["a", "b", "c"]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import definitions
 import pytest
 import torch
+from cases.losses import LOSS_CASES
 from definitions import value_and_gradient
 
 import sfm_fast
 from sfm_fast.ops.backends import ALIGNMENTS, METRICS
 from sfm_fast.reference import flow_alignment as reference
-from sfm_fast.testing.cases import LOSS_CASES
 
 KINDS = [(alignment, metric) for alignment in ALIGNMENTS for metric in METRICS]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-5, torch.float16: 2e-5}

@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from sfm_fast import InputError, flow_alignment_loss
-from sfm_fast.distill import memory, tracker  # noqa: F401 (the gate imports them late: nested runs shall find them loaded)
-from sfm_fast.testing import gate_files, paired
-from sfm_fast.testing.gate import Gate
+from sfm_fast.gate import baseline as gate_files
+from sfm_fast.gate import paired
+from sfm_fast.gate.gate import Gate
+from sfm_fast.measure import tracker
 
 # Nested runs forget what they imported, which torch's libraries of operators don't survive: so all of it now.
 with tracker.Tracker():
@@ -259,7 +260,7 @@ def test_planted_regressions_fail_and_are_reported(pytester):
 
 @pytest.mark.parametrize(("policy", "outcome"), [("skip", "skipped"), ("fail", "failed"), ("pass", "passed")])
 def test_inconclusive_is_what_the_option_says(pytester, monkeypatch, policy, outcome):
-    monkeypatch.setattr("sfm_fast.testing.gate.rounds_of", lambda *_: scripted(1.1, 0.8, tail=0.3))
+    monkeypatch.setattr("sfm_fast.gate.gate.rounds_of", lambda *_: scripted(1.1, 0.8, tail=0.3))
     pytester.makepyfile("def test_time(performance_gate): performance_gate.ratio(int, int, at_most=1.15)")
     result = pytester.runpytest_inprocess(f"--gate-inconclusive={policy}", "-rs")
     result.assert_outcomes(**{outcome: 1})

@@ -14,19 +14,20 @@ import definitions
 import image_definitions
 import pytest
 import torch
+from cases.images import IMAGE_CASES, VIEW_CASES, make_views
+from cases.losses import LOSS_CASES
 from definitions import value_and_gradient
 from image_definitions import assert_as_accurate_as_torch, call, incoming, leaves_of, results
 
 import sfm_fast
+from sfm_fast import philox
+from sfm_fast.measure.memory import peak_memory
+from sfm_fast.measure.timing import captured
 from sfm_fast.ops.augment import augment
 from sfm_fast.ops.backends import ALIGNMENTS, METRICS
 from sfm_fast.ops.render import render
 from sfm_fast.ops.render_augment import render_augment
-from sfm_fast.reference import philox
-from sfm_fast.reference.augment import Views
-from sfm_fast.testing.cases import LOSS_CASES
-from sfm_fast.testing.image_cases import IMAGE_CASES, VIEW_CASES, make_views
-from sfm_fast.testing.perf import captured, peak_memory
+from sfm_fast.views import Views
 
 DRY_RUN = not torch.cuda.is_available() and os.environ.get("SFM_FAST_DRY_RUN") == "1"
 DEVICE = "cpu" if DRY_RUN else "cuda"

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from sfm_fast import ClassStatistics
-from sfm_fast.data.backbones import Backbone, shape_of_backbone
+from sfm_fast.backbones.backbone import Backbone
+from sfm_fast.backbones.load import shape_of_backbone
+from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.config import DistillConfig, Execution
 from sfm_fast.distill.predict import predict_step
-from sfm_fast.distill.prepare import make_distiller
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),

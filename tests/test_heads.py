@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from sfm_fast import InputError
+from sfm_fast.evaluation.heads import Classifier, Projector, compose
 from sfm_fast.files import load_tensors, save_tensors
-from sfm_fast.probe.heads import Classifier, Projector, compose
 
 
 def numbers(*shape: int, seed: int = 0) -> torch.Tensor:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from cases.images import IMAGE_CASES, ImageInputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_definitions import DTYPES, KERNELS, KINDS, assert_as_accurate_as_torch, call, incoming, leaves_of, results
@@ -15,8 +16,7 @@ import sfm_fast
 from sfm_fast.ops.augment import augment
 from sfm_fast.ops.render import render
 from sfm_fast.ops.render_augment import render_augment
-from sfm_fast.reference.augment import Views
-from sfm_fast.testing.image_cases import IMAGE_CASES, ImageInputs
+from sfm_fast.views import Views
 
 CASES = {case.name: case for case in IMAGE_CASES}
 # The interpreter's share of a test that runs on several cases.

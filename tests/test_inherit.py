@@ -10,16 +10,16 @@ from safetensors.torch import save_file
 from tests_data import write_image_folder
 
 from sfm_fast import InputError
+from sfm_fast.backbones.load import load_backbone
 from sfm_fast.cli import main as cli
-from sfm_fast.data.backbones import load_backbone
 from sfm_fast.data.datasets import open_dataset
-from sfm_fast.probe.classifier import accuracy, train_classifier
-from sfm_fast.probe.evaluate import Evaluator, ProbeConfig
-from sfm_fast.probe.features import projector_features, view_features
-from sfm_fast.probe.heads import Classifier, compose
-from sfm_fast.probe.inherit import PENALTIES, Ridge, fit_projector
-from sfm_fast.probe.references import labelled_means, nearest_indices, neighbour_indices, random_indices
-from sfm_fast.reference.augment import Augmentation
+from sfm_fast.evaluation.classifier import accuracy, train_classifier
+from sfm_fast.evaluation.evaluator import Evaluator, ProbeConfig
+from sfm_fast.evaluation.heads import Classifier, compose
+from sfm_fast.evaluation.projector import PENALTIES, Ridge, fit_projector
+from sfm_fast.evaluation.references import labelled_means, nearest_indices, neighbour_indices, random_indices
+from sfm_fast.features.compute import projector_features, view_features
+from sfm_fast.views import Augmentation
 
 
 def pairs(views=6, images=5, dim=7, outputs=3, noise=0.5, seed=0, offset=20.0):
@@ -67,7 +67,7 @@ def test_both_forms_agree(dim):
 
 @pytest.mark.parametrize("dim", [7, 60])
 def test_left_out_errors_are_those_of_refits(dim, monkeypatch):
-    monkeypatch.setattr("sfm_fast.probe.inherit.BLOCK", 11)  # several blocks of rows
+    monkeypatch.setattr("sfm_fast.evaluation.projector.BLOCK", 11)  # several blocks of rows
     x, y, _ = (part.flatten(0, 1) if part.ndim == 3 else part for part in pairs(dim=dim))
     fit = Ridge(x, y)
     for penalty in (1e-3, 0.3):

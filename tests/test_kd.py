@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from sfm_fast import InputError
-from sfm_fast.probe.heads import LinearMap
-from sfm_fast.probe.linear import distillation_loss, top_k_accuracy, train_linear
-from sfm_fast.probe.modes import Features, ProbeConfig, fit
+from sfm_fast.evaluation.heads import LinearMap
+from sfm_fast.evaluation.linear import distillation_loss, top_k_accuracy, train_linear
+from sfm_fast.evaluation.modes import Features, ProbeConfig, fit
 
 
 def logits(seed, rows=4, classes=3):

@@ -8,10 +8,10 @@ import io
 import numpy as np
 import pytest
 import torch
+from cases.losses import LOSS_CASES
 
 import sfm_fast
 from sfm_fast.ops.backends import ALIGNMENTS
-from sfm_fast.testing.cases import LOSS_CASES
 
 GROUPS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
 
@@ -40,7 +40,7 @@ def test_centers_changed_in_place_are_looked_at_again():
 
 
 def test_what_is_remembered_goes_with_the_tensor():
-    from sfm_fast.ops.losses import constants_of
+    from sfm_fast.losses.evaluate import constants_of
 
     before = len(constants_of._entries)
     centers = torch.randn(4, 3)

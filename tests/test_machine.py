@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sfm_fast.benchmarks import bench_flow_alignment, harness, machine
-from sfm_fast.testing import perf
+from sfm_fast.benchmarks import harness, machine
+from sfm_fast.benchmarks.suites import losses as bench_flow_alignment
+from sfm_fast.measure import timing as perf
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 

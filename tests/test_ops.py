@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from cases.images import IMAGE_CASES
+from cases.losses import LOSS_CASES
 from definitions import value_and_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,8 +22,6 @@ from sfm_fast.ops.augment import view_arguments
 from sfm_fast.ops.backends import ALIGNMENTS
 from sfm_fast.ops.schemas import SCHEMAS
 from sfm_fast.ops.segments import segments_of
-from sfm_fast.testing.cases import LOSS_CASES
-from sfm_fast.testing.image_cases import IMAGE_CASES
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -7,13 +7,13 @@ import itertools
 import definitions
 import pytest
 import torch
+from cases.losses import LOSS_CASES
 from definitions import value_and_gradient
 
 import sfm_fast
+from sfm_fast.measure.memory import peak_memory
 from sfm_fast.ops.pair_alignment import pair_block
 from sfm_fast.reference.pair_alignment import pair_alignment
-from sfm_fast.testing.cases import LOSS_CASES
-from sfm_fast.testing.perf import peak_memory
 
 BACKENDS = ("torch", "cpu", "triton")
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sfm_fast import philox
 from sfm_fast.ops.augment import augment
-from sfm_fast.reference import philox
-from sfm_fast.reference.augment import Views
+from sfm_fast.views import Views
 
 # Known-answer vectors of Random123 for philox4x32 with 10 rounds: counter, key, output.
 KNOWN = [

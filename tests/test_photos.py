@@ -12,14 +12,14 @@ from PIL import Image, ImageFile
 from tests_data import everything
 
 from sfm_fast import Bundle, InputError
-from sfm_fast.data.backbones import load_backbone
+from sfm_fast.backbones.load import load_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.decoder import endings, open_image, plain
 from sfm_fast.data.photos import photo_batches
 from sfm_fast.data.sources import from_iterable
 from sfm_fast.data.transforms import ImageTransform
-from sfm_fast.distill.export import SyntheticSet
-from sfm_fast.probe.classifier import train_on_source
+from sfm_fast.evaluation.classifier import train_on_source
+from sfm_fast.synthetic import SyntheticSet
 
 ORIENTATION = 0x0112
 GREY, COLOUR = ImageTransform(12, 12, 1), ImageTransform(12, 12, 3)

@@ -9,15 +9,15 @@ import pytest
 import torch
 
 from sfm_fast import ClassStatistics, InputError
+from sfm_fast.backbones.load import load_backbone, shape_of_backbone
 from sfm_fast.cli.main import main
-from sfm_fast.data.backbones import load_backbone, shape_of_backbone
 from sfm_fast.data.datasets import open_dataset
+from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.config import DistillConfig, Execution
 from sfm_fast.distill.plan import largest_micro_batch
 from sfm_fast.distill.predict import predict_step
-from sfm_fast.distill.prepare import make_distiller
-from sfm_fast.distill.tracker import CATEGORIES
-from sfm_fast.testing.perf import peak_memory
+from sfm_fast.measure.memory import peak_memory
+from sfm_fast.measure.tracker import CATEGORIES
 
 CONFIG = DistillConfig(steps=10)
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from sfm_fast import InputError
-from sfm_fast.data.backbones import load_backbone
+from sfm_fast.backbones.load import load_backbone
 from sfm_fast.data.datasets import open_dataset
-from sfm_fast.probe.evaluate import Evaluator, ProbeConfig
-from sfm_fast.probe.features import dataset_features, view_features
-from sfm_fast.probe.linear import top_k_accuracy, train_linear
-from sfm_fast.probe.references import lowest_per_class
-from sfm_fast.reference.augment import Augmentation
+from sfm_fast.evaluation.evaluator import Evaluator, ProbeConfig
+from sfm_fast.evaluation.linear import top_k_accuracy, train_linear
+from sfm_fast.evaluation.references import lowest_per_class
+from sfm_fast.features.compute import dataset_features, view_features
+from sfm_fast.views import Augmentation
 
 
 def blobs(count, seed=0):

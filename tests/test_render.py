@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from cases.images import IMAGE_CASES
 from image_definitions import KERNELS, assert_as_accurate_as_torch, kernel_calls, results
 
 from sfm_fast import InputError
@@ -12,7 +13,6 @@ from sfm_fast.distill.images import SyntheticImages, level_sizes
 from sfm_fast.ops.render import render
 from sfm_fast.reference import render as reference
 from sfm_fast.reference.render import color_matrix
-from sfm_fast.testing.image_cases import IMAGE_CASES
 
 BACKENDS = ("torch", *KERNELS)
 

@@ -9,15 +9,15 @@ from unittest import mock
 
 import pytest
 import torch
+from cases.images import IMAGE_CASES, ImageCase, make_boxes, make_views
 from image_definitions import KERNELS, assert_as_accurate_as_torch, incoming, kernel_calls, results
 
 from sfm_fast import InputError, draw_views
+from sfm_fast.measure.memory import peak_memory
 from sfm_fast.ops import library
 from sfm_fast.ops.augment import augment
 from sfm_fast.ops.render import render
 from sfm_fast.ops.render_augment import render_augment, render_augment_backward
-from sfm_fast.testing.image_cases import IMAGE_CASES, ImageCase, make_boxes, make_views
-from sfm_fast.testing.perf import peak_memory
 
 BACKENDS = ("torch", *KERNELS)
 SMALL = next(case for case in IMAGE_CASES if case.name == "smallest")

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sfm_fast.measure.memory import peak_memory
 from sfm_fast.reference.sampling import sample
-from sfm_fast.testing.perf import peak_memory
 
 
 def inputs(dtype=torch.float32, shape=(3, 2, 5, 7), size=4):

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from sfm_fast import InputError
-from sfm_fast.data.backbones import load_backbone, shape_of_backbone
+from sfm_fast.backbones.load import load_backbone, shape_of_backbone
+from sfm_fast.backbones.record import save_weights
+from sfm_fast.backbones.shipped import SHIPPED, build_shipped
 from sfm_fast.data.datasets import open_dataset
-from sfm_fast.data.shipped import SHIPPED, build_shipped
-from sfm_fast.data.weights import save_weights
 from sfm_fast.files import load_tensors, save_tensors
 
 FEATURES = {"fashion_vit": 192, "fashion_cnn": 256}

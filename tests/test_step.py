@@ -10,17 +10,18 @@ import pytest
 import torch
 
 from sfm_fast import ClassStatistics, InputError
-from sfm_fast.data.backbones import load_backbone
+from sfm_fast.backbones.load import load_backbone
 from sfm_fast.data.datasets import open_dataset
+from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.checkpoint import load_checkpoint
 from sfm_fast.distill.config import DistillConfig, Execution
-from sfm_fast.distill.export import SyntheticSet
 from sfm_fast.distill.images import SyntheticImages
-from sfm_fast.distill.memory import is_out_of_memory, parse_bytes
 from sfm_fast.distill.optimiser import PyramidAdam
-from sfm_fast.distill.prepare import make_distiller
 from sfm_fast.distill.step import MicroBatch, StepFailed
+from sfm_fast.measure.memory import is_out_of_memory
 from sfm_fast.reference import augment, render
+from sfm_fast.synthetic import SyntheticSet
+from sfm_fast.units import parse_bytes
 
 CLASSES = 4
 
@@ -292,7 +293,7 @@ def test_what_cannot_be_predicted_runs_all_the_same(backbone, statistics, monkey
     def fail(*arguments, **options):
         raise RuntimeError("no fake for this")
 
-    monkeypatch.setattr("sfm_fast.distill.run.predict_step", fail)
+    monkeypatch.setattr("sfm_fast.distill.distiller.predict_step", fail)
     made = distiller(backbone, statistics, ipc=2)
     with pytest.warns(RuntimeWarning, match="can't be predicted"):
         assert made.micro_batch == 8

@@ -13,7 +13,7 @@ import warnings
 import pytest
 from tests_data import write_image_folder
 
-from sfm_fast.bundle import Bundle
+from sfm_fast.bundle.bundle import Bundle
 from sfm_fast.cli import main as cli
 from sfm_fast.cli.streams import STAND_INS
 from sfm_fast.files import load_tensors

@@ -17,11 +17,11 @@ if os.environ.get("TRITON_INTERPRET") != "1":
 import triton
 import triton.language as tl
 
+from sfm_fast import philox
 from sfm_fast.kernels.augment import augment, augment_backward
 from sfm_fast.kernels.philox import normal_pair
 from sfm_fast.kernels.render import render, render_backward
 from sfm_fast.kernels.render_augment import render_augment, render_augment_backward
-from sfm_fast.reference import philox
 from sfm_fast.reference.render import render as reference_render
 
 # The interpreter truncates to bfloat16 where a GPU rounds: a whole unit in the last place.

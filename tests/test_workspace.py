@@ -44,7 +44,7 @@ extern "C" long peak() { return most; }
 RUN = """
 import ctypes, sys
 import torch, sfm_fast
-from sfm_fast.testing.shapes import ImageShape, LossShape
+from sfm_fast.benchmarks.shapes import ImageShape, LossShape
 torch.set_num_threads(2)
 counter = ctypes.CDLL(None)
 counter.watch.argtypes = [ctypes.c_size_t] * 2

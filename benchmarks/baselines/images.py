@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfm_fast.reference.augment import Views
 from sfm_fast.reference.render import color_matrix
+from sfm_fast.views import Views
 
 
 def render(levels: Sequence[Tensor], size: int) -> Tensor:

@@ -22,7 +22,7 @@ import torch
 import sfm_fast
 from sfm_fast.benchmarks.harness import attempt, release
 from sfm_fast.benchmarks.machine import card_memory, environment, matmul_rate
-from sfm_fast.benchmarks.step_contenders import (
+from sfm_fast.benchmarks.steps.contenders import (
     Preset,
     Setting,
     Way,
@@ -33,7 +33,8 @@ from sfm_fast.benchmarks.step_contenders import (
     open_backbone,
 )
 from sfm_fast.files import write_json
-from sfm_fast.testing.perf import peak_memory, samples, summary
+from sfm_fast.measure.memory import peak_memory
+from sfm_fast.measure.timing import samples, summary
 
 FORMAT = "sfm_fast GPU steps 1"
 MICRO_BATCHES = (32, 8)

@@ -1,4 +1,4 @@
-// Counter-based normal numbers, W blocks of Philox4x32-10 at a time. The definition: sfm_fast/reference/philox.py.
+// Counter-based normal numbers, W blocks of Philox4x32-10 at a time. The definition: sfm_fast/philox.py.
 #pragma once
 
 #include "simd.h"

@@ -1,4 +1,4 @@
-// Standard normal numbers from counters (Philox4x32-10, Box-Muller), as sfm_fast/reference/philox.py defines them.
+// Standard normal numbers from counters (Philox4x32-10, Box-Muller), as sfm_fast/philox.py defines them.
 //
 // Plain float32 operations, the same on a CPU: errors stay below 2e-6 for every word, the largest values (6.7)
 // included.

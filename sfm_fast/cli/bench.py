@@ -67,9 +67,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     require_package("pytest", "benchmarks", "bench")
+    from sfm_fast.benchmarks.report import page, rows, tables
+
+    from ..backbones.load import resolve_device
     from ..benchmarks import suites
-    from ..data.backbones import resolve_device
-    from ..report.bench import page, rows, tables
 
     if args.threads is not None:
         if args.threads < 1:
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def run_report(args: argparse.Namespace) -> None:
-    from ..report.bench import page, rows, tables
+    from sfm_fast.benchmarks.report import page, rows, tables
 
     for option in ("out", "markdown", "csv"):
         if getattr(args, option):

@@ -71,9 +71,9 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
-    from sfm_fast.benchmarks import compare
+    from sfm_fast.benchmarks.report.rows import read_result
 
-    from ..report.bench.rows import read_result
+    from ..benchmarks import compare
 
     limits = compare.Limits(args.tolerance, args.time_tolerance, args.allow_missing)
     kinds = common.check_names("--only", args.only, compare.KINDS, "sfm-fast bench compare FILE FILE")
@@ -110,10 +110,10 @@ def _compare(args: argparse.Namespace) -> int:
 
 
 def _commits(args: argparse.Namespace, limits: Any, kinds: list[str]) -> tuple[list[Any], list[str], dict[str, Any]]:
-    from sfm_fast.benchmarks import compare_build, worker
-    from sfm_fast.benchmarks.compare_times import compare_times
-    from sfm_fast.benchmarks.quantities import compare_quantities
-    from sfm_fast.data.backbones import resolve_device
+    from ..backbones.load import resolve_device
+    from ..benchmarks import compare_build, worker
+    from ..benchmarks.compare_times import compare_times
+    from ..benchmarks.quantities import compare_quantities
 
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)

@@ -6,16 +6,16 @@ import argparse
 import os
 from pathlib import Path
 
-from ..bundle import VIEWS, Bundle
-from ..bundle_folder import check_bundle_folder
-from ..bundle_parts import DTYPES, check_parts, check_test_set
+from ..backbones.record import check_storable
+from ..bundle.bundle import VIEWS, Bundle
+from ..bundle.folder import check_bundle_folder
+from ..bundle.parts import DTYPES, check_parts, check_test_set
 from ..data.datasets import open_dataset
-from ..data.weights import check_storable
-from ..distill.export import SyntheticSet
 from ..errors import InputError
-from ..probe.heads import Classifier
-from ..probe.inherit import SOLVERS
+from ..evaluation.heads import Classifier
+from ..evaluation.projector import SOLVERS
 from ..report.tables import text_table
+from ..synthetic import SyntheticSet
 from . import common
 
 NAME = "bundle"

@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from ..evaluation.classifier import SOLVERS, WEIGHT_DECAYS, train_on_source
+from ..evaluation.heads import Classifier
+from ..features.cache import FeatureCache
 from ..files import check_free_space, check_output_file
-from ..probe.cache import FeatureCache
-from ..probe.classifier import SOLVERS, WEIGHT_DECAYS, train_on_source
-from ..probe.heads import Classifier
 from . import common
 
 NAME = "classifier"

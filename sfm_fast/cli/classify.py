@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..bundle import Bundle
+from ..bundle.bundle import Bundle
 from ..errors import InputError
 from . import common
 

@@ -11,9 +11,10 @@ from typing import Any, TypeVar
 
 import torch
 
+from ..backbones.backbone import Backbone
+from ..backbones.load import PRECISIONS, load_backbone
+from ..backbones.shipped import DEFAULT, SHIPPED
 from ..data import datasets
-from ..data.backbones import PRECISIONS, Backbone, load_backbone
-from ..data.shipped import DEFAULT, SHIPPED
 from ..data.sources import ImageSource
 from ..errors import InputError
 from ..files import write_json

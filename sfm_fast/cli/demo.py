@@ -11,20 +11,20 @@ from pathlib import Path
 import torch
 
 from .. import __version__
-from ..data.backbones import load_backbone
+from ..backbones.load import load_backbone
 from ..data.datasets import EMBEDDED, open_dataset
-from ..distill.compare import compare_methods, sfm_and_lgm
+from ..demo.cost import compare_methods, sfm_and_lgm
+from ..demo.page import cost_table, pixel_class_means, write_page
+from ..distill.build import make_distiller
 from ..distill.config import DistillConfig
-from ..distill.export import SyntheticSet
-from ..distill.folder import LOG, RESULT
-from ..distill.prepare import make_distiller
 from ..distill.progress import iterate_log
+from ..distill.run_folder import LOG, RESULT
 from ..errors import InputError
+from ..evaluation.evaluator import Evaluator, ProbeConfig
+from ..features.compute import class_statistics
 from ..files import locked_folder, write_json
-from ..probe.evaluate import Evaluator, ProbeConfig
-from ..probe.features import class_statistics
-from ..report.demo import cost_table, pixel_class_means, write_page
 from ..report.tables import accuracy_table
+from ..synthetic import SyntheticSet
 from . import common
 
 NAME = "demo"

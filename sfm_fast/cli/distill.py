@@ -7,15 +7,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..distill.build import make_distiller
 from ..distill.config import RECOMMENDED, STATES, DistillConfig, Execution
-from ..distill.folder import check_intervals, check_run_folder
 from ..distill.images import PARAMETRIZATIONS
-from ..distill.memory import parse_bytes
-from ..distill.methods import LEVELS, LGM_VARIANTS, METHODS
-from ..distill.prepare import make_distiller
+from ..distill.objectives import LEVELS, LGM_VARIANTS, METHODS
+from ..distill.run_folder import check_intervals, check_run_folder
 from ..errors import InputError
+from ..features.statistics import ClassStatistics
 from ..ops.backends import ALIGNMENTS, METRICS
-from ..statistics import ClassStatistics
+from ..units import parse_bytes
 from . import common
 
 NAME = "distill"

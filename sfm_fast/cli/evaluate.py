@@ -6,17 +6,17 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
+from ..backbones.record import check_recorded
 from ..checks import told_differences
-from ..data.backbones import check_recorded
-from ..distill.export import SyntheticSet
 from ..errors import InputError
-from ..probe.cache import FeatureCache
-from ..probe.evaluate import MODES, REFERENCES, Evaluator, ProbeConfig
-from ..probe.heads import Classifier
-from ..probe.inherit import SOLVERS
-from ..probe.modes import check_classifier
-from ..probe.references import USUAL, TooFewImagesError
+from ..evaluation.evaluator import MODES, REFERENCES, Evaluator, ProbeConfig
+from ..evaluation.heads import Classifier
+from ..evaluation.modes import check_classifier
+from ..evaluation.projector import SOLVERS
+from ..evaluation.references import USUAL, TooFewImagesError
+from ..features.cache import FeatureCache
 from ..report.tables import accuracy_table
+from ..synthetic import SyntheticSet
 from . import common
 
 NAME = "eval"

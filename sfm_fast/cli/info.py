@@ -10,23 +10,19 @@ from typing import Any
 import torch
 
 from .. import __version__, explain
-from ..data.families import family_rows
-from ..data.shipped import DEFAULT, SHIPPED
+from ..backbones.shipped import DEFAULT, SHIPPED
 from ..errors import InputError
 from ..files import load_tensors
-from ..report.families import family_table
 from . import common
 
 NAME = "info"
 SUMMARY = "Print versions, devices, backends and the shipped backbones' cards, for bug reports."
-EXAMPLE = "sfm-fast info --backbones"
+EXAMPLE = "sfm-fast info --json info.json"
 _PACKAGES = ("torch", "numpy", "timm", "safetensors", "torchvision", "triton", "scikit-learn", "tensorboard")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--backbones", action="store_true", help="also list models of timm worth distilling for: some seconds"
-    )
+    """It takes no options of its own."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -61,7 +57,4 @@ def run(args: argparse.Namespace) -> None:
         *(f"losses on {device} tensors run on {choice}" for device, choice in choices.items()),
         *(f"{name}: {card['figures']}" for name, card in cards.items()),
     ]
-    if args.backbones:
-        result["families"] = family_rows()
-        lines += ["", family_table(result["families"])]
     common.finish(args, result, *lines)

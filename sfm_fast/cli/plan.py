@@ -8,13 +8,13 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..data.backbones import shape_of_backbone
-from ..data.shipped import DEFAULT, SHIPPED
+from ..backbones.load import shape_of_backbone
+from ..backbones.shipped import DEFAULT, SHIPPED
 from ..distill.config import DistillConfig
-from ..distill.memory import parse_bytes
 from ..distill.plan import plan_rows
 from ..errors import InputError
 from ..report.tables import plan_table
+from ..units import parse_bytes
 from . import common, distill
 
 NAME = "plan"

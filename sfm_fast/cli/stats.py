@@ -6,9 +6,9 @@ import argparse
 import time
 from pathlib import Path
 
+from ..features.compute import class_statistics
+from ..features.statistics import ClassStatistics
 from ..files import check_free_space, check_output_file
-from ..probe.features import class_statistics
-from ..statistics import ClassStatistics
 from . import common
 
 NAME = "stats"

@@ -7,9 +7,9 @@ from typing import Any
 
 from ..errors import InputError
 from ..ops.backends import ALIGNMENTS, METRICS
-from ..reference.augment import Augmentation
+from ..views import Augmentation
 from .images import PARAMETRIZATIONS
-from .methods import LEVELS, LGM_VARIANTS, METHODS
+from .objectives import LEVELS, LGM_VARIANTS, METHODS
 
 STATES = ("device", "host")
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .. import philox
 from ..errors import InputError
 from ..ops.render import render, split_levels
-from ..reference import philox
 
 PARAMETRIZATIONS = ("pyramid", "pixel")
 _VALUES_AT_ONCE = 1 << 20  # random numbers drawn in plain torch take some hundred bytes each

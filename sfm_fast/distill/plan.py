@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from ..data.backbones import Backbone
+from ..backbones.backbone import Backbone
 from ..errors import InputError
 from .config import DistillConfig
 from .predict import Prediction, predict_step

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_iter
 
-from ..data.backbones import Backbone
+from ..backbones.backbone import Backbone
+from ..measure.tracker import Tracker
 from .config import DistillConfig
 from .images import SyntheticImages
-from .methods import DecoupledFlowMatching, FlowMatching, GradientMatching, Objective
+from .objectives import DecoupledFlowMatching, FlowMatching, GradientMatching, Objective
 from .optimiser import PyramidAdam
 from .staging import FromHost, InPlace
 from .step import DistillationStep, MicroBatch
-from .tracker import Tracker
 
 
 @dataclass(frozen=True)

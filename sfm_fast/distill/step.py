@@ -13,13 +13,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..data.backbones import Backbone
+from ..backbones.backbone import Backbone
 from ..errors import InputError
+from ..measure.memory import is_out_of_memory
 from ..ops.render_augment import render_augment, render_augment_backward
-from ..reference.augment import Augmentation, Views, draw_views
+from ..views import Augmentation, Views, draw_views
 from .images import SyntheticImages
-from .memory import is_out_of_memory
-from .methods import Objective
+from .objectives import Objective
 from .optimiser import PyramidAdam
 from .staging import InPlace
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..checks import check_images, check_view_dtype, check_views
 from ..reference import augment as reference
-from ..reference.augment import Views
+from ..views import Views
 from .library import operation, registered
 from .render import choose, no_autocast
 

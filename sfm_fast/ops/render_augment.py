@@ -12,7 +12,7 @@ from torch import Tensor
 from ..checks import check_indices, check_levels, check_side, check_view_dtype, check_views
 from ..reference import augment as reference_augment
 from ..reference import render as reference_render
-from ..reference.augment import Views
+from ..views import Views
 from .augment import view_arguments
 from .backends import explain_images
 from .library import operation, registered

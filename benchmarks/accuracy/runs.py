@@ -1,0 +1,280 @@
+"""What stands in the accuracy table, and the jobs that make it: runs to distil, cells to evaluate; each leaves one file."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.accuracy.tables import LONG, OURS
+from sfm_fast.backbones.backbone import Backbone
+from sfm_fast.backbones.efficientnet_lite import load_efficientnet_lite0
+from sfm_fast.backbones.load import load_backbone
+from sfm_fast.data.datasets import open_dataset
+from sfm_fast.data.sources import ImageSource
+from sfm_fast.distill.build import make_distiller
+from sfm_fast.distill.config import DistillConfig, Execution
+from sfm_fast.evaluation.classifier import train_on_source
+from sfm_fast.evaluation.evaluator import Evaluator, ProbeConfig
+from sfm_fast.evaluation.heads import Classifier
+from sfm_fast.features.cache import FeatureCache
+from sfm_fast.features.compute import class_statistics
+from sfm_fast.features.statistics import ClassStatistics
+from sfm_fast.files import load_tensors, save_tensors, write_json
+
+BACKBONES = ("fashion_vit", "fashion_cnn", "tf_efficientnet_lite0")
+REFERENCES = ("full", "class-means", "random-real", "nearest-real", "neighbour-real")
+LR = 0.02
+MEMORY = 2_000_000_000  # bytes a process may take for a step
+# Steps of every run, but for those of equal time, by images a class and distilling backbone: what LGM can take in an hour.
+STEPS: dict[int, dict[str, int]] = {
+    1: {"fashion_vit": 400, "fashion_cnn": 400, "tf_efficientnet_lite0": 150},
+    10: {"fashion_vit": 60, "fashion_cnn": 60, "tf_efficientnet_lite0": 30},
+}
+# What `--recommended` changes beside method and level; LGM with the same shows how much of the gain is its.
+VIEWS: dict[str, Any] = {"noise": False, "min_area": 0.3, "average_last": 0.25}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A way to distil. ``equal_time``: not as many steps as the others, but as many as the time of the run called so holds."""
+
+    label: str
+    method: str
+    options: dict[str, Any] = field(default_factory=dict)
+    equal_time: str | None = None
+
+
+RUNS: dict[int, tuple[Run, ...]] = {
+    1: (
+        Run("lgm", "lgm"),
+        Run("lgm, equal time", "lgm", equal_time=OURS),
+        Run("lgm, views as recommended", "lgm", VIEWS),
+        Run("sfm", "sfm"),
+        Run("sfm-decoupled", "sfm-decoupled"),
+        Run(LONG, "sfm-decoupled", VIEWS, equal_time="lgm"),
+        Run(OURS, "sfm-decoupled", VIEWS),
+    ),
+    10: (
+        Run("lgm", "lgm"),
+        Run("lgm, equal time", "lgm", equal_time=OURS),
+        Run("sfm", "sfm"),
+        Run("sfm-decoupled", "sfm-decoupled"),
+        Run("sfm-decoupled, cluster level", "sfm-decoupled", {"level": "cluster"}),
+        Run(OURS, "sfm-decoupled", {"level": "cluster", **VIEWS}),
+    ),
+}
+
+
+# Minutes a seed on this backbone, a quarter of an hour in all: only with --everything.
+DEAR = frozenset(
+    ("tf_efficientnet_lite0", ipc, label) for ipc, label in ((10, "lgm"), (1, "lgm, views as recommended"), (1, LONG))
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Settings of one table; a job's file is valid for as long as what it depends on is the same."""
+
+    data: str
+    work: Path
+    backbones: tuple[str, ...] = BACKBONES
+    ipcs: tuple[int, ...] = (1, 10)
+    seeds: int = 3
+    steps: int | None = None
+    epochs: int = 1000
+
+    @property
+    def slug(self) -> str:
+        """The data's name as a part of file names."""
+        return re.sub(r"[^A-Za-z0-9.-]+", "_", self.data)
+
+    def steps_of(self, phi: str, ipc: int) -> int:
+        return self.steps or STEPS[ipc][phi]
+
+
+def config_of(table: Table, run: Run, phi: str, ipc: int, seed: int, costs: dict[str, dict[str, Any]]) -> DistillConfig:
+    """``costs``: rows of `compare_methods` on this backbone and ipc, by label."""
+    steps = table.steps_of(phi, ipc)
+    if run.equal_time is not None:
+        steps = max(1, round(steps * costs[run.equal_time]["step_seconds"] / costs[run.label]["step_seconds"]))
+    return DistillConfig(
+        method=run.method, ipc=ipc, steps=steps, lr=LR, grow_every=max(1, steps // 15), seed=seed, **run.options
+    )
+
+
+# What follows is kept for as long as a worker lives.
+
+
+@functools.cache
+def backbone(name: str) -> Backbone:
+    return load_efficientnet_lite0() if name == "tf_efficientnet_lite0" else load_backbone(name)
+
+
+@functools.cache
+def source(data: str, split: str) -> ImageSource:
+    return open_dataset(data, split)
+
+
+@functools.cache
+def features(work: Path) -> FeatureCache:
+    return FeatureCache(work / "features")
+
+
+@functools.cache
+def statistics(table: Table, phi: str, clusters: int) -> ClassStatistics:
+    """From a file, where an earlier worker has left one; computed once by `prepare`."""
+    path = table.work / f"statistics-{table.slug}-{backbone(phi).fingerprint}-{clusters}.safetensors"
+    if not path.exists():
+        train = source(table.data, "train")
+        known = features(table.work).features(train, backbone(phi), progress=False)
+        class_statistics(train, backbone(phi), clusters=clusters, known=known).save(path)
+    return ClassStatistics.load(path)
+
+
+@functools.cache
+def classifier(table: Table, phi: str) -> Classifier:
+    path = table.work / f"classifier-{table.slug}-{backbone(phi).fingerprint}.safetensors"
+    if not path.exists():
+        train, test = (source(table.data, split) for split in ("train", "test"))
+        train_on_source(train, backbone(phi), test=test, cache=features(table.work), progress=False).save(path)
+    return Classifier.load(path)
+
+
+def probe_config(table: Table, ipc: int) -> ProbeConfig:
+    """As many features for ten images a class as for one would take too long: fewer views there."""
+    views = 30 if ipc > 1 else 100
+    return ProbeConfig(seeds=table.seeds, epochs=table.epochs, views=min(views, table.epochs))
+
+
+@functools.cache
+def evaluator(table: Table, phi: str, psi: str, ipc: int) -> Evaluator:
+    return Evaluator(
+        backbone(psi),
+        source(table.data, "test"),
+        source(table.data, "train"),
+        distilling=backbone(phi),
+        classifier=classifier(table, phi),
+        config=probe_config(table, ipc),
+        cache=features(table.work),
+        progress=False,
+    )
+
+
+def prepare(table: Table, phi: str) -> None:
+    """Features, statistics and classifier of a backbone."""
+    for split in ("train", "test"):
+        features(table.work).features(source(table.data, split), backbone(phi), progress=False)
+    for clusters in (0, *(ipc for ipc in table.ipcs if ipc > 1)):
+        statistics(table, phi, clusters)
+    classifier(table, phi)
+
+
+def distil(table: Table, phi: str, config: DistillConfig) -> dict[str, Any]:
+    """`distilled` for a cell of the table; the file is named after everything that its images depend on."""
+    key = json.dumps([backbone(phi).fingerprint, table.data, config.to_dict()])
+    name = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = table.work / "images" / f"{phi}-{config.method}-{config.ipc}-{config.seed}-{name}.safetensors"
+    clusters = config.ipc if config.level == "cluster" else 0
+    found = None if config.method == "lgm" else statistics(table, phi, clusters)
+    return distilled(path, config, backbone(phi), source(table.data, "train"), found)
+
+
+def distilled(
+    path: Path, config: DistillConfig, model: Backbone, train: ImageSource, found: ClassStatistics | None
+) -> dict[str, Any]:
+    """Images, labels and configuration of a run: read from ``path``, or distilled and kept there."""
+    if not path.exists() or DistillConfig.from_dict(load_tensors(path)[1]["config"]) != config:
+        # The same gradient up to rounding; several processes share the memory, and LGM's one-shot step takes up to 7 GB.
+        distiller = make_distiller(config, model, train, found, execution=Execution(memory_budget=MEMORY))
+        while distiller.steps_done < config.steps:
+            distiller.step()
+        made = distiller.result()
+        save_tensors(path, {"images": made.images, "labels": made.labels}, {"config": config.to_dict()})
+    tensors, metadata = load_tensors(path)
+    return {**tensors, **metadata}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One job of evaluation: a way to distil on ``phi``, or a reference, evaluated on ``psi`` in ``modes``."""
+
+    phi: str
+    psi: str
+    ipc: int
+    modes: tuple[str, ...]
+    configs: tuple[DistillConfig, ...] = ()
+    label: str = ""
+    reference: str | None = None
+
+
+def cells(table: Table, runs: dict[tuple[str, int], dict[str, tuple[DistillConfig, ...]]]) -> Iterator[Cell]:
+    """All jobs. ``runs``: by distilling backbone and ipc the configurations of every label, one a seed."""
+    modes = ("probe", "inherit", "kd")
+    for phi in table.backbones:
+        for psi in table.backbones:
+            yield Cell(
+                phi, psi, 0, ("probe", "inherit") if phi == psi else ("inherit",), label="full", reference="full"
+            )
+            for ipc in table.ipcs:
+                made = runs[phi, ipc]
+                for name in REFERENCES[1:]:
+                    if name == "class-means":
+                        if phi == psi:
+                            yield Cell(phi, psi, ipc, ("probe",), label=name, reference=name)
+                    else:
+                        last = list(made.values())[-1] if name == "neighbour-real" else ()
+                        yield Cell(phi, psi, ipc, modes, last, name, name)
+                for label, configs in made.items():
+                    yield Cell(phi, psi, ipc, modes, configs, label)
+
+
+def file_of(table: Table, cell: Cell) -> tuple[Path, str]:
+    """Where a cell's rows are kept, and all that they depend on."""
+    key = json.dumps(
+        [
+            table.data,
+            asdict(probe_config(table, cell.ipc)),
+            backbone(cell.phi).fingerprint,
+            backbone(cell.psi).fingerprint,
+            asdict(cell),
+        ]
+    )
+    return table.work / "rows" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.json", key
+
+
+def evaluate(table: Table, cell: Cell) -> list[dict[str, Any]]:
+    """Rows of a cell: from its file, or computed and kept there."""
+    path, key = file_of(table, cell)
+    if path.exists():
+        rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
+        return rows
+    judge = evaluator(table, cell.phi, cell.psi, max(1, cell.ipc))
+    made = [distil(table, cell.phi, config) for config in cell.configs]
+    images, labels = [m["images"] for m in made], [m["labels"] for m in made]
+    if cell.reference == "neighbour-real":
+        size = backbone(cell.phi).image_size
+        pairs = [judge.neighbour_images(*both, size) for both in zip(images, labels, strict=True)]
+        rows = judge.evaluate(cell.label, [i for i, _ in pairs], [n for _, n in pairs], modes=cell.modes)
+    elif cell.reference is not None:
+        rows = judge.reference(cell.reference, max(1, cell.ipc), modes=cell.modes)
+    else:
+        rows = judge.evaluate(cell.configs[0].method.split("-")[0], images, labels, modes=cell.modes)
+    steps = cell.configs[0].steps if cell.configs and cell.reference is None else None
+    rows = [
+        row
+        | {
+            "label": row["images"] if cell.reference == "class-means" else cell.label,
+            "distilled_on": cell.phi,
+            "steps": steps,
+            "ipc": cell.ipc or row["ipc"],
+        }
+        for row in rows
+    ]
+    write_json(path, {"key": key, "rows": rows})
+    return rows

@@ -1,0 +1,159 @@
+"""Tables and verdicts of the accuracy result: methods x images a class x distilling and evaluating backbones x modes."""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Iterable
+from typing import Any
+
+from sfm_fast.report.tables import megabytes, text_table
+
+ALLOWED_LOSS = 0.5  # points below LGM at equal steps
+OURS = "sfm-decoupled, recommended"  # the run that the claims are made for
+LONG = f"{OURS}, LGM's time"  # as many steps as the time of LGM's holds
+INHERIT_GAIN = 3.0  # points above the probe, on another backbone than the one that distilled
+TITLES = {
+    "probe": "a linear probe trained on the images",
+    "inherit": "the inherited classifier",
+    "kd": "a probe with the inherited classifier as teacher",
+}
+
+Rows = list[dict[str, Any]]
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A row a label: top-1 on the distilling backbone itself, and means over pairs of different ones in all modes.
+
+    Only of distilling backbones that have every run (`compared`), or means of different cells would stand beside each other.
+    """
+    cells, phis = [], compared(result)
+    rows = [row for row in result["rows"] if row["distilled_on"] in phis]
+    for ipc, label in _labels(rows):
+        group = [row for row in rows if (row["label"], row["ipc"]) == (label, ipc)]
+        own = [row for row in group if row["distilled_on"] == row["backbone"]]
+        others = [row for row in group if row["distilled_on"] != row["backbone"]]
+        costs = [row for row in own if row["mode"] == "probe" and row["distillation_seconds"] is not None]
+        seconds = f"{sum(row['distillation_seconds'] for row in costs):.0f} s" if costs else ""
+        peak = megabytes(max(row["peak_bytes"] for row in costs)) if costs else ""
+        picked = [_of_mode(own, "probe"), *(_of_mode(others, mode) for mode in TITLES)]
+        cells.append([label, str(ipc), *(_mean(rows) for rows in picked), seconds, peak])
+    header = (
+        "trained on", "images a class", "own backbone, probe", "other backbones, probe", "inherit", "kd", "distillation",
+        "peak of a step",
+    )  # fmt: skip
+    return text_table(header, cells)
+
+
+def compared(result: dict[str, Any]) -> list[str]:
+    """The distilling backbones on which every run of the table was made."""
+    names = [backbone["name"] for backbone in result["backbones"]]
+    made = {(row["label"], row["ipc"], row["distilled_on"]) for row in result["rows"] if row["steps"] is not None}
+    runs = {run[:2] for run in made}
+    return [name for name in names if all((*run, name) in made for run in runs)]
+
+
+def full_tables(result: dict[str, Any]) -> str:
+    """For every number of images and mode a table of all pairs of backbones, as Markdown with headings."""
+    parts = []
+    names = [backbone["name"] for backbone in result["backbones"]]
+    labels = _labels(result["rows"])
+    for ipc in sorted({ipc for ipc, label in labels if label != "full"}):
+        for mode, title in TITLES.items():
+            cells = []
+            for its_ipc, label in labels:
+                by_pair = {
+                    (row["distilled_on"], row["backbone"]): row
+                    for row in result["rows"]
+                    if (row["label"], row["ipc"], row["mode"]) == (label, its_ipc, mode)
+                }
+                if by_pair and (its_ipc == ipc or label == "full"):
+                    cells.append([label, *(_cell(by_pair.get((a, b))) for a in names for b in names)])
+            if not cells:
+                continue
+            header = ["trained on", *(f"{_short(a)} → {_short(b)}" for a in names for b in names)]
+            plural = "image" if ipc == 1 else "images"
+            parts.append(f"### {ipc} {plural} a class: {title}\n\n{text_table(header, cells)}")
+    return "\n\n".join(parts)
+
+
+def stored_table(result: dict[str, Any]) -> str:
+    """What inheritance stores beside the evaluating backbone, and how long its fit takes, for every pair of backbones."""
+    cells, seen = [], set()
+    for row in result["rows"]:
+        pair = row["distilled_on"], row["backbone"]
+        if row["mode"] != "inherit" or row["label"] != OURS or pair in seen:
+            continue
+        seen.add(pair)
+        cells.append(
+            [
+                f"{_short(pair[0])} → {_short(pair[1])}",
+                f"{row['parameters']:,}",
+                f"{row['bytes_fp32'] / 1e6:.2f} MB",
+                f"{row['bytes_bf16'] / 1e6:.2f} MB",
+                f"{4 * row['parameters_folded'] / 1e3:.1f} kB",
+                f"{row['fit_seconds']:.2f} s",
+            ]
+        )
+    return text_table(("distilled on → used on", "numbers", "fp32", "bf16", "as one map, fp32", "ridge fit"), cells)
+
+
+def verdicts(result: dict[str, Any]) -> str:
+    """What was hoped for beside what was measured, a line each."""
+    rows, lines = result["rows"], []
+    found = {(row["label"], row["ipc"], row["mode"], row["distilled_on"], row["backbone"]): row for row in rows}
+
+    def points(label: str, ipc: int, mode: str, pair: tuple[str, str]) -> float | None:
+        row = found.get((label, ipc, mode, *pair))
+        return None if row is None else 100 * float(row["top1_mean"])
+
+    names = [backbone["name"] for backbone in result["backbones"]]
+    # (what is held, against what, and how many points above it): probes on the backbone that distilled.
+    against = ((OURS, "lgm", -ALLOWED_LOSS), (OURS, "lgm, equal time", 0.0), (LONG, "lgm", 0.0))
+    for ipc in sorted({ipc for ipc, label in _labels(rows) if label != "full"}):
+        for label, other, least in against:
+            for phi in names:
+                a, b = (points(one, ipc, "probe", (phi, phi)) for one in (label, other))
+                if a is not None and b is not None:
+                    met = a - b >= least if least else a - b > 0
+                    lines.append(_verdict(f"{label} against {other}", ipc, _short(phi), a - b, least, met))
+        for label in (OURS, LONG):
+            for phi, psi in itertools.permutations(names, 2):
+                a, b = (points(label, ipc, mode, (phi, psi)) for mode in ("inherit", "probe"))
+                if a is not None and b is not None:
+                    pair = f"{_short(phi)} → {_short(psi)}"
+                    met = a - b >= INHERIT_GAIN
+                    lines.append(_verdict(f"inherit against probe, {label}", ipc, pair, a - b, INHERIT_GAIN, met))
+    return text_table(("claim", "images a class", "on", "wanted", "measured, points", ""), lines)
+
+
+def _verdict(what: str, ipc: int, where: str, measured: float, least: float, met: bool) -> list[str]:
+    wanted = f"at least {least:+.1f}" if least else "above 0"
+    return [what, str(ipc), where, wanted, f"{measured:+.1f}", "met" if met else "missed"]
+
+
+def _labels(rows: Iterable[dict[str, Any]]) -> list[tuple[int, str]]:
+    """(ipc, label) in the order of the table: full data first, then by number of images, each as they come."""
+    found = dict.fromkeys((row["ipc"], row["label"]) for row in rows)
+    return sorted(found, key=lambda one: (one[1] != "full", one[0]))
+
+
+def _of_mode(rows: Rows, mode: str) -> Rows:
+    return [row for row in rows if row["mode"] == mode]
+
+
+def _mean(rows: Rows) -> str:
+    """Mean of the rows' means; the spread is the mean of theirs."""
+    if not rows:
+        return ""
+    mean, spread = (statistics.fmean(row[f"top1_{kind}"] for row in rows) for kind in ("mean", "std"))
+    return f"{100 * mean:.1f} ± {100 * spread:.1f}"
+
+
+def _cell(row: dict[str, Any] | None) -> str:
+    return "" if row is None else f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}"
+
+
+def _short(name: str) -> str:
+    """Of a backbone, as it fits a column."""
+    return name.removeprefix("fashion_").removeprefix("tf_").removesuffix("_lite0")

@@ -1,0 +1,146 @@
+"""How far a drawn classifier and a finite batch take LGM's linear gradient from the flow: first order, exact, and bounded.
+
+Derived in docs/derivation.md, whose names these are: C classes, N features z with class means mu_c, g = dl/d(W, b) at
+W = 0, b = 0 (the flow times (C-1)/C^2), g(W) the same at W with entries N(0, sigma^2) and b = 0. All distances are relative,
+|g(W) - g| / |g|, and root mean squares over draws. The data must be balanced, as is the case in which g is the flow.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sfm_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What the formulas need of N features in C balanced classes.
+
+    common: |mu_bar|^2. between: mean over c of |mu_c - mu_bar|^2. within: mean of |z - mu_y|^2.
+    second: Frobenius norm of mean z z^T.
+    """
+
+    classes: int
+    images: int
+    common: float
+    between: float
+    within: float
+    second: float
+
+    @property
+    def gradient(self) -> float:
+        """|g|."""
+        return math.sqrt(self.between / self.classes)
+
+
+def moments(features: Tensor, labels: Tensor, classes: int) -> Moments:
+    """Moments of features (N, D) float with labels (N,) int64 in 0..classes-1, in float64.
+
+    Raises ``InputError`` where the classes are not equally large, or all their means are one point.
+    """
+    counts = torch.bincount(labels, minlength=classes)
+    if len(counts) != classes or counts.min() != counts.max() or classes < 2:
+        raise InputError(f"labels must be {classes} (at least 2) equally large classes, got counts {counts.tolist()}")
+    z = features.double()
+    centers = class_centers(z, labels, classes)
+    mean = centers.mean(0)
+    found = Moments(
+        classes=classes,
+        images=len(z),
+        common=mean.square().sum().item(),
+        between=(centers - mean).square().sum(1).mean().item(),
+        within=(z - centers[labels]).square().sum(1).mean().item(),
+        second=(z.T @ z / len(z)).norm().item(),
+    )
+    if found.between == 0:
+        raise InputError("features must differ between classes: all class means are one point, and there is no flow")
+    return found
+
+
+def class_centers(features: Tensor, labels: Tensor, classes: int) -> Tensor:
+    """Class means (C, D) of balanced features."""
+    sums = torch.zeros(classes, features.shape[1], dtype=features.dtype).index_add_(0, labels, features)
+    return sums / (len(features) // classes)
+
+
+def flow_gradient(centers: Tensor) -> Tensor:
+    """g, the linear gradient at zero weights and balanced classes: (C, D) centres -> (C*D + C,), -(mu_c - mu_bar)/C and zeros."""
+    flows = (centers.mean(0) - centers) / len(centers)
+    return torch.cat([flows.flatten(), flows.new_zeros(len(centers))])
+
+
+def softmax_variance_bound(tau: Tensor, classes: int) -> Tensor:
+    """Bound on E|softmax(a) - 1/C|^2 for a ~ N(0, tau^2 I): the root of u = tau^2 (1/C + u)(1 - 1/C - u).
+
+    Sharp at both ends: tau^2 (C-1)/C^2 for small tau, 1 - 1/C for large.
+    """
+    square = tau.double().square()
+    start = square * (classes - 1) / classes**2
+    linear = 1 - square * (1 - 2 / classes)
+    root = (linear.square() + 4 * square * start).sqrt()
+    # Two forms of one root of square*u^2 + linear*u - start = 0: each is free of cancellation on its side.
+    positive = 2 * start / (linear + root)
+    return torch.where(linear > 0, positive, (root - linear) / (2 * square).clamp_min(torch.finfo(torch.float64).tiny))
+
+
+def jacobian_bound(tau: Tensor, classes: int) -> Tensor:
+    """Bound on the root of E|J|^2, J = diag(p) - p p^T the softmax's Jacobian at a ~ N(0, tau^2 I): at most 1/2."""
+    square_sum = (1 / classes + softmax_variance_bound(tau, classes)).clamp_max(0.5)
+    return (square_sum * (1 - square_sum)).sqrt()
+
+
+def weights_first_order(found: Moments, sigma: float) -> float:
+    """Relative distance of g(W) to g at first order in sigma; the mean square over W is exact at that order."""
+    second = found.second**2 + found.common
+    return sigma * math.sqrt((found.classes - 1) * second) / (found.classes * found.gradient)
+
+
+def weights_bound(features: Tensor, found: Moments, sigma: float) -> float:
+    """Bound on the relative distance of g(W) to g, for every sigma: the smaller one of a sharp and a saturating bound."""
+    z = features.double()
+    norms = z.norm(dim=1)
+    j = jacobian_bound(sigma * norms, found.classes)
+    weighted = (z.T * j) @ z / len(z)
+    sharp = sigma * math.sqrt(weighted.square().sum().item() + (j * norms).mean().item() ** 2)
+    spread = softmax_variance_bound(sigma * norms, found.classes)
+    saturating = (spread * (norms.square() + 1)).sqrt().mean().item()
+    distance: float = min(sharp, saturating) / found.gradient
+    return distance
+
+
+def batch_distance(found: Moments, n: int, *, stratified: bool) -> float:
+    """Relative distance to g of the gradient at W = 0 on n images drawn without replacement: exact.
+
+    ``stratified``: n / C of every class (n a multiple of C); else n of all images, as LGM draws them.
+    """
+    c = found.classes
+    if stratified:
+        each, drawn = found.images // c, n // c
+        left = (each - drawn) / max(1, each - 1)
+        return math.sqrt(left * (c - 1) / n * found.within / found.between)
+    left = (found.images - n) / max(1, found.images - 1)
+    return math.sqrt(left / n * ((c - 1) * (found.within + found.common + 1) / found.between + c - 2))
+
+
+def batch_bound(features: Tensor, found: Moments, n: int, sigma: float) -> float:
+    """Bound on the relative distance to g of the gradient at W on n images drawn without replacement from all."""
+    c = found.classes
+    norms = features.double().norm(dim=1)
+    spread = softmax_variance_bound(sigma * norms, c)
+    left = (found.images - n) / max(1, found.images - 1)
+    sampling = left / n * (((1 - 1 / c + spread) * (norms.square() + 1)).mean().item() - found.gradient**2)
+    return math.hypot(weights_bound(features, found, sigma), math.sqrt(max(0.0, sampling)) / found.gradient)
+
+
+def least_cosine(distance: float) -> float:
+    """The least cosine of g and g + d with |d| = distance * |g|: -1 once d can cancel g."""
+    return math.sqrt(1 - distance**2) if distance < 1 else -1.0
+
+
+def usual_cosine(distance: float) -> float:
+    """The cosine of g and g + d where d is perpendicular to g, as errors without bias nearly are in many dimensions."""
+    return 1 / math.sqrt(1 + distance**2)

@@ -1,0 +1,216 @@
+"""Rows of steps: the verdict on every contender's gradient, its facts and prediction, and its measurement on a CPU or a GPU."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.report.rows import STANDING
+from sfm_fast.backbones.backbone import Backbone
+from sfm_fast.benchmarks.harness import Contender, Row, attempt, measure, release
+from sfm_fast.benchmarks.machine import card_memory
+from sfm_fast.benchmarks.steps.contenders import Made, Preset, Setting, Way, lgm, reference
+from sfm_fast.distill.predict import Prediction
+from sfm_fast.measure.memory import living_bytes
+
+STEPS = 5  # of mode "steps"
+TOLERANCE = {"cpu": 1e-3, "cuda": 2e-2}  # of the gradient, relative; a GPU's convolutions round to TF32
+SHRUNKEN = 8  # classes of a large preset on which results are compared
+
+
+def shrunken(preset: Preset) -> Preset:
+    """``preset``, or a few classes of a large one."""
+    return replace(preset, classes=SHRUNKEN, lgm_views=2) if preset.large else preset
+
+
+def verdicts(ways: Sequence[Way], preset: Preset, backbone: Backbone) -> dict[str, str]:
+    """Name -> "" where the gradient of the first step is right, else the status that says why not; on the `shrunken` preset, in float32.
+
+    Right is: SFM as autograd has it for the definition in plain torch (without noise for a way whose noise isn't the package's),
+    LGM as double backward has it. In bfloat16 random weights leave too little of a feature's difference between images to compare.
+    """
+    small, device = shrunken(preset), backbone.device
+    exact = replace(backbone, model=copy.deepcopy(backbone.model).float(), precision="fp32", run=None)
+    expected: dict[tuple[bool, bool], Tensor] = {}
+
+    def first_gradient(way: Way, noise: bool) -> Tensor:
+        made = way.make(Setting(small, exact, noise=noise), way)
+        made.step()
+        return made.gradient().float().cpu()
+
+    found = {}
+    for way in ways:
+        judge = lgm(small, "frozen") if way.is_lgm else Way("SFM reference", reference, small.images)
+        found[way.name] = ""
+        if way.name == judge.name:
+            continue
+        key = (way.is_lgm, way.replays_noise)
+        if key not in expected:
+            expected[key] = first_gradient(judge, way.replays_noise)
+        part = replace(way, micro_batch=max(1, way.micro_batch * small.images // preset.images))
+        gradient, _, verdict = attempt(functools.partial(first_gradient, part, part.replays_noise), device)
+        if not verdict:
+            off = float((gradient - expected[key]).norm() / expected[key].norm())
+            if not off <= TOLERANCE[device.type]:
+                verdict = f"wrong result: gradient off by {off:.0e}"
+        found[way.name] = verdict
+    return found
+
+
+def facts_of(way: Way, setting: Setting, prediction: Prediction | None, steps: int = 1) -> dict[str, Any]:
+    """What a row says of its contender besides what is measured."""
+    preset, config = setting.preset, setting.config(way.options)
+    found: dict[str, Any] = {
+        "images": preset.images,
+        "views": config.views_per_step,
+        "micro_batch": way.micro_batch,
+        "steps": steps,
+    }
+    if prediction is not None:
+        found |= {"predicted_bytes": prediction.peak_bytes, "by_category": prediction.by_category}
+        found["flops"] = prediction.flops * steps
+    return found
+
+
+def predicted_row(case: dict[str, Any], way: Way, setting: Setting, prediction: Prediction) -> Row:
+    """A row without times: ``peak_bytes`` beyond weights, pyramid and Adam, ``absolute_bytes`` with them."""
+    facts = facts_of(way, setting, prediction)
+    total = facts.pop("predicted_bytes")
+    standing = sum(prediction.by_category[name] for name in STANDING)
+    row = {**case, "contender": way.name, "mode": "step", **facts, "status": "predicted"}
+    return row | {"peak_bytes": total - standing, "absolute_bytes": total, "host_bytes": prediction.host_bytes}
+
+
+def case_of(setting: Setting, name: str) -> dict[str, Any]:
+    """The case ``name`` and its numbers, as every row has them."""
+    preset, backbone = setting.preset, setting.backbone
+    return {
+        "case": name,
+        "backbone": backbone.name,
+        "precision": backbone.precision,
+        "classes": preset.classes,
+        "ipc": preset.ipc,
+        "dim": backbone.num_features,
+        "image_size": backbone.image_size,
+    }
+
+
+@dataclass
+class _Alive:
+    """A contender that is ready to run, or the status that says why it isn't; seconds of its first call."""
+
+    way: Way
+    made: Made | None
+    verdict: str
+    first: float
+
+
+@dataclass
+class StepRun:
+    """Measures contenders on ``setting``. checked: of `verdicts`. predictions: by contender, to stand beside what is measured."""
+
+    setting: Setting
+    case: dict[str, Any]
+    device: torch.device
+    seconds: float
+    checked: dict[str, str]
+    predictions: dict[str, Prediction | None]
+    min_rounds: int = 5
+
+    def measured(self, ways: Sequence[Way], modes: Sequence[str]) -> Iterator[list[Row]]:
+        """The rows of each mode ("step", "steps"), one for each of ``ways``."""
+        return self._together(ways, modes) if self.device.type == "cpu" else self._one_by_one(ways, modes)
+
+    def _alive(self, way: Way) -> _Alive:
+        made, verdict, first = None, self.checked[way.name] or self._too_large(way), 0.0
+        if not verdict:
+            made, _, verdict = attempt(lambda: way.make(self.setting, way), self.device)
+        if made is not None:
+            _, first, verdict = attempt(made.step, self.device)
+        return _Alive(way, None if verdict else made, verdict, first)
+
+    def _too_large(self, way: Way) -> str:
+        """The status of a step whose predicted peak is more than a GPU has, else "": trying it takes long and ends the same.
+
+        What stands there now is in the room: the weights are part of the peak, and the first contender makes way if need be.
+        """
+        prediction, room = self.predictions[way.name], card_memory(self.device)
+        if prediction is None or room is None or prediction.peak_bytes <= room:
+            return ""
+        return f"out of memory: predicted {prediction.peak_bytes / 1e9:.1f} GB, the card has {room / 1e9:.1f} GB"
+
+    def _rows(self, every: Sequence[_Alive], mode: str) -> list[Row]:
+        steps, contenders = STEPS if mode == "steps" else 1, []
+        for one in every:
+            facts = facts_of(one.way, self.setting, self.predictions[one.way.name], steps)
+            call = _several(one.made.step if one.made is not None else _nothing, steps)
+            contenders.append(Contender(one.way.name, call, one.verdict, one.first, facts=facts))
+        found = measure(
+            contenders,
+            suite=self.case["suite"],
+            case=self.case,
+            mode=mode,
+            device=self.device,
+            seconds=self.seconds,
+            min_rounds=self.min_rounds,
+        )
+        if mode == "steps" or self.setting.backbone.run is None:
+            for row in found:
+                row.pop("first_seconds", None)  # the verdict's step came before; only compiling is still to do
+        return found
+
+    def _together(self, ways: Sequence[Way], modes: Sequence[str]) -> Iterator[list[Row]]:
+        """All alive at once and measured in turn."""
+        every = [self._alive(way) for way in ways]
+        for mode in modes:
+            yield self._rows(every, mode)
+
+    def _one_by_one(self, ways: Sequence[Way], modes: Sequence[str]) -> Iterator[list[Row]]:
+        """For a GPU's memory: each alive alone but for the first, which all take turns with; between steps that is a pyramid and two moments."""
+        base, base_bytes = self._first(ways[0])
+        found = {mode: self._rows([base], mode) for mode in modes}
+        for way in ways[1:]:
+            group = self._beside(base, way, modes)
+            if any(
+                row["status"] == "out of memory" for row in group.values()
+            ):  # once more with all memory, but no ratio
+                base.made, base.verdict, base_bytes = None, "out of memory", 0
+                group = self._beside(base, way, modes)
+                base, base_bytes = self._first(ways[0])
+            for mode, row in group.items():
+                if "absolute_bytes" in row:
+                    row["absolute_bytes"] -= base_bytes
+                found[mode].append(row)
+        for mode in modes:
+            yield found[mode]
+
+    def _first(self, way: Way) -> tuple[_Alive, int]:
+        """The contender, and the bytes it takes between steps."""
+        release(self.device)
+        before = living_bytes(self.device)
+        alive = self._alive(way)
+        release(self.device)
+        return alive, living_bytes(self.device) - before
+
+    def _beside(self, base: _Alive, way: Way, modes: Sequence[str]) -> dict[str, Row]:
+        release(self.device)
+        one = self._alive(way)
+        return {mode: self._rows([base, one], mode)[1] for mode in modes}
+
+
+def _nothing() -> None:
+    """The call of a contender that never runs."""
+
+
+def _several(step: Callable[[], Any], steps: int) -> Callable[[], None]:
+    def call() -> None:
+        for _ in range(steps):
+            step()
+
+    return call

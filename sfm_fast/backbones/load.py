@@ -1,0 +1,168 @@
+"""Frozen backbones: the shipped ones, or any timm model with a local checkpoint or the hub's weights."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..checks import check_side
+from ..errors import InputError, require_package
+from ..files import expand
+from . import timm_models
+from .backbone import Backbone
+from .checkpoints import fingerprint, load_weights, model_options, read_checkpoint
+from .shipped import DEFAULT, SHIPPED, read_shipped
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def load_backbone(
+    name: str = DEFAULT,
+    checkpoint: str | os.PathLike[str] | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    image_size: int | None = None,
+    precision: str = "auto",
+    compile: bool = False,
+    grad_checkpointing: bool = False,
+) -> Backbone:
+    """Load a backbone, frozen and in eval mode.
+
+    Args:
+        name: "fashion_vit" or "fashion_cnn" (shipped, self-supervised on Fashion-MNIST), or any name of ``timm.list_models()``.
+        checkpoint: local weights, .safetensors or .pth (read with ``weights_only=True``); None takes timm's pretrained
+            weights from the hub. By a shipped name: a file of scripts/pretrain_backbone.py, which holds its architecture.
+        image_size: input side in pixels where the model can take another than its default.
+        precision: "fp32", "bf16" (weights and activations; features come back float32) or "auto": bf16 on GPUs that have it, else
+            fp32.
+        compile: run the model through ``torch.compile``: a minute at the start, then faster steps.
+        grad_checkpointing: keep the activations at block borders alone and compute the others again in the backward, for models
+            that know how (timm's ``set_grad_checkpointing``).
+
+    Convolutional nets run channels-last. Raises ``InputError``: unknown name, missing or damaged checkpoint, weights that don't fit,
+    no network, a model without checkpointing.
+    """
+    require_package("timm", "loading a backbone", "distill")
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    _check_image_size(image_size)
+    device = resolve_device(device)
+    if precision == "auto":
+        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if has_bf16 else "fp32"
+    if name in SHIPPED:
+        path = SHIPPED[name] if checkpoint is None else checkpoint
+        model, config, state = read_shipped(name, path, image_size)
+        load_weights(model, {key: tensor.float() for key, tensor in state.items()}, path)
+    else:
+        model, config = _from_timm(name, checkpoint, image_size)
+    return freeze(
+        name,
+        model,
+        config,
+        device=device,
+        precision=precision,
+        compile=compile,
+        grad_checkpointing=grad_checkpointing,
+    )
+
+
+def freeze(
+    name: str,
+    model: nn.Module,
+    config: dict[str, Any],
+    *,
+    device: torch.device,
+    precision: str = "fp32",
+    compile: bool = False,
+    grad_checkpointing: bool = False,
+) -> Backbone:
+    """A backbone of a float32 ``model`` that gives (N, features): on ``device``, frozen, in eval mode, weights fingerprinted.
+
+    ``config`` is timm's data config: "input_size" (channels, side, side), "mean" and "std" (of each channel, for images in 0..1)
+    and, if real images are to be cut from larger ones, "crop_pct". The other arguments, and errors, as of `load_backbone`.
+    """
+    model = model.to(device).eval().requires_grad_(False)
+    backbone = _describe(name, model, config, device, fingerprint(model))
+    return _arrange(backbone, precision, grad_checkpointing, compile)
+
+
+def shape_of_backbone(
+    name: str = DEFAULT, *, image_size: int | None = None, precision: str = "fp32", grad_checkpointing: bool = False
+) -> Backbone:
+    """A backbone without weights, on torch's "meta" device: all that predicting memory and operations takes.
+
+    Arguments and errors as of `load_backbone`; neither a checkpoint nor, for timm's own names, a network is needed.
+    """
+    require_package("timm", "building a backbone", "distill")
+    if precision not in ("fp32", "bf16"):
+        raise InputError(f"precision must be fp32 or bf16, got {precision!r}")
+    _check_image_size(image_size)
+    with torch.device("meta"):
+        if name in SHIPPED:
+            model, config, _ = read_shipped(name, SHIPPED[name], image_size)
+        else:
+            model, config = timm_models.create(name, image_size, pretrained=False)
+    model = model.eval().requires_grad_(False)
+    return _arrange(
+        _describe(name, model, config, torch.device("cpu"), "no weights"), precision, grad_checkpointing, compile=False
+    )
+
+
+def resolve_device(device: torch.device | str) -> torch.device:
+    """The torch device; "auto" is the current GPU, else the CPU. Raises ``InputError`` for one that can't be used."""
+    if str(device) == "meta":
+        raise InputError("device 'meta' holds no values")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        resolved = torch.device(device)
+        torch.empty(1, device=resolved)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"device {str(device)!r} can't be used ({str(error).splitlines()[0]})") from error
+    return resolved
+
+
+def _check_image_size(image_size: int | None) -> None:
+    if image_size is not None:
+        check_side("image_size", image_size)
+
+
+def _from_timm(
+    name: str, checkpoint: str | os.PathLike[str] | None, image_size: int | None
+) -> tuple[nn.Module, dict[str, Any]]:
+    timm_models.check_name(name)
+    if checkpoint is None:
+        return timm_models.create(name, image_size, pretrained=True)
+    checkpoint = expand(checkpoint, "checkpoint")
+    if not checkpoint.exists():
+        raise InputError(f"checkpoint {checkpoint}: no such file")
+    state = read_checkpoint(checkpoint)
+    model, config = timm_models.create(name, image_size, pretrained=False, **model_options(state))
+    load_weights(model, state, checkpoint)
+    return model, config
+
+
+def _describe(name: str, model: nn.Module, config: dict[str, Any], device: torch.device, weights: str) -> Backbone:
+    channels, size = config["input_size"][0], config["input_size"][-1]
+    mean, std = (torch.as_tensor(config[key], dtype=torch.float32, device=device) for key in ("mean", "std"))
+    return Backbone(
+        name=name,
+        model=model,
+        mean=mean,
+        std=std,
+        input_size=size,
+        resize=round(size / config.get("crop_pct", 1.0)),
+        in_channels=channels,
+        num_features=timm_models.count_features(name, model, channels, size),
+        fingerprint=weights,
+    )
+
+
+def _arrange(backbone: Backbone, precision: str, grad_checkpointing: bool, compile: bool) -> Backbone:
+    model = timm_models.arrange(backbone.name, backbone.model, precision, grad_checkpointing)
+    return replace(backbone, model=model, precision=precision, run=torch.compile(model) if compile else None)

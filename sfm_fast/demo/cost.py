@@ -1,0 +1,75 @@
+"""Step time and peak memory of distillation methods on the same backbone and data, measured side by side in one run."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from ..backbones.backbone import Backbone
+from ..data.sources import ImageSource
+from ..distill.build import make_distiller
+from ..distill.config import DistillConfig, Execution
+from ..distill.distiller import Distiller
+from ..distill.objectives import LGM_VARIANTS
+from ..features.statistics import ClassStatistics
+from ..measure.memory import peak_memory
+from ..measure.timing import interleaved
+
+
+def sfm_and_lgm(config: DistillConfig) -> dict[str, DistillConfig]:
+    """``config`` as SFM and as the three forms of LGM, each with its own number of views; SFM first."""
+    forms = {
+        f"LGM {variant}": replace(config, method="lgm", level="class", lgm_variant=variant, views=None)
+        for variant in LGM_VARIANTS
+    }
+    return {"SFM": config, **forms}
+
+
+def compare_methods(
+    configs: Mapping[str, DistillConfig],
+    backbone: Backbone,
+    source: ImageSource,
+    statistics: ClassStatistics,
+    *,
+    rounds: int = 5,
+) -> list[dict[str, Any]]:
+    """One row a configuration: seconds a step (median, p20, p80 of interleaved steps) and peak bytes of a step.
+
+    All levels of the pyramid are live, as in most of a run. Memory is the delta over what exists before the step: the
+    images, Adam's state, the backbone and the cached data are not in it, so nothing of a method's own cost is hidden.
+    """
+    steps = {}
+    for name, config in configs.items():
+        one_shot = Execution(statistics.num_classes * config.ipc)  # as the papers run their steps
+        distiller = make_distiller(config, backbone, source, statistics, execution=one_shot)
+        distiller.grow_fully()
+        # "stock" leaves the backbone requiring grad; every other method runs with it frozen.
+        stock = config.method == "lgm" and config.lgm_variant == "stock"
+        steps[name] = functools.partial(_step, distiller, backbone, stock)
+    timings = interleaved(steps, rounds=rounds, device=backbone.device)
+    rows = []
+    for name, config in configs.items():
+        timing = timings[name]
+        rows.append(
+            {
+                "name": name,
+                "method": config.method,
+                "variant": config.lgm_variant if config.method == "lgm" else "",
+                "ipc": config.ipc,
+                "views": config.views_per_step,
+                "peak_bytes": peak_memory(steps[name], backbone.device),
+                "step_seconds": timing.median,
+                "step_seconds_p20": timing.p20,
+                "step_seconds_p80": timing.p80,
+                "rounds": timing.rounds,
+            }
+        )
+    backbone.model.requires_grad_(False)
+    return rows
+
+
+def _step(distiller: Distiller, backbone: Backbone, stock: bool) -> None:
+    backbone.model.requires_grad_(stock)
+    distiller.step()

@@ -1,0 +1,120 @@
+"""The page of `sfm-fast demo`: pictures, loss, accuracy, time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.sources import ImageSource
+from ..data.transforms import ImageTransform
+from ..report import html, plots
+from ..report.tables import megabytes, text_table
+from ..synthetic import SyntheticSet, to_bytes
+
+COST_HEADER = ("method", "views", "ms a step", "time x SFM", "peak memory", "memory x SFM")
+
+
+def pixel_class_means(source: ImageSource, transform: ImageTransform, batch_size: int = 512) -> Tensor:
+    """Mean picture of each class: (C, channels, crop, crop), in one pass."""
+    total = torch.zeros(len(source.class_names), transform.channels, transform.crop, transform.crop)
+    counts = torch.zeros(len(source.class_names))
+    for images, labels in source.batches(batch_size, transform):
+        total.index_add_(0, labels, images)
+        counts += torch.bincount(labels, minlength=len(counts))
+    return total / counts.clamp(min=1).view(-1, 1, 1, 1)
+
+
+def cost_rows(costs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    """Rows under `COST_HEADER`; the first one is the base of the ratios."""
+    base = costs[0]
+    return [
+        (
+            row["name"],
+            str(row["views"]),
+            f"{row['step_seconds'] * 1e3:.1f}",
+            f"{row['step_seconds'] / base['step_seconds']:.1f}",
+            megabytes(row["peak_bytes"]),
+            f"{row['peak_bytes'] / base['peak_bytes']:.1f}",
+        )
+        for row in costs
+    ]
+
+
+def cost_table(costs: list[dict[str, Any]]) -> str:
+    """Time and memory as a text table."""
+    return text_table(COST_HEADER, cost_rows(costs))
+
+
+def write_page(
+    path: Path,
+    *,
+    synthetic: SyntheticSet,
+    nearest: Tensor,
+    means: Tensor,
+    log: Iterable[dict[str, Any]],
+    accuracy: list[dict[str, Any]],
+    costs: list[dict[str, Any]],
+    facts: dict[str, str],
+) -> None:
+    """Write the page to ``path``, atomically. nearest, means: (C, channels, S, S) in 0..1, class by class."""
+    from ..files import write_text
+
+    entries = list(log)
+    config = synthetic.metadata["config"]
+    first_of_class = synthetic.images[: len(synthetic.class_names)]
+    pictures = html.picture_rows(
+        synthetic.class_names,
+        [
+            ("synthetic", to_bytes(first_of_class)),
+            ("real image nearest the class centre", to_bytes(nearest)),
+            ("mean of the real pixels", to_bytes(means)),
+        ],
+    )
+    curve = plots.line_plot(
+        [row["step"] for row in entries], [row["loss"] for row in entries], xlabel="step", ylabel="loss"
+    )
+    accuracy_rows = [
+        (
+            row.get("method") or row["images"],
+            str(row["ipc"]),
+            f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}",
+            f"{100 * row['top5_mean']:.1f} ± {100 * row['top5_std']:.1f}",
+        )
+        for row in accuracy
+    ]
+    ours = next((place for place, row in enumerate(accuracy) if row.get("method") == config["method"]), None)
+    sections = [
+        ("What was made", html.note("One image a class, and the same column's real images for comparison.") + pictures),
+        (
+            "How it got there",
+            html.figure(
+                curve,
+                f"Loss of every {entries[0]['step'] if entries else 1}th step; each new pyramid level makes it jump, views make it noisy.",
+            ),
+        ),
+        (
+            "What a classifier learns from it",
+            html.note(
+                "A linear classifier on the frozen backbone's features, trained on the images named, tested on real images never seen. Mean ± std over seeds."
+            )
+            + html.table(("trained on", "images a class", "top-1 %", "top-5 %"), accuracy_rows, ours),
+        ),
+        (
+            "What it cost",
+            html.note(
+                "One step of each method, same backbone, same data, taken in turn in one run: median time, and the most memory a step takes beyond what is "
+                "there before it. LGM in three forms: as its public code (stock), with the backbone frozen, and without double backward (closed form)."
+            )
+            + html.table(COST_HEADER, cost_rows(costs), 0),
+        ),
+        (
+            "Made with",
+            html.table(("what", "value"), [*facts.items(), *((key, str(value)) for key, value in config.items())]),
+        ),
+    ]
+    lead = f"{len(synthetic.class_names)} classes, {config['ipc']} synthetic image(s) each, distilled in {config['steps']} steps by statistical flow matching ({config['method']})."
+    write_text(path, html.page("sfm_fast: a distilled data set", lead, sections))

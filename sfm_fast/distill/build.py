@@ -1,0 +1,135 @@
+"""From options, backbone and data to a Distiller: statistics checked or computed, objective chosen."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+
+from torch import Tensor
+
+from ..backbones.backbone import Backbone
+from ..backbones.record import check_recorded
+from ..checks import told_differences
+from ..data.sources import ImageSource
+from ..errors import InputError
+from ..features.compute import class_statistics
+from ..features.statistics import ClassStatistics
+from .config import DistillConfig, Execution
+from .distiller import Distiller
+from .objectives import DecoupledFlowMatching, FlowMatching, GradientMatching, Objective
+
+
+def make_distiller(
+    config: DistillConfig,
+    backbone: Backbone,
+    source: ImageSource | None = None,
+    statistics: str | os.PathLike[str] | ClassStatistics | None = None,
+    *,
+    batch_size: int = 256,
+    progress: bool = True,
+    execution: Execution = Execution(),
+) -> Distiller:
+    """Build the run that ``config`` describes, on the machine as ``execution`` says.
+
+    SFM needs ``statistics`` (a file, an object, or computed here from ``source``); LGM needs ``source`` alone.
+    Raises ``InputError`` where statistics, backbone and ``source`` don't belong together, or what is needed is missing.
+    """
+    if config.method == "lgm":
+        if source is None:
+            raise InputError("method lgm matches gradients on real images: give the data set")
+        channels = min(source.channels, backbone.in_channels)
+        size = config.size or backbone.image_size
+        objective: Objective = GradientMatching(
+            backbone,
+            source,
+            len(source.class_names),
+            config.ipc,
+            size,
+            channels,
+            views=config.views_per_step,
+            variant=config.lgm_variant,
+            augmentation=config.augmentation,
+            seed=config.seed,
+        )
+        return Distiller(config, backbone, objective, source.class_names, channels, {"data": _told(source)}, execution)
+
+    if statistics is not None:
+        if not isinstance(statistics, ClassStatistics):
+            statistics = ClassStatistics.load(statistics)
+        check_made_with(statistics, backbone)
+        if source is not None:
+            check_made_of(statistics, source)
+    else:
+        if source is None:
+            raise InputError(
+                f"method {config.method} needs class statistics: give them, or the data set to compute them from"
+            )
+        clusters = config.ipc if config.level == "cluster" else 0
+        statistics = class_statistics(source, backbone, clusters=clusters, batch_size=batch_size, progress=progress)
+    centers = (_cluster_centers(statistics, config.ipc) if config.level == "cluster" else statistics.centers).to(
+        backbone.device
+    )
+    if config.method == "sfm":
+        objective = FlowMatching(centers, views=config.views_per_step, alignment=config.alignment, metric=config.metric)
+    else:
+        objective = DecoupledFlowMatching(centers, views=config.views_per_step, alpha=config.alpha)
+    names = statistics.class_names or [str(c) for c in range(statistics.num_classes)]
+    channels = min(int(statistics.provenance.get("channels", 3)), backbone.in_channels)
+    return Distiller(config, backbone, objective, names, channels, {"centers": _digest(centers)}, execution)
+
+
+def _cluster_centers(statistics: ClassStatistics, ipc: int) -> Tensor:
+    centers = statistics.cluster_centers
+    if centers is None or centers.shape[1] != ipc:
+        raise InputError(
+            f"level 'cluster' with ipc {ipc} needs as many k-means centres a class, the statistics hold {statistics.clusters}: "
+            f"make them with `sfm-fast stats --clusters {ipc}`"
+        )
+    return centers
+
+
+def check_made_with(statistics: ClassStatistics, backbone: Backbone) -> None:
+    """Raise ``InputError`` unless this very backbone made the statistics, at this input size, as far as they say."""
+    if statistics.dim != backbone.num_features:
+        raise InputError(
+            f"{statistics.where}: has {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}"
+        )
+    made_with = statistics.provenance.get("backbone", {})
+    check_recorded(made_with, backbone, f"{statistics.where}: made with", "the backbone")
+    precision = made_with.get("precision", backbone.precision)
+    if precision != backbone.precision:
+        warnings.warn(
+            f"{statistics.where}: made in {precision}, the backbone runs in {backbone.precision}: features differ a little; make them anew",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def check_made_of(statistics: ClassStatistics, source: ImageSource) -> None:
+    """Raise ``InputError`` where the statistics say that they were made of another data set than ``source``."""
+    made_of = statistics.provenance
+    names, known = statistics.class_names or source.class_names, len(source)
+    if names != source.class_names:
+        raise InputError(
+            f"{statistics.where}: made of {made_of.get('data')!r} with {len(names)} classes, {source.name} has {len(source.class_names)} "
+            f"({told_differences(names, source.class_names)}); make them anew"
+        )
+    if known and made_of.get("images", known) != known:
+        raise InputError(
+            f"{statistics.where}: made of {made_of['images']} images, {source.name} has {known}; make them anew"
+        )
+    here = source.fingerprint()
+    if here and (made_of.get("fingerprint") or here) != here:
+        raise InputError(
+            f"{statistics.where}: made of {made_of.get('data')!r}, {source.name} holds other images of the same classes; make them anew"
+        )
+
+
+def _told(source: ImageSource) -> str:
+    """What a resume compares: the data set by its contents, wherever it lies."""
+    return f"{len(source)} images of {len(source.class_names)} classes, {source.fingerprint() or source.name}"
+
+
+def _digest(centers: Tensor) -> str:
+    return hashlib.sha256(centers.cpu().contiguous().numpy().tobytes()).hexdigest()[:16]

@@ -1,0 +1,259 @@
+"""The linear classifier trained on all real data: what inheritance reuses, and the reference that a few images are held to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbones.backbone import Backbone
+from ..checks import check_features, check_labels, told_differences
+from ..data.sources import ImageSource
+from ..errors import InputError
+from ..features.cache import FeatureCache
+from ..version import __version__
+from .heads import Classifier, LinearMap
+from .linear import top_k_accuracy
+from .softmax import Fit, Standardiser, fit_lbfgs, fit_minibatch, residual
+
+SOLVERS = ("lbfgs", "minibatch")
+WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+
+
+def train_classifier(
+    features: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    *,
+    solver: str = "lbfgs",
+    weight_decays: Sequence[float] = WEIGHT_DECAYS,
+    validation: float = 0.1,
+    seed: int = 0,
+    search_rows: int = 100_000,
+    tolerance: float = 1e-4,
+    max_iterations: int = 500,
+    steps: int | None = None,
+    batch_size: int = 256,
+) -> Classifier:
+    """Softmax regression: the minimum of mean cross-entropy + weight_decay / 2 * |weight|², the bias unpenalised.
+
+    Features are standardised inside (constant ones get weight 0, as do those whose spread float32 can't hold), so the penalty doesn't depend on their scale; the result takes raw
+    features. The weight decay is chosen by the accuracy on a stratified part of the rows, the lower cross-entropy deciding between
+    equal accuracies; then the classifier is fitted to all rows. "lbfgs" tries decays from strong to weak, and stops after two in a row
+    that are worse than the best by both measures.
+
+    Args:
+        features: (N, D) of any float dtype; "lbfgs" makes one float32 copy of them, "minibatch" none.
+        labels: (N,) int64, every class at least once.
+        solver: "lbfgs" (all rows at once, to convergence) or "minibatch" (Adam, cosine schedule).
+        weight_decays: to choose from, all positive.
+        validation: part of each class that chooses the weight decay: at least one row, never a class's last. 0, allowed with one
+            weight decay alone, leaves it out.
+        seed: of the split and of the batches.
+        search_rows: most rows that are trained on while choosing; beyond it a random part of them. The last fit takes all. A decay
+            chosen on a small part errs on the strong side.
+        tolerance, max_iterations: of "lbfgs", see `fit_lbfgs`.
+        steps, batch_size: of "minibatch"; None takes 5000 steps, or ten epochs where these are more.
+
+    Returns:
+        Classifier on the features' device. Its metadata: solver, weight_decay, train_top1, validation_top1 (None without validation),
+        test_top1 (None here), search (a row for each weight decay tried: top1, cross_entropy, iterations, converged), iterations and
+        converged (None for "minibatch") of the last fit, images, seed, seconds, sfm_fast.
+
+    Raises ``InputError``: a class without rows (named), a row that isn't finite (numbered), features whose scale is out of a float32
+    classifier's reach, too few rows to validate on, an argument out of its range.
+    """
+    started = time.perf_counter()
+    decays = _check(solver, weight_decays, validation, seed, search_rows, tolerance, max_iterations, steps, batch_size)
+    if isinstance(features, Tensor) and (features.ndim != 2 or not features.numel()):
+        raise InputError(f"features must be (rows, features), at least one of each, got {tuple(features.shape)}")
+    check_features("features", features, features.shape[1] if isinstance(features, Tensor) else 0, "features")
+    counts = check_labels("labels", labels, len(features), len(class_names)).tolist()
+    if len(class_names) < 2:
+        raise InputError(f"class_names must name at least 2 classes, got {len(class_names)}")
+    if 0 in counts:
+        empty = counts.index(0)
+        raise InputError(
+            f"class {empty} ({class_names[empty]!r}) has no rows in labels; every class needs at least one"
+        )
+    training, held = stratified_split(labels.cpu(), validation, seed)
+    if len(decays) > 1 and not len(held):
+        raise InputError(
+            f"weight_decays has {len(decays)} values to choose from, but no class has two rows to hold one out; give one"
+        )
+    features, labels = features.detach(), labels.to(features.device)
+    standardise = Standardiser.of(features)
+    classes, order = len(class_names), torch.cat((training, held)).to(features.device)
+    held_features, held_labels = features[order[len(training) :]], labels[order[len(training) :]]
+    searched = min(len(training), search_rows)
+    search: list[tuple[Fit, dict[str, Any]]] = []
+    if solver == "lbfgs":
+        # The rows that train come first, so that a fit to some of them, or to all, reads one part of one copy.
+        x, y = torch.cat([standardise(features[rows]) for rows in order.split(8192)]), labels[order]
+        limits: dict[str, Any] = {"tolerance": tolerance, "max_iterations": max_iterations}
+        start = None
+        for decay in decays if len(held) else ():  # from strong to weak: each starts where the last one ended
+            start = fit_lbfgs(x[:searched], y[:searched], classes, decay, start=start, **limits)
+            search.append((start, _validate(decay, start, standardise, held_features, held_labels)))
+            if _past_the_best([row for _, row in search]):
+                break
+        start, row = min(search, key=lambda pair: _rank(pair[1]), default=(None, {"weight_decay": decays[0]}))
+        fit = fit_lbfgs(x, y, classes, row["weight_decay"], start=start, **limits)
+    else:
+        steps = steps or max(5000, -(-10 * len(order) // batch_size))
+        limits = {"steps": steps, "batch_size": batch_size, "seed": seed}
+        if len(held):
+            fits = fit_minibatch(features, labels, order[:searched], classes, decays, standardise, **limits)
+            scores = (
+                _validate(*pair, standardise, held_features, held_labels) for pair in zip(decays, fits, strict=True)
+            )
+            search = list(zip(fits, scores, strict=True))
+        row = min((row for _, row in search), key=_rank, default={"weight_decay": decays[0]})
+        fit = fit_minibatch(features, labels, order, classes, [row["weight_decay"]], standardise, **limits)[0]
+    classifier = Classifier(*standardise.fold(fit.weight, fit.bias), class_names=list(class_names))
+    if not (classifier.weight.isfinite().all() and classifier.bias.isfinite().all()):
+        raise InputError(
+            f"the classifier's weights are out of float32's range: scale the features, or change the weight decay {row['weight_decay']:g}"
+        )
+    classifier.metadata = {
+        "solver": solver,
+        "weight_decay": row["weight_decay"],
+        "train_top1": accuracy(classifier, features, labels),
+        "validation_top1": row.get("top1"),
+        "test_top1": None,
+        "search": [tried for _, tried in search],
+        "iterations": fit.iterations,
+        "converged": fit.converged,
+        "images": len(features),
+        "seed": seed,
+        "seconds": round(time.perf_counter() - started, 3),
+        "sfm_fast": __version__,
+    }
+    return classifier
+
+
+def train_on_source(
+    train: ImageSource,
+    backbone: Backbone,
+    *,
+    test: ImageSource | None = None,
+    cache: FeatureCache | None = None,
+    batch_size: int = 256,
+    progress: bool = True,
+    **options: Any,
+) -> Classifier:
+    """`train_classifier` (``options`` are its own) on a data set's features; backbone, data and the accuracy on ``test`` join the metadata.
+
+    ``feature_seconds`` there is the time of the features, ``seconds`` that of the fit; ``cache`` keeps the features.
+    """
+    if test is not None and test.class_names != train.class_names:
+        raise InputError(
+            f"train {train.name} has {len(train.class_names)} classes, test {test.name} {len(test.class_names)}, which must be the same: "
+            f"{told_differences(train.class_names, test.class_names)}"
+        )
+    _check(**((train_classifier.__kwdefaults__ or {}) | options))  # before the features are computed
+    cache = cache or FeatureCache(None)
+    started = time.perf_counter()
+    features, labels = cache.features(train, backbone, batch_size=batch_size, progress=progress)
+    seconds = time.perf_counter() - started
+    classifier = train_classifier(features, labels, train.class_names, **options)
+    if test is not None:
+        started = time.perf_counter()
+        test_features, test_labels = cache.features(test, backbone, batch_size=batch_size, progress=progress)
+        seconds += time.perf_counter() - started
+        classifier.metadata["test_top1"] = accuracy(classifier, test_features, test_labels)
+    classifier.metadata |= {
+        "backbone": backbone.describe(),
+        "data": train.name,
+        "test_data": None if test is None else test.name,
+        "feature_seconds": round(seconds, 3),
+    }
+    return classifier
+
+
+def accuracy(head: LinearMap, features: Tensor, labels: Tensor, k: int = 1) -> float:
+    """Share of rows of features (N, D) whose label (N,) is among the head's k largest logits, block by block."""
+    size = max(1, (1 << 24) // head.out_features)
+    right = [
+        top_k_accuracy(head(block.float()), targets, k) * len(block)
+        for block, targets in zip(features.split(size), labels.split(size), strict=True)
+    ]
+    return sum(right) / len(features)
+
+
+def stratified_split(labels: Tensor, validation: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Row numbers that train and that validate, each in random order: labels (N,) int64 on the CPU.
+
+    Of a class of n rows round(validation * n) validate, but at least one and never all; none of a class with a single row.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    by_class = order[torch.argsort(labels[order], stable=True)]
+    counts = torch.bincount(labels)
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]  # of a row within its class
+    held_of_class = (validation * counts).round().clamp(min=1).minimum(counts - 1) if validation else 0 * counts
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[by_class] = place < held_of_class[labels[by_class]]
+    return order[~held[order]], order[held[order]]
+
+
+def _validate(decay: float, fit: Fit, standardise: Standardiser, features: Tensor, labels: Tensor) -> dict[str, Any]:
+    head = LinearMap(*standardise.fold(fit.weight, fit.bias))
+    size, loss = max(1, (1 << 24) // head.out_features), 0.0
+    for block, targets in zip(features.split(size), labels.split(size), strict=True):
+        loss += float(residual(head(block.float()).T.contiguous(), targets)[0].sum(dtype=torch.float64))
+    return {
+        "weight_decay": decay,
+        "top1": accuracy(head, features, labels),
+        "cross_entropy": loss / len(features),
+        "iterations": fit.iterations,
+        "converged": fit.converged,
+    }
+
+
+def _rank(row: dict[str, Any]) -> tuple[float, float]:
+    """What the best row has least of."""
+    return -row["top1"], row["cross_entropy"]
+
+
+def _past_the_best(rows: list[dict[str, Any]]) -> bool:
+    """Whether the last two decays are worse than the best by both measures: weaker ones, which take longest, overfit more."""
+    best = min(rows, key=_rank)
+    return len(rows) > 2 and all(
+        row["top1"] < best["top1"] and row["cross_entropy"] > best["cross_entropy"] for row in rows[-2:]
+    )
+
+
+def _check(
+    solver: str,
+    weight_decays: Sequence[float],
+    validation: float,
+    seed: int,
+    search_rows: int,
+    tolerance: float,
+    max_iterations: int,
+    steps: int | None,
+    batch_size: int,
+) -> list[float]:
+    """The weight decays from strong to weak; raises ``InputError`` that names an argument out of its range."""
+    if solver not in SOLVERS:
+        raise InputError(f"solver must be one of {SOLVERS}, got {solver!r}")
+    decays = sorted({float(decay) for decay in weight_decays}, reverse=True)
+    if not decays or not all(0 < decay < math.inf for decay in decays):
+        raise InputError(f"weight_decays must be positive numbers, at least one, got {list(weight_decays)}")
+    if not 0 <= validation < 1:
+        raise InputError(f"validation must be in [0, 1), got {validation}")
+    if validation == 0 and len(decays) > 1:
+        raise InputError(f"weight_decays has {len(decays)} values to choose from, but validation is 0; give one")
+    if not 0 <= seed < 2**63:
+        raise InputError(f"seed must be in [0, 2**63), got {seed}")
+    if not 0 < tolerance < math.inf:
+        raise InputError(f"tolerance must be positive, got {tolerance}")
+    wanted = {"search_rows": search_rows, "max_iterations": max_iterations, "batch_size": batch_size}
+    for name, value in (wanted | ({} if steps is None else {"steps": steps})).items():
+        if value < 1:
+            raise InputError(f"{name} must be at least 1, got {value}")
+    return decays

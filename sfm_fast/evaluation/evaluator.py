@@ -1,0 +1,308 @@
+"""How well classifiers made with a few images do on the real test set, in three modes, beside honest references."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..backbones.backbone import Backbone
+from ..backbones.record import check_recorded
+from ..checks import told_differences
+from ..data.sources import ImageSource
+from ..data.transforms import ImageTransform
+from ..errors import InputError
+from ..features.cache import FeatureCache
+from ..features.compute import projector_features, view_features
+from ..synthetic import SyntheticSet
+from ..views import Augmentation
+from . import references
+from .classifier import train_on_source
+from .heads import Classifier, LinearMap
+from .modes import MODES, Features, ProbeConfig, Scored, check_classifier, fit, summary
+from .references import REFERENCES
+
+__all__ = ["MODES", "REFERENCES", "Evaluator", "ProbeConfig"]
+
+
+class Evaluator:
+    """Evaluates sets of images on one backbone; each feature is computed once, whatever number of sets and modes needs it.
+
+    Modes: "probe" trains a linear classifier on features of the images' views; "inherit" keeps the classifier of all real data on
+    the distilling backbone, and fits a projector to its features on the views (none where the backbones are one); "kd" trains
+    as "probe", with that classifier on the distilling backbone's features of the same views as teacher.
+
+    Args:
+        backbone: the evaluating backbone.
+        test: real test images. train: real training images, needed for the references, and where no classifier is given.
+        distilling: the backbone that distilled, whose features choose real images too (default: ``backbone``).
+        classifier: the one on its features; None trains it on ``train`` when a mode first needs it.
+        cache: keeps features of data sets (default: in memory only).
+
+    Raises ``InputError``, before any work, where the parts don't belong together or a mode misses one.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        test: ImageSource,
+        train: ImageSource | None = None,
+        *,
+        distilling: Backbone | None = None,
+        classifier: Classifier | None = None,
+        modes: Sequence[str] = ("probe",),
+        config: ProbeConfig = ProbeConfig(),
+        cache: FeatureCache | None = None,
+        batch_size: int = 256,
+        progress: bool = True,
+    ) -> None:
+        self.backbone, self.test, self.train, self.distilling = backbone, test, train, distilling or backbone
+        self.modes, self.config, self.batch_size, self.progress = tuple(modes), config, batch_size, progress
+        self.class_names, self.num_classes = test.class_names, len(test.class_names)
+        self.cache = cache or FeatureCache(None)
+        self.same = self.distilling.identity == backbone.identity
+        for mode in self.modes:
+            if mode not in MODES:
+                raise InputError(f"modes: {mode!r} is none of {', '.join(MODES)}")
+        if not self.modes:
+            raise InputError(f"modes must name at least one of {', '.join(MODES)}")
+        if train is not None and train.class_names != test.class_names:
+            raise InputError(
+                f"train {train.name} has {len(train.class_names)} classes, test {test.name} {len(test.class_names)}, which must be the same: "
+                f"{told_differences(train.class_names, test.class_names)}"
+            )
+        if classifier is not None:
+            check_classifier(classifier, self.distilling, self.class_names)
+        elif train is None and set(self.modes) - {"probe"}:
+            raise InputError(
+                f"modes {', '.join(sorted(set(self.modes) - {'probe'}))} need a classifier, or train to train it on"
+            )
+        self._classifier = classifier
+        self.test_features, self.test_labels = self._features(test, backbone)
+
+    @property
+    def classifier(self) -> Classifier:
+        """The classifier on the distilling backbone's features; trained now if none was given."""
+        if self._classifier is None:
+            if self.train is None:
+                raise InputError("a classifier is needed: give classifier, or train to train it on")
+            test = self.test if self.same else None
+            self._classifier = train_on_source(
+                self.train,
+                self.distilling,
+                test=test,
+                cache=self.cache,
+                batch_size=self.batch_size,
+                progress=self.progress,
+            )
+        return self._classifier
+
+    def _features(self, source: ImageSource, backbone: Backbone) -> tuple[Tensor, Tensor]:
+        return self.cache.features(source, backbone, batch_size=self.batch_size, progress=self.progress)
+
+    def train_features(self, backbone: Backbone) -> tuple[Tensor, Tensor]:
+        """Features and labels of the real training images on ``backbone``, computed at the first call."""
+        if self.train is None:
+            raise InputError("references need the real training images: give train")
+        return self._features(self.train, backbone)
+
+    def evaluate(
+        self,
+        name: str,
+        images: Tensor | list[Tensor],
+        labels: Tensor | list[Tensor],
+        *,
+        modes: Sequence[str] | None = None,
+        chosen: bool = True,
+    ) -> list[dict[str, Any]]:
+        """A row for each mode: images (N, channels, H, W) in 0..1 with labels (N,); a list holds one set per seed.
+
+        ``chosen``: whether it took the distilling backbone to make or choose the images. In a row, ``parameters`` and ``bytes_…``
+        are what must be stored to predict beside the backbone, ``parameters_folded`` is classifier and projector as one map;
+        ``fit_seconds`` the mean time of a fit alone, ``seconds`` that of the row, features that modes share included in each.
+        """
+        modes = self.modes if modes is None else modes
+        self._prepare(modes)
+        sets = images if isinstance(images, list) else [images] * self.config.seeds
+        their_labels = labels if isinstance(labels, list) else [labels] * self.config.seeds
+        fits: dict[str, list[Scored]] = {mode: [] for mode in modes}
+        seconds = dict.fromkeys(modes, 0.0)
+        for seed, (some, theirs) in enumerate(zip(sets, their_labels, strict=True)):
+            started = time.perf_counter()
+            features = self._views(some, theirs, seed, modes)
+            shared = time.perf_counter() - started
+            for mode in modes:
+                started = time.perf_counter()
+                fits[mode].append(self._fit(mode, features, seed))
+                seconds[mode] += shared + time.perf_counter() - started
+        ipc = len(their_labels[0]) // self.num_classes
+        return [self._row(name, mode, ipc, fits[mode], seconds[mode], chosen) for mode in modes]
+
+    def evaluate_synthetic(
+        self, synthetic: SyntheticSet, *, modes: Sequence[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """Rows of a distilled set: ``images`` is "sfm" or "lgm", ``method`` says which kind of it.
+
+        Raises ``InputError`` where it was distilled on another backbone than the distilling one, or has other classes than the data.
+        """
+        check_recorded(
+            synthetic.metadata.get("backbone", {}),
+            self.distilling,
+            "synthetic: distilled on",
+            "the distilling backbone",
+        )
+        if synthetic.class_names != self.class_names:
+            differ = told_differences(synthetic.class_names, self.class_names)
+            raise InputError(
+                f"synthetic: its {len(synthetic.class_names)} classes are not the test set's {self.num_classes} ({differ})"
+            )
+        method = synthetic.metadata.get("config", {}).get("method", "synthetic")
+        rows = self.evaluate(method.split("-")[0], synthetic.images, synthetic.labels, modes=modes)
+        return [row | {"method": method} for row in rows]
+
+    def reference(
+        self,
+        name: str,
+        ipc: int = 1,
+        image_size: int | None = None,
+        *,
+        like: SyntheticSet | None = None,
+        modes: Sequence[str] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Rows of one of `REFERENCES`, a mode each; none of "class-means" without mode "probe".
+
+        "full": centre views of all real training images. "random-real": ``ipc`` images a class, drawn anew for every seed.
+        "nearest-real": those nearest to their class centre. "neighbour-real": those nearest to the images of ``like``. "class-means":
+        no images, but class means of real features (with ``ipc`` > 1, k-means centres: then it is called "cluster-means").
+        Images are chosen by the distilling backbone's features; means are the evaluating one's.
+        Raises `TooFewImagesError` where a class has fewer real images than ``ipc``.
+        """
+        modes = self.modes if modes is None else modes
+        size = image_size or self.distilling.image_size
+        if name == "full":
+            return self._from_features(name, modes, self._full(modes))
+        if name == "class-means":
+            if "probe" not in modes:
+                return []
+            means, labels = references.labelled_means(*self.train_features(self.backbone), self.class_names, ipc)
+            label = name if ipc == 1 else "cluster-means"
+            return self._from_features(label, ("probe",), Features(means.unsqueeze(0), None, labels))
+        if name == "random-real":
+            _, labels = self.train_features(self.distilling)
+            draws = [
+                self._take(references.random_indices(labels.cpu(), self.class_names, ipc, seed), size)
+                for seed in range(self.config.seeds)
+            ]
+            return self.evaluate(
+                name, [images for images, _ in draws], [labels for _, labels in draws], modes=modes, chosen=False
+            )
+        if name == "nearest-real":
+            return self.evaluate(name, *self.nearest_images(ipc, size), modes=modes)
+        if name == "neighbour-real":
+            if like is None:
+                raise InputError("neighbour-real needs the synthetic set whose neighbours are wanted: give like")
+            return self.evaluate(name, *self.neighbour_images(like.images, like.labels, size), modes=modes)
+        raise InputError(f"reference {name!r} is none of {', '.join(REFERENCES)}")
+
+    def nearest_images(self, ipc: int, image_size: int) -> tuple[Tensor, Tensor]:
+        """The ``ipc`` real images of each class nearest to its centre, (C * ipc, channels, size, size), and their labels."""
+        indices = references.nearest_indices(*self.train_features(self.distilling), self.class_names, ipc)
+        return self._take(indices, image_size)
+
+    def neighbour_images(self, images: Tensor, labels: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
+        """For each of images (N, channels, H, W) in 0..1 the nearest real one of its class, distinct ones as far as there are enough."""
+        phi = self.distilling
+        transform = phi.transform(min(images.shape[1], phi.in_channels))
+        queries = phi.features(transform.batch(images.clamp(0, 1)), self.batch_size)
+        indices = references.neighbour_indices(queries, labels, *self.train_features(phi))
+        return self._take(indices, image_size)
+
+    def probe(self, name: str, images: Tensor | list[Tensor], labels: Tensor | list[Tensor]) -> dict[str, Any]:
+        """The row of `evaluate` in mode "probe"."""
+        return self.evaluate(name, images, labels, modes=("probe",))[0]
+
+    def probe_synthetic(self, synthetic: SyntheticSet) -> dict[str, Any]:
+        """The row of `evaluate_synthetic` in mode "probe"."""
+        return self.evaluate_synthetic(synthetic, modes=("probe",))[0]
+
+    def full(self) -> dict[str, Any]:
+        """The row of `reference` "full" in mode "probe"."""
+        return self.reference("full", modes=("probe",))[0]
+
+    def random_real(self, ipc: int, image_size: int) -> dict[str, Any]:
+        """The row of `reference` "random-real" in mode "probe"."""
+        return self.reference("random-real", ipc, image_size, modes=("probe",))[0]
+
+    def nearest_real(self, ipc: int, image_size: int) -> dict[str, Any]:
+        """The row of `reference` "nearest-real" in mode "probe"."""
+        return self.reference("nearest-real", ipc, image_size, modes=("probe",))[0]
+
+    def _prepare(self, modes: Sequence[str]) -> None:
+        """Train the classifier where a mode needs it: no row's time."""
+        if set(modes) - {"probe"}:
+            self.classifier  # noqa: B018
+
+    def _take(self, indices: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
+        assert self.train is not None
+        channels = min(self.train.channels, self.distilling.in_channels)
+        return self.train.take(indices.tolist(), ImageTransform(image_size, image_size, channels))
+
+    def _views(self, images: Tensor, labels: Tensor, seed: int, modes: Sequence[str]) -> Features:
+        """Features of one seed's views: as many as the modes take, the same crops and flips on both backbones."""
+        config = self.config
+        views = config.views if "inherit" in modes and not self.same else min(config.views, config.epochs)
+        augmentation = Augmentation(min_area=config.min_area, noise=False)
+        device, both = self.backbone.device, [self.backbone]
+        if not self.same and set(modes) - {"probe"}:
+            both.append(self.distilling)
+        found = [
+            view_features(model, images, views, augmentation, seed=seed, batch_size=self.batch_size).to(device)
+            for model in both
+        ]
+        if len(found) == 1:
+            return Features(found[0], None, labels.to(device))
+        pair = None
+        if "inherit" in modes and config.blends:
+            inputs, targets = (
+                projector_features(
+                    model, images, views, augmentation, seed=seed, plain=plain, batch_size=self.batch_size
+                ).to(device)
+                for model, plain in zip(both, found, strict=True)
+            )
+            pair = inputs, targets
+        return Features(found[0], found[1], labels.to(device), pair)
+
+    def _full(self, modes: Sequence[str]) -> Features:
+        features, labels = self.train_features(self.backbone)
+        other = None
+        if not self.same and set(modes) - {"probe"}:
+            other = self.train_features(self.distilling)[0].unsqueeze(0).to(features.device)
+        return Features(features.unsqueeze(0), other, labels)
+
+    def _from_features(self, name: str, modes: Sequence[str], features: Features) -> list[dict[str, Any]]:
+        """Rows of a training set that is given by its features: the seeds differ in their start alone."""
+        self._prepare(modes)
+        ipc, rows = len(features.labels) // self.num_classes, []
+        for mode in modes:
+            started = time.perf_counter()
+            fits = [self._fit(mode, features, seed) for seed in range(self.config.seeds)]
+            rows.append(self._row(name, mode, ipc, fits, time.perf_counter() - started, chosen=False))
+        return rows
+
+    def _fit(self, mode: str, features: Features, seed: int) -> Scored:
+        device, classifier = self.backbone.device, None if mode == "probe" else self.classifier
+        head = None if classifier is None else LinearMap(classifier.weight.to(device), classifier.bias.to(device))
+        fitted = fit(mode, features, self.num_classes, head, self.config, seed)
+        return Scored(fitted, *fitted.score(self.test_features, self.test_labels))
+
+    def _row(
+        self, name: str, mode: str, ipc: int, scored: list[Scored], seconds: float, chosen: bool
+    ) -> dict[str, Any]:
+        about = {
+            "backbone": self.backbone.name,
+            "distilled_on": self.distilling.name if chosen or mode != "probe" else None,
+        }
+        row = {"images": name, "mode": mode, "ipc": ipc, **summary(scored), **about, "seconds": round(seconds, 3)}
+        return row | self.config.settings(mode)

@@ -1,0 +1,148 @@
+"""Features of a data set on a backbone, computed once: kept in memory, and in a folder if one is given."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..backbones.backbone import Backbone
+from ..checks import check_features, check_labels
+from ..data.sources import ImageSource
+from ..errors import InputError
+from ..files import expand, load_tensors, save_tensors
+from .compute import dataset_features
+
+FORMAT = "sfm_fast.features/1"
+
+
+class FeatureCache:
+    """``features`` computes at the first call alone. None as ``folder``: kept in memory only.
+
+    Features are found again by the backbone (fingerprint, precision, input transform), the data set's name, number of images and class
+    names, and its fingerprint: every file's name and size and 32 evenly spaced images. A change to other images that keeps their sizes
+    goes unseen, so clear the folder after one. A data set that can only be streamed is known by name and length; a stream without a
+    length, or without a name of its own, and a data set whose images differ from pass to pass, are kept in memory only, for that object.
+
+    Any number of processes may use one folder: a file appears whole or not at all. A damaged one is computed anew, with a warning:
+    it holds a SHA-256 of its numbers, which costs about a quarter of a second for 300 MB (files of earlier versions have none).
+    Raises ``InputError`` where ``folder`` is a file or can't be made.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
+        self.folder = None if folder is None else expand(folder, "cache")
+        self._kept: dict[str, tuple[Tensor, Tensor]] = {}
+        self._streams: dict[int, ImageSource] = {}
+        if self.folder is None:
+            return
+        if not str(folder):
+            raise InputError("cache: an empty name; wanted a folder")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cache {self.folder}: no folder can be made here ({error.strerror})") from error
+        if not os.access(self.folder, os.W_OK | os.X_OK):
+            raise InputError(f"cache {self.folder}: can't write here")
+
+    def features(
+        self, source: ImageSource, backbone: Backbone, *, batch_size: int = 256, progress: bool = True
+    ) -> tuple[Tensor, Tensor]:
+        """Features (N, D) float32 and labels (N,) int64 of the centre views, in the data set's order, on the backbone's device.
+
+        They are the kept tensors themselves, not copies: clone them before writing to them, or later calls return what was written.
+        """
+        key = self._key(source, backbone)
+        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+        where = f"{digest} {backbone.device}"
+        if where not in self._kept:
+            path = None if self.folder is None or "object" in key else self.folder / _file_name(key, digest)
+            found = None if path is None else _read(path, key, len(source.class_names), backbone)
+            if found is None:
+                found = dataset_features(source, backbone, batch_size=batch_size, progress=progress)
+                if path is not None:
+                    _write(path, key, found)
+            self._kept[where] = found
+        return self._kept[where]
+
+    def _key(self, source: ImageSource, backbone: Backbone) -> dict[str, Any]:
+        channels = min(source.exact_channels, backbone.in_channels)
+        key = {
+            "backbone": backbone.describe(),
+            "channels": channels,
+            "data": source.name,
+            "images": len(source),
+            "class_names": source.class_names,
+        }
+        content = source.fingerprint()
+        if content:
+            return key | {"content": content}
+        if source.random_access or not len(source) or source.name == "iterable":
+            self._streams[id(source)] = source  # held, so that no other object gets its id
+            return key | {"object": id(source)}
+        return key
+
+
+def _file_name(key: dict[str, Any], digest: str) -> str:
+    words = (re.sub(r"[^A-Za-z0-9.-]+", "_", name)[-60:].strip("_.") for name in (key["data"], key["backbone"]["name"]))
+    return f"{'-'.join(words)}-{digest}.safetensors"
+
+
+def _read(path: Path, key: dict[str, Any], classes: int, backbone: Backbone) -> tuple[Tensor, Tensor] | None:
+    """What `_write` wrote, or None where there is nothing, or nothing sound."""
+    while path.exists():
+        before = _version(path)
+        try:
+            return _read_once(path, key, classes, backbone)
+        except InputError as error:
+            if _version(path) != before:
+                continue  # replaced while it was read: header of one file, numbers of the other
+            warnings.warn(f"cached features are left aside and computed anew: {error}", stacklevel=3)
+            return None
+    return None
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    """Another one for every file that has been at ``path``."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
+
+
+def _read_once(path: Path, key: dict[str, Any], classes: int, backbone: Backbone) -> tuple[Tensor, Tensor]:
+    tensors, metadata = load_tensors(path)
+    if metadata.get("file_format") != FORMAT or metadata.get("key") != key or set(tensors) != {"features", "labels"}:
+        raise InputError(f"{path}: holds other features than its name says")
+    features, labels = tensors["features"], tensors["labels"]
+    check_features(f"features in {path}", features, backbone.num_features, "the backbone")
+    check_labels(f"labels in {path}", labels, len(features), classes)
+    if len(features) != (key["images"] or len(features)) or features.dtype != torch.float32:
+        raise InputError(f"{path}: {len(features)} rows of {features.dtype}, wanted {key['images']} of float32")
+    if not features.isfinite().all():
+        raise InputError(f"{path}: features that aren't finite")
+    if metadata.get("sha256", digest := _digest(features, labels)) != digest:
+        raise InputError(f"{path}: other numbers than were written")
+    return features.to(backbone.device), labels.to(backbone.device)
+
+
+def _digest(features: Tensor, labels: Tensor) -> str:
+    digest = hashlib.sha256(features.contiguous().numpy().data)
+    digest.update(labels.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def _write(path: Path, key: dict[str, Any], found: tuple[Tensor, Tensor]) -> None:
+    features, labels = (part.cpu() for part in found)
+    metadata = {"file_format": FORMAT, "key": key, "sha256": _digest(features, labels)}
+    try:
+        save_tensors(path, {"features": features, "labels": labels}, metadata)
+    except InputError as error:  # a full disk takes the cache away, not the features
+        warnings.warn(f"features aren't cached: {error}", stacklevel=3)

@@ -1,0 +1,243 @@
+"""Class statistics of real features: counts, means and optional k-means centres, in one pass and float64."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checks import check_labels
+from ..errors import InputError, require_package
+from ..files import load_tensors, save_tensors
+from ..schema import BACKBONE, NAMES, check
+
+FORMAT = "sfm_fast.statistics/1"
+_METADATA = {
+    "class_names?": (NAMES, None),
+    "provenance?": {
+        "backbone?": BACKBONE,
+        "channels?": lambda value: type(value) is int and value in (1, 3),
+        "data?": str,
+        "images?": int,
+        "fingerprint?": str,
+        "split?": str,
+    },
+}
+
+
+class ClassStatistics:
+    """Mean feature of each class, whatever the order of the images, the batch size or the number of processes.
+
+    Args:
+        num_classes: C >= 2.
+        dim: D, features an image.
+        clusters: K k-means centres a class beside its mean (scikit-learn's MiniBatchKMeans); 0 for none. A class of fewer than K images
+            has these as its centres, over and over, and a warning says so; there must be a class of K.
+        class_names: C names, used in error messages.
+        device: where the (C, D) float64 sums live; features are moved there.
+
+    Sums are float64: relative to the feature scale the centres are exact to about 1e-15 times the number of images.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        dim: int,
+        *,
+        clusters: int = 0,
+        class_names: list[str] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if num_classes < 2:
+            raise InputError(f"num_classes must be at least 2 (a flow needs another class), got {num_classes}")
+        if dim < 1:
+            raise InputError(f"dim must be at least 1, got {dim}")
+        if clusters < 0:
+            raise InputError(f"clusters must be at least 0, got {clusters}")
+        if class_names is not None and len(class_names) != num_classes:
+            raise InputError(f"class_names has {len(class_names)} names for {num_classes} classes")
+        self.num_classes, self.dim, self.clusters = num_classes, dim, clusters
+        self.class_names = class_names
+        self.provenance: dict[str, Any] = {}
+        self.where = "statistics"  # what messages call them: the file they come from
+        # Even where this runs in inference mode: what is made there couldn't be added to outside.
+        with torch.inference_mode(False):
+            self._sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
+            self._counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
+        self._cluster_centers: Tensor | None = None
+        self._fits = _ClusterFits(num_classes, clusters) if clusters else None
+
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        """Add a batch: features (N, D) of any float dtype, labels (N,) int64. Nothing is added where an argument is bad."""
+        if self.clusters and self._fits is None:
+            raise InputError("statistics with k-means centres that come from a file can't be updated")
+        if features.ndim != 2 or not features.is_floating_point() or features.shape[1] != self.dim:
+            raise InputError(
+                f"features must be (items, {self.dim}) floats, got {tuple(features.shape)} {features.dtype}"
+            )
+        labels = labels.to(self._counts.device)
+        counts = check_labels("labels", labels, features.shape[0], self.num_classes)
+        features = features.detach().to(self._sums.device, torch.float64)
+        finite = features.isfinite().all(1)
+        if not finite.all():
+            row = int((~finite).nonzero()[0, 0])
+            raise InputError(
+                f"features: row {row} of the batch (class {self._name(int(labels[row]))}) holds NaN or infinity"
+            )
+        self._sums.index_add_(0, labels, features)
+        self._counts += counts
+        if self._fits is not None:
+            self._fits.update(features, labels)
+            self._cluster_centers = None
+
+    def merge(self, other: ClassStatistics) -> None:
+        """Add what ``other`` has seen; its k-means centres can't be merged, so neither side may have any."""
+        if (other.num_classes, other.dim) != (self.num_classes, self.dim):
+            raise InputError(
+                f"other has {other.num_classes} classes x {other.dim} features, this one {self.num_classes} x {self.dim}"
+            )
+        if self.class_names and other.class_names and self.class_names != other.class_names:
+            raise InputError(f"other has the classes {other.class_names[:5]}…, this one {self.class_names[:5]}…")
+        if self.clusters or other.clusters:
+            raise InputError("statistics with k-means centres can't be merged: compute them in one pass")
+        self._sums += other._sums.to(self._sums.device)
+        self._counts += other._counts.to(self._counts.device)
+
+    def all_reduce(self, group: Any = None) -> None:
+        """Sum over the ranks of a torch.distributed group, in place on every rank."""
+        if self.clusters:
+            raise InputError("statistics with k-means centres can't be reduced over ranks: compute them in one process")
+        torch.distributed.all_reduce(self._sums, group=group)
+        torch.distributed.all_reduce(self._counts, group=group)
+
+    @property
+    def counts(self) -> Tensor:
+        """(C,) int64, images seen of each class."""
+        return self._counts.clone()
+
+    @property
+    def centers(self) -> Tensor:
+        """(C, D) float64 class means. Raises ``InputError`` that names a class without images."""
+        empty = (self._counts == 0).nonzero().flatten()
+        if len(empty):
+            raise InputError(
+                f"class {self._name(int(empty[0]))} has no images ({len(empty)} of {self.num_classes} classes are empty)"
+            )
+        return self._sums / self._counts.unsqueeze(1)
+
+    @property
+    def cluster_centers(self) -> Tensor | None:
+        """(C, K, D) float64 k-means centres, or None where none were asked for."""
+        if self._fits is not None and self._cluster_centers is None:
+            self.centers  # noqa: B018 (names an empty class before k-means would fail on it)
+            self._cluster_centers = self._fits.finish(self._name)
+        return self._cluster_centers
+
+    def save(self, path: str | os.PathLike[str], provenance: dict[str, Any] | None = None) -> None:
+        """Write a safetensors file (atomically): sums, counts, centres, and ``provenance`` (default: its own) as metadata."""
+        tensors = {"sums": self._sums, "counts": self._counts, "centers": self.centers}
+        if self.cluster_centers is not None:
+            tensors["cluster_centers"] = self.cluster_centers
+        save_tensors(
+            path,
+            tensors,
+            {"file_format": FORMAT, "class_names": self.class_names, "provenance": provenance or self.provenance},
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ClassStatistics:
+        """Read what `save` wrote; ``.provenance`` of the result holds its metadata. Raises ``InputError`` naming a damaged file."""
+        tensors, metadata = load_tensors(path)
+        if metadata.get("file_format") != FORMAT or not {"sums", "counts"} <= tensors.keys():
+            raise InputError(
+                f"{path}: no class statistics of this package (format {metadata.get('file_format')!r}, wanted {FORMAT!r})"
+            )
+        sums, counts = tensors["sums"], tensors["counts"]
+        whole = sums.ndim == 2 and sums.dtype == torch.float64 and sums.isfinite().all()
+        if not whole or counts.dtype != torch.int64 or counts.shape != sums.shape[:1] or (counts < 0).any():
+            raise InputError(f"{path}: damaged statistics (sums {tuple(sums.shape)}, counts {tuple(counts.shape)})")
+        check(path, metadata, _METADATA, "statistics")
+        names, clusters = metadata.get("class_names"), tensors.get("cluster_centers")
+        if names is not None and len(names) != len(sums):
+            raise InputError(f"{path}: damaged statistics ({len(sums)} classes, class names {str(names)[:80]})")
+        if clusters is not None:
+            fits = clusters.ndim == 3 and clusters.shape[::2] == sums.shape and clusters.shape[1] > 0
+            if not fits or clusters.dtype != torch.float64 or not clusters.isfinite().all():
+                raise InputError(
+                    f"{path}: damaged statistics (cluster_centers {tuple(clusters.shape)} {clusters.dtype}, wanted finite float64 "
+                    f"({sums.shape[0]}, centres, {sums.shape[1]}))"
+                )
+        statistics = cls(*sums.shape, class_names=names)
+        statistics.where = str(path)
+        statistics._sums, statistics._counts = sums, counts
+        if clusters is not None:
+            statistics.clusters, statistics._cluster_centers = clusters.shape[1], clusters
+        statistics.provenance = metadata.get("provenance", {})
+        return statistics
+
+    def _name(self, label: int) -> str:
+        return f"{label} ({self.class_names[label]!r})" if self.class_names else str(label)
+
+
+class _ClusterFits:
+    """One mini-batch k-means a class, fed from a small buffer so that no pass over the images is added."""
+
+    BUFFER = 1024
+
+    def __init__(self, num_classes: int, clusters: int) -> None:
+        require_package("sklearn", "k-means centres", "distill")
+        from sklearn.cluster import MiniBatchKMeans
+
+        self.clusters = clusters
+        self.models = [MiniBatchKMeans(clusters, random_state=0, n_init=3) for _ in range(num_classes)]
+        self.buffers: list[list[Tensor]] = [[] for _ in range(num_classes)]
+        self.fitted = [False] * num_classes
+
+    def update(self, features: Tensor, labels: Tensor) -> None:
+        for label in labels.unique().tolist():
+            buffer = self.buffers[label]
+            buffer.append(features[labels == label].cpu())
+            if sum(map(len, buffer)) >= max(self.BUFFER, self.clusters):
+                self._fit(label)
+
+    def _fit(self, label: int) -> None:
+        self.models[label].partial_fit(torch.cat(self.buffers[label]).numpy())
+        self.buffers[label], self.fitted[label] = [], True
+
+    def finish(self, name: Any) -> Tensor:
+        small: dict[int, Tensor] = {}
+        for label, buffer in enumerate(self.buffers):
+            rows = sum(map(len, buffer))
+            if rows and (self.fitted[label] or rows >= self.clusters):
+                self._fit(label)
+            if not self.fitted[label]:
+                small[label] = torch.cat(buffer)
+        check_clusters({label: len(rows) for label, rows in small.items()}, len(self.models), self.clusters, name)
+        repeated = torch.arange(self.clusters)
+        return torch.stack(
+            [
+                small[label][repeated % len(small[label])]
+                if label in small
+                else torch.from_numpy(model.cluster_centers_)
+                for label, model in enumerate(self.models)
+            ]
+        )
+
+
+def check_clusters(small: Mapping[int, int], num_classes: int, clusters: int, name: Callable[[int], str]) -> None:
+    """Warn of classes with fewer images than ``clusters``, ``small`` (class -> images); raise ``InputError`` where all are such."""
+    if not small:
+        return
+    told = ", ".join(f"{name(label)} has {count}" for label, count in list(small.items())[:5])
+    told += f" and {len(small) - 5} more" if len(small) > 5 else ""
+    if len(small) == num_classes:
+        raise InputError(f"class {told}: too few for {clusters} k-means centres in every class")
+    warnings.warn(
+        f"fewer images than {clusters} centres (class {told}): these classes' images are their centres, each several times",
+        RuntimeWarning,
+        stacklevel=2,
+    )

@@ -1,0 +1,245 @@
+"""Assertions about cost for tests: memory budgets, time ratios, values that must not grow. The fixture `performance_gate` of pytest."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..measure.memory import peak_memory
+from ..measure.timing import Ratio
+from .baseline import UPDATED, read_baseline
+from .paired import FAILED, INCONCLUSIVE, PASSED, Comparison, check_options, compare, rounds_of
+
+FELL_TO_NOTHING = "nothing was counted, so what took its place may be work that isn't counted; compare times instead"
+POLICIES = ("skip", "fail", "pass")
+
+
+class Gate:
+    """One test's assertions. Each measurement is given to ``record`` as a dict that JSON can hold, whatever its verdict.
+
+    Args:
+        test: the test's name in the report.
+        record: takes each measurement; default: forget it.
+        inconclusive: what a ratio does that can't be decided: "skip" or "fail" the test, or "pass" (go on).
+        baseline: the JSON file of `unchanged`.
+        update: `unchanged` accepts every value; `update_baseline` writes them from the records afterwards.
+        pythonpath: folders that the process of `instructions` can import from.
+    """
+
+    def __init__(
+        self,
+        test: str = "",
+        *,
+        record: Callable[[dict[str, Any]], None] = lambda measurement: None,
+        inconclusive: str = "skip",
+        baseline: Path | str = "performance-baseline.json",
+        update: bool = False,
+        pythonpath: Sequence[str] = (),
+    ) -> None:
+        if inconclusive not in POLICIES:
+            raise InputError(f"inconclusive must be one of {', '.join(POLICIES)}, got {inconclusive!r}")
+        self.test, self.record, self.inconclusive, self.update = test, record, inconclusive, update
+        self.baseline, self.pythonpath = Path(baseline), list(pythonpath)
+
+    def peak_memory(
+        self, function: Callable[[], Any], at_most: str | int, device: torch.device | str | None = None
+    ) -> int:
+        """Assert that ``function()`` allocates at most ``at_most`` (bytes, "200MB", "1GiB") beyond what stood before; returns it.
+
+        It is called once before, so that what it sets up once doesn't count. ``device`` None: the GPU if that call allocated
+        memory there, else the CPU, where torch's allocator is counted (not a library's own malloc, nor numpy's).
+        """
+        __tracebackhide__ = True
+        from ..units import parse_bytes
+
+        limit = parse_bytes(at_most)
+        measured = self.allocated(function, device)
+        text = f"{_bytes(measured)} of at most {_bytes(limit)}"
+        if measured > limit:
+            text += f", {_bytes(measured - limit)} ({_percent(measured, limit)}) over"
+        self._note("peak memory", "", PASSED if measured <= limit else FAILED, text, measured, limit, "bytes")
+        if measured > limit:
+            raise AssertionError(f"peak memory: {text}")
+        return measured
+
+    def ratio(
+        self,
+        function: Callable[[], Any],
+        baseline: Callable[[], Any],
+        at_most: float = 0.5,
+        *,
+        confidence: float = 0.95,
+        rounds: int = 30,
+        retries: int = 3,
+        seconds: float = 60.0,
+        device: torch.device | str | None = None,
+    ) -> Ratio:
+        """Assert that ``function()`` takes at most ``at_most`` times as long as ``baseline()``; returns the ratio.
+
+        Passes when the ratio's interval lies below the limit, fails when it lies above in two separate batches, and is
+        inconclusive otherwise, or where the baseline timed against itself isn't 1. How: `sfm_fast.gate.paired`.
+        The first look takes ``rounds`` rounds of three samples; up to ``retries`` more each double them; none starts after
+        ``seconds``. ``device`` None: waits for the GPU once one is in use.
+        """
+        __tracebackhide__ = True
+        check_options(at_most, confidence, rounds, retries, seconds)
+        _complete(function(), "function")
+        _complete(baseline(), "baseline")
+        if device is None:
+            device = "cuda" if torch.cuda.is_initialized() else "cpu"
+        options = {"confidence": confidence, "rounds": rounds, "retries": retries, "seconds": seconds}
+        found: Comparison = compare(rounds_of(function, baseline, device), at_most, **options)  # type: ignore[arg-type]
+        facts = {
+            "low": found.ratio.low,
+            "high": found.ratio.high,
+            "control": found.control.median,
+            "rounds": found.rounds,
+        }
+        text = f"at most {at_most:g} wanted; {found.reason}"
+        self._note("time ratio", "", found.verdict, text, found.ratio.median, at_most, "", **facts)
+        if found.verdict == FAILED:
+            raise AssertionError(
+                f"time ratio {found.ratio.median:.3f} is {_percent(found.ratio.median, at_most)} over the limit: {text}"
+            )
+        if found.verdict == INCONCLUSIVE:
+            self._undecided(f"inconclusive: {text}")
+        return found.ratio
+
+    def unchanged(self, name: str, value: float, *, tolerance: float = 0.01, unit: str = "") -> None:
+        """Assert that a deterministic ``value`` is at most ``tolerance`` (a fraction) above the one that the baseline file holds.
+
+        Less passes and is reported as an improvement, but nothing at all where there was something fails: what took its place
+        may be work that isn't counted. Raises ``InputError`` where the file is damaged or the unit is another
+        one, AssertionError where the value grew or the file doesn't know ``name``; ``--gate-update`` writes it.
+        """
+        __tracebackhide__ = True
+        if not name or not isinstance(name, str):
+            raise InputError(f"name must be a non-empty string, got {name!r}")
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
+            raise InputError(f"value of {name!r} must be a finite number, not negative, got {value!r}")
+        value = (
+            int(value) if isinstance(value, numbers.Integral) else float(value)
+        )  # numpy's too; records travel as JSON
+        if not 0 <= tolerance < 1:
+            raise InputError(f"tolerance must be a fraction from 0 to below 1, got {tolerance!r}")
+        known = read_baseline(self.baseline).get(name)
+        measured = f"{value:,} {unit}".strip()
+        if self.update:
+            self._note("unchanged", name, UPDATED, measured, value, value, unit)
+            return
+        if known is None:
+            text = f"{measured}, and {self.baseline} doesn't know {name!r}: run pytest with --gate-update, and commit the file"
+            self._note("unchanged", name, FAILED, text, value, None, unit)
+            raise AssertionError(text)
+        if known["unit"] != unit:
+            raise InputError(f"unit of {name!r} is {unit!r}, {self.baseline} has {known['unit']!r}")
+        limit = known["value"]
+        text = f"{measured}, baseline {limit:,}"
+        if not value and limit:
+            text += f": {FELL_TO_NOTHING}; where it is truly gone, --gate-update"
+            self._note("unchanged", name, FAILED, text, value, limit, unit)
+            raise AssertionError(f"{name}: {text}")
+        grown = value > limit * (1 + tolerance)
+        if value != limit:
+            text += f" ({_percent(value, limit)})"
+        if value < limit * (1 - tolerance):
+            text += "; improved: keep it with --gate-update"
+        if grown:
+            text += f", more than {tolerance:.1%} over"
+            if known["torch"] != torch.__version__:
+                text += f"; the baseline was measured with torch {known['torch']}, this is {torch.__version__}"
+        self._note("unchanged", name, FAILED if grown else PASSED, text, value, limit, unit)
+        if grown:
+            raise AssertionError(f"{name}: {text}")
+
+    def flops(self, function: Callable[[], Any]) -> int:
+        """Floating-point operations of the matrix products, convolutions and attention in ``function()``, by torch's formulas.
+
+        Element-wise work, sums, and the package's own C++ ops count as nothing: use `instructions` or `ratio` for them.
+        """
+        from ..measure.tracker import Tracker
+
+        with Tracker() as tracker:
+            _complete(function(), "function")
+        return int(tracker.flops)
+
+    def allocated(self, function: Callable[[], Any], device: torch.device | str | None = None) -> int:
+        """Peak bytes that ``function()`` allocates, after a call to warm up; see `peak_memory`."""
+        stood = 0
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+            stood = torch.cuda.memory_allocated()
+        _complete(function(), "function")
+        if device is None:
+            on_gpu = torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > stood
+            device = "cuda" if on_gpu else "cpu"
+        return peak_memory(function, device)
+
+    def instructions(self, setup: str, statement: str, library: str | None = None) -> int:
+        """CPU instructions of ``statement`` (Python source) after ``setup``, counted by callgrind in a process of its own.
+
+        ``library``: only those inside that shared library, e.g. "sfm_fast/_C", which repeats exactly; see `callgrind`.
+        """
+        from .callgrind import count_instructions
+
+        counts = count_instructions(setup, {"statement": statement}, library=library, pythonpath=self.pythonpath)
+        return counts["statement"]
+
+    def _note(
+        self, what: str, name: str, verdict: str, text: str, measured: Any, limit: Any, unit: str, **more: Any
+    ) -> None:
+        # JSON has no infinity: an interval that too few rounds left open
+        facts = {key: None if isinstance(value, float) and math.isinf(value) else value for key, value in more.items()}
+        self.record(
+            {
+                "test": self.test,
+                "what": what,
+                "name": name,
+                "verdict": verdict,
+                "text": text,
+                "measured": measured,
+                "limit": limit,
+                "unit": unit,
+                **facts,
+            }
+        )
+
+    def _undecided(self, text: str) -> None:
+        __tracebackhide__ = True
+        if "pytest" not in sys.modules:  # a script of the user's own reads the record
+            return
+        import pytest
+
+        if self.inconclusive == "skip":
+            pytest.skip(text)
+        if self.inconclusive == "fail":
+            pytest.fail(text)
+
+
+def _complete(result: Any, argument: str) -> None:
+    """Raise ``InputError`` where a call did none of its work yet."""
+    if inspect.isgenerator(result) or inspect.iscoroutine(result) or inspect.isasyncgen(result):
+        if inspect.iscoroutine(result):
+            result.close()
+        raise InputError(
+            f"{argument} gives a {type(result).__name__}, whose work is still to do: run it inside the function"
+        )
+
+
+def _bytes(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.2f} {unit}"
+    return f"{count} bytes"
+
+
+def _percent(value: float, limit: float) -> str:
+    return f"{100 * (value / limit - 1):+.1f} %" if limit else "the baseline is 0"

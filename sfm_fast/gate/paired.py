@@ -1,0 +1,194 @@
+"""Is one callable at most so many times as slow as another: interleaved rounds with a control, looked at until the answer is sure.
+
+How it decides, and why it neither fails by accident nor passes by accident:
+
+* A round times the function, the baseline and the baseline again (the control), each for about as long as the others, in an
+  order drawn anew. What the machine does meanwhile can't know the order, so a function as fast as its baseline gives a ratio
+  that is as likely above 1 as below it, whatever the load.
+* The ratios of a look are summed up by their median and the interval between two order statistics (the sign test turned round):
+  exact for any distribution of ratios, where a percentile bootstrap is too narrow with few rounds. Source: Conover,
+  Practical Nonparametric Statistics, 3rd ed., section 3.2.
+* Looking again and again would find an error sooner or later. Look k therefore works at the error (1 - confidence) / 2^k: however
+  many looks there are, the sum stays below 1 - confidence. Every look doubles the rounds, which pays for the stricter interval.
+* Passing takes the interval of all rounds so far below the limit. Failing takes it above, and besides two separate batches, the
+  rounds before this look and those of this look (halves of the first look where there is no time for another), each above on its
+  own: one long disturbance is not enough. Each batch works at the error whose square is the look's.
+* Where the control's own interval lies away from 1, the look decides nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..errors import InputError
+from ..measure.timing import Ratio, interval
+
+PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
+CONTROL_DRIFT = 1.05  # a control whose whole interval is further from 1 than this: the machine can't measure now
+SAMPLE_SECONDS = 2e-3  # shorter samples measure the clock and the loop around the call
+CALIBRATION_SECONDS = 0.1
+
+Round = tuple[float, float, float]  # seconds of one call: function, baseline, control
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` found. ``reason`` says in words why it passed, failed or stayed undecided."""
+
+    verdict: str
+    ratio: Ratio
+    control: Ratio
+    rounds: int
+    reason: str
+
+
+def compare(
+    measure: Callable[[int], Sequence[Round]],
+    at_most: float,
+    *,
+    confidence: float = 0.95,
+    rounds: int = 30,
+    retries: int = 3,
+    seconds: float = 60.0,
+) -> Comparison:
+    """Decide whether function / baseline is at most ``at_most``; ``measure(n)`` gives n more rounds.
+
+    The first look has ``rounds`` rounds, each of at most ``retries`` more looks doubles them; after ``seconds`` there is none.
+    Raises ``InputError`` for numbers out of range.
+    """
+    check_options(at_most, confidence, rounds, retries, seconds)
+    started = time.perf_counter()
+    every: list[Round] = []
+    for look in range(1, retries + 2):
+        error = (1 - confidence) / 2**look
+        half = (2 * error) ** 0.5  # (half / 2)^2 = error / 2: both batches have to err on the same side
+        earlier, fresh = every, list(measure(len(every) or rounds))
+        every = earlier + fresh
+        ratio = interval([function / baseline for function, baseline, _ in every], error)
+        control = interval([second / baseline for _, baseline, second in every], error)
+        late = time.perf_counter() - started > seconds
+        found = f"ratio {_text(ratio)}, control {_text(control)} in {len(every)} rounds"
+        if control.low > CONTROL_DRIFT or control.high < 1 / CONTROL_DRIFT:
+            why = f"the baseline against itself is {_text(control)} instead of 1: the machine is too restless"
+        elif ratio.high <= at_most:
+            return Comparison(PASSED, ratio, control, len(every), found)
+        elif ratio.low > at_most and all(_low(part, half) > at_most for part in _batches(earlier, fresh, late)):
+            return Comparison(FAILED, ratio, control, len(every), found)
+        else:
+            why = f"the interval {ratio.low:.3f} to {ratio.high:.3f} doesn't clear the limit {at_most:g}"
+        if late:
+            why += f" (gave up after {seconds:g} s)"
+            break
+    return Comparison(INCONCLUSIVE, ratio, control, len(every), f"{why}; {found}")
+
+
+def _batches(earlier: list[Round], fresh: list[Round], late: bool) -> list[list[Round]]:
+    """The two that must agree on a failure. Where functions are so slow that there is no second look: halves of the first."""
+    if earlier:
+        return [earlier, fresh]
+    middle = len(fresh) // 2
+    return [fresh[:middle], fresh[middle:]] if late else [fresh, []]
+
+
+def check_options(at_most: float, confidence: float, rounds: int, retries: int, seconds: float) -> None:
+    """Raise ``InputError`` for a number that `compare` can't work with."""
+    if not (isinstance(at_most, (int, float)) and 0 < at_most < math.inf):
+        raise InputError(f"at_most must be a positive ratio, got {at_most!r}")
+    if not 0.5 <= confidence < 1:
+        raise InputError(f"confidence must be from 0.5 to below 1, got {confidence!r}")
+    if not (isinstance(rounds, int) and rounds >= 5):
+        raise InputError(f"rounds must be an integer of at least 5, got {rounds!r}")
+    if not (isinstance(retries, int) and 1 <= retries <= 10):
+        raise InputError(f"retries must be 1 to 10 (a failure is always confirmed by a second batch), got {retries!r}")
+    if not seconds > 0:
+        raise InputError(f"seconds must be positive, got {seconds!r}")
+
+
+def rounds_of(
+    function: Callable[[], Any], baseline: Callable[[], Any], device: torch.device | str, seed: int = 0
+) -> Callable[[int], list[Round]]:
+    """``measure`` for `compare`: real times on ``device``. Each callable has been called once before this.
+
+    A sample lasts at least `SAMPLE_SECONDS` and about as long for each: the faster one is called more often in it, so that all
+    are interrupted equally often.
+    """
+    order = random.Random(seed)
+    callables = {"function": function, "baseline": baseline, "control": baseline}
+    slow, fast = _quickest(function, device), _quickest(baseline, device)
+    target = max(SAMPLE_SECONDS, slow, fast)
+    repeats = {name: max(1, round(target / (slow if name == "function" else fast))) for name in callables}
+
+    def measure(count: int) -> list[Round]:
+        found: list[Round] = []
+        collecting = gc.isenabled()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(count):
+                names = list(callables)
+                order.shuffle(names)
+                times = {name: _sample(callables[name], repeats[name], device) / repeats[name] for name in names}
+                found.append((times["function"], times["baseline"], times["control"]))
+        finally:
+            if collecting:
+                gc.enable()
+        return found
+
+    return measure
+
+
+def _sample(call: Callable[[], Any], repeats: int, device: torch.device | str) -> float:
+    """Seconds of ``repeats`` calls: wall time, on a CPU less the time that this thread stood in line for a core.
+
+    Linux counts that waiting (sched(7), /proc/thread-self/schedstat), which is what other programs do to us, not what the
+    callable does: sleeping, reading and waiting for other threads stay in. Elsewhere it is plain wall time; on a GPU too, which
+    works on while its host waits.
+    """
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        for _ in range(repeats):
+            call()
+        torch.cuda.synchronize(device)
+        return max(time.perf_counter() - started, 1e-9)
+    waited, own, whole, started = _waited(), time.thread_time(), time.process_time(), time.perf_counter()
+    for _ in range(repeats):
+        call()
+    elapsed, own, whole = time.perf_counter() - started, time.thread_time() - own, time.process_time() - whole
+    # While the call's other threads worked, this one may have waited for them to leave the core: that is the call's own doing.
+    strangers = max(0.0, _waited() - waited - max(0.0, whole - own))
+    # Waiting may fall between the clocks' readings, so never less than the thread's own work.
+    return max(elapsed - strangers, own, 1e-9)
+
+
+def _waited() -> float:
+    """Seconds that this thread was ready to run and had no core, since it started; 0 where the system doesn't say."""
+    try:
+        with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:
+            return int(file.read().split()[1]) / 1e9
+    except (OSError, IndexError, ValueError):
+        return 0.0
+
+
+def _quickest(call: Callable[[], Any], device: torch.device | str) -> float:
+    """Seconds of one undisturbed call: the least of many, since a wrong one would make one sample longer than the other."""
+    found: list[float] = []
+    while len(found) < 2 or (len(found) < 25 and sum(found) < CALIBRATION_SECONDS):
+        found.append(_sample(call, 1, device))
+    return min(found)
+
+
+def _low(rounds: Sequence[Round], error: float) -> float:
+    return 0.0 if not rounds else interval([function / baseline for function, baseline, _ in rounds], error).low
+
+
+def _text(ratio: Ratio) -> str:
+    return f"{ratio.median:.3g} ({ratio.low:.3g} to {ratio.high:.3g})"

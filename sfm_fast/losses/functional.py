@@ -1,0 +1,115 @@
+"""The public losses: check the arguments, prepare the constants, call the operation."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..checks import check_centers, check_features, check_labels, kind_of
+from ..errors import InputError
+from ..ops.render import no_autocast
+from ..reference import gradient_matching
+from .evaluate import _check_options, _pairs, compute_dtype, constants_of, evaluate, evaluate_decoupled
+
+
+def flow_alignment_loss(
+    features: Tensor,
+    centers: Tensor,
+    labels: Tensor | None = None,
+    *,
+    alignment: str = "global",
+    metric: str = "cosine",
+    backend: str = "auto",
+    eps: float = 1e-8,
+    precision: str = "highest",
+    groups: Tensor | None = None,
+) -> Tensor:
+    """Statistical flow matching: how far the flows between synthetic class means are from those between real centres.
+
+    Args:
+        features: (N, D) synthetic features, float32, float64, bfloat16 or float16, any strides. Differentiable.
+        centers: (C, D) centres of the real classes, any float dtype, constant (it must not require grad); C >= 2.
+        labels: (N,) int64 class ids in 0..C-1, in any order, every class at least once. ``None``: ``features`` are the
+            C class means, in order.
+        alignment: "global" (all flows flattened, the paper's), "class" (flow by flow) or "pair" (every ordered pair).
+        metric: "cosine" (1 - cosine) or "mse".
+        backend: "auto", "torch", "cpu", "triton" or "cuda"; see `explain`.
+        eps: a flow shorter than this (in feature units; for "global" all flows flattened) counts as cosine 0 with zero
+            gradient.
+        precision: of the matrix products of "pair" with "cosine" on a GPU: "highest" is as accurate as float32,
+            "high" takes one TF32 product. CPU and plain torch always compute "highest".
+        groups: (C,) int64, for centres that are clusters of classes: the class of every centre; flows between centres of the
+            same class are left out. With alignment "pair" only. ``labels`` then count centres, not classes.
+
+    Returns:
+        Scalar tensor, float64 for float64 features, else float32 (low-precision features accumulate in float32).
+        NaN or infinite features give NaN. "pair" with "cosine" can be differentiated once; the others twice.
+        The same inputs give the same bits on every run, whatever the number of threads.
+
+    What can be prepared from ``centers``, ``labels`` and ``groups`` is remembered for as long as these tensors live
+    unchanged. On a GPU, writing into one of them past autograd (``.data``, collectives, replays of CUDA graphs) gives a
+    stale result: pass a new tensor there. Inside ``torch.compile``, ``torch.export`` or a CUDA graph the values of
+    ``labels`` can't be checked: a class without a feature or a label out of range gives NaN there. Inside ``torch.func``
+    transforms plain torch runs.
+
+    Raises:
+        InputError: wrong shape, dtype, device, label range, a class without a feature, or an unknown name.
+
+    Source: Xia et al., arXiv 2602.05391; for ``labels`` with several features a class, features are averaged per class
+    first (the paper's code divides the synthetic side by N-1 instead of C-1 there; this follows the definition).
+    """
+    options = _check_options(alignment, metric, backend, eps, precision, groups)
+    check_centers(centers)
+    pairs = _pairs(centers, groups)
+    return evaluate(features, labels, constants_of(centers), options, groups, pairs)
+
+
+def decoupled_flow_loss(
+    features: Tensor, centers: Tensor, labels: Tensor | None = None, *, alpha: float = 1.0, backend: str = "auto"
+) -> Tensor:
+    """alpha * mse(class means, centres) + (1 - alpha) * mse(mean of the other classes, the same of the centres).
+
+    Arguments, dtypes and errors as in `flow_alignment_loss`; ``alpha`` in [0, 1]. Source: arXiv 2602.05391.
+    """
+    if not isinstance(alpha, (int, float)) or not 0.0 <= alpha <= 1.0:
+        raise InputError(f"alpha must be a number in [0, 1], got {alpha!r}")
+    options = _check_options("global", "mse", backend, 1e-8, "highest", None)
+    check_centers(centers)
+    return evaluate_decoupled(features, labels, constants_of(centers), options, float(alpha))
+
+
+def linear_gradient_matching_loss(
+    syn_features: Tensor, syn_labels: Tensor, real_features: Tensor, real_labels: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    """Linear gradient matching, closed form: 1 - cosine of the two gradients of a linear classifier's cross-entropy.
+
+    Args:
+        syn_features: (N, D), differentiable. syn_labels: (N,) int64.
+        real_features: (M, D), constant. real_labels: (M,) int64.
+        weight: (C, D) and bias: (C,), the classifier; constants.
+
+    Returns a scalar, float64 for float64 features, else float32. Raises ``InputError`` on shapes that don't fit or labels
+    outside 0..C-1. Source: Cazenavette et al., arXiv 2511.16674; formula in `sfm_fast.reference.gradient_matching`.
+    """
+    for name, tensor in (("weight", weight), ("bias", bias)):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            raise InputError(f"{name} must be a float tensor, got {kind_of(tensor)}")
+    if weight.ndim != 2:
+        raise InputError(f"weight must be (C, D), got {tuple(weight.shape)}")
+    if bias.shape != weight.shape[:1]:
+        raise InputError(f"bias must be ({weight.shape[0]},) to fit weight, got {tuple(bias.shape)}")
+    for name, features, labels in (("syn", syn_features, syn_labels), ("real", real_features, real_labels)):
+        check_features(f"{name}_features", features, weight.shape[1], "weight")
+        check_labels(f"{name}_labels", labels, features.shape[0], weight.shape[0])
+    tensors = dict(
+        syn_labels=syn_labels, real_features=real_features, real_labels=real_labels, weight=weight, bias=bias
+    )
+    for name, tensor in tensors.items():
+        if tensor.device != syn_features.device:
+            raise InputError(f"syn_features are on {syn_features.device}, {name} on {tensor.device}; move one of them")
+    dtype = compute_dtype(syn_features)
+    weight, bias = weight.detach().to(dtype), bias.detach().to(dtype)
+    # Autocast would run the products in low precision, next to a result that promises float32.
+    with no_autocast(syn_features.device):
+        synthetic = gradient_matching.linear_gradient(syn_features.to(dtype), syn_labels, weight, bias)
+        real = gradient_matching.linear_gradient(real_features.detach().to(dtype), real_labels, weight, bias)
+        return gradient_matching.gradient_distance(synthetic, real)

@@ -1,0 +1,161 @@
+"""Measuring: peak memory in bytes, times of several callables interleaved in one run, and the ratio of two with its interval."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+L2_BYTES = 256 << 20  # more than any GPU's second-level cache holds
+
+
+def captured(function: Callable[[], Any], warmup: int = 3) -> tuple[torch.cuda.CUDAGraph, Any]:
+    """A CUDA graph of ``function()``, after ``warmup`` calls, and the result that its replays write."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(warmup):
+            function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = function()
+    return graph, result
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds of one callable over the rounds of `interleaved`."""
+
+    median: float
+    p20: float
+    p80: float
+    rounds: int
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """Time of one callable over another's: the median of the rounds' ratios, and the bootstrap interval of that median."""
+
+    median: float
+    low: float
+    high: float
+
+
+def cache_flush(device: torch.device | str, size: int = L2_BYTES) -> Callable[[], Any]:
+    """A call that takes the second-level cache for ``size`` bytes of its own, by reading them.
+
+    Writing would leave lines that are only written back to memory while the next call is timed.
+    """
+    buffer = torch.zeros(size // 4, device=device)
+    result = torch.empty((), device=device)
+    return lambda: torch.sum(buffer, 0, out=result)
+
+
+def samples(
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    prime: int = 0,
+    device: torch.device | str = "cpu",
+    cold: bool = False,
+    events: bool = False,
+) -> dict[str, list[float]]:
+    """Seconds of every callable, once a round each, so that a machine's slow moments hit all of them alike.
+
+    Every other round goes backwards, so that none is always measured behind the same one. ``prime`` untimed calls come before
+    each timed one: then none is measured behind the caches another one left. ``events`` (GPUs): device time between two events
+    instead of the host's. ``cold`` (GPUs): so too, and before each call the second-level cache is filled with something else.
+    """
+    device = torch.device(device)
+    cuda = device.type == "cuda"
+    flush = cache_flush(device) if cuda and cold else None
+
+    def timed(function: Callable[[], Any]) -> float:
+        if flush is not None:
+            flush()
+        if cuda and (cold or events):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            function()
+            end.record()
+            end.synchronize()
+            return float(start.elapsed_time(end)) / 1e3
+        if cuda:
+            torch.cuda.synchronize(device)
+        started = time.perf_counter()
+        function()
+        if cuda:
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - started
+
+    for _ in range(warmup):
+        for function in functions.values():
+            function()
+    seconds: dict[str, list[float]] = {name: [] for name in functions}
+    order = list(functions.items())
+    for turn in range(rounds):
+        for name, function in order if turn % 2 == 0 else reversed(order):
+            for _ in range(prime):
+                function()
+            seconds[name].append(timed(function))
+    return seconds
+
+
+def interleaved(
+    functions: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    warmup: int = 1,
+    prime: int = 0,
+    device: torch.device | str = "cpu",
+) -> dict[str, Timing]:
+    """Median and spread of `samples`."""
+    found = samples(functions, rounds=rounds, warmup=warmup, prime=prime, device=device)
+    return {name: summary(values) for name, values in found.items()}
+
+
+def summary(values: Sequence[float]) -> Timing:
+    """Median and the 20th and 80th percentile of some seconds."""
+    ordered = sorted(values)
+    last = len(ordered) - 1
+    return Timing(statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)], len(ordered))
+
+
+def ratio(seconds: Sequence[float], base: Sequence[float], *, confidence: float = 0.95, resamples: int = 2000) -> Ratio:
+    """``seconds`` over ``base``, round by round: both from one call of `samples`, so that equal places are neighbours in time.
+
+    The interval is the bootstrap's percentile interval of the median (Efron and Tibshirani, An Introduction to the Bootstrap,
+    ch. 13), with a fixed seed: the same samples give the same interval. Fewer than 3 rounds have no interval but their extremes.
+    """
+    if len(seconds) != len(base) or not len(base):
+        raise ValueError(f"ratio: wanted as many seconds as base, and some, got {len(seconds)} and {len(base)}")
+    each = np.asarray(seconds, dtype=np.float64) / np.maximum(np.asarray(base, dtype=np.float64), 1e-12)
+    if len(each) < 3:
+        return Ratio(float(np.median(each)), float(each.min()), float(each.max()))
+    drawn = np.random.default_rng(0).integers(0, len(each), (resamples, len(each)))
+    medians = np.median(each[drawn], axis=1)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(medians, [tail, 1 - tail])
+    return Ratio(float(np.median(each)), float(low), float(high))
+
+
+def interval(values: Sequence[float], error: float) -> Ratio:
+    """The median of ``values`` and the interval that misses the true median with at most the probability ``error``.
+
+    Too few values for that leave it open: (0, infinity).
+    """
+    ordered, count = sorted(values), len(values)
+    tail, place = 0.0, 0  # probability that fewer than `place` + 1 of the values lie below the true median
+    while place < count // 2 and (tail := tail + math.comb(count, place) * 0.5**count) <= error / 2:
+        place += 1
+    if place == 0:
+        return Ratio(statistics.median(ordered), 0.0, math.inf)
+    return Ratio(statistics.median(ordered), ordered[place - 1], ordered[count - place])

@@ -1,1 +1,0 @@
-"""Evaluation: features of views computed once, linear probes, and the real-image references."""

@@ -1,1 +1,0 @@
-"""What tests and benchmarks share: op inputs, measuring time and memory."""
