@@ -20,19 +20,20 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.report.rows import STANDING
-from benchmarks.report.tables import claims_table
 from sfm_fast.backbones.load import load_backbone
-from sfm_fast.benchmarks.accuracy.runs import distilled
-from sfm_fast.benchmarks.harness import Row
-from sfm_fast.benchmarks.machine import environment
-from sfm_fast.benchmarks.steps.contenders import PRESETS, ways_of
-from sfm_fast.benchmarks.suites import step as bench_step
 from sfm_fast.data.datasets import EMBEDDED, open_dataset
 from sfm_fast.distill.config import DistillConfig
 from sfm_fast.evaluation.evaluator import Evaluator, ProbeConfig
 from sfm_fast.features.compute import class_statistics
 from sfm_fast.files import check_output_file, write_json
+
+from .accuracy.runs import distilled
+from .harness import Row
+from .machine import environment
+from .report.rows import STANDING
+from .report.tables import claims_table
+from .steps.contenders import PRESETS, ways_of
+from .suites import step as bench_step
 
 Claim = dict[str, Any]
 MEMORY, TIME = 10.0, 4.0  # how many times less than LGM's: the paper's claims

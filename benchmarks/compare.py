@@ -10,10 +10,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.report.rows import is_ours
 from sfm_fast.errors import InputError
 from sfm_fast.gate.gate import FELL_TO_NOTHING
 from sfm_fast.report.tables import text_table
+
+from .report.rows import is_ours
 
 REGRESSION, INCONCLUSIVE, UNCHANGED, IMPROVED = "regression", "inconclusive", "unchanged", "improved"
 ONLY_BASE, ONLY_HEAD, DIFFERS, NOT_COMPARED = "only in base", "only in head", "results differ", "not compared"

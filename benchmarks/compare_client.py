@@ -11,8 +11,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sfm_fast.benchmarks import worker
 from sfm_fast.measure import timing as perf
+
+from . import worker
 
 TIMEOUT = 600.0  # seconds for one answer
 

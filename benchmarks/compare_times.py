@@ -15,7 +15,9 @@ from pathlib import Path
 
 import torch
 
-from sfm_fast.benchmarks.compare import (
+from sfm_fast.gate import paired
+
+from .compare import (
     DIFFERS,
     IMPROVED,
     INCONCLUSIVE,
@@ -25,8 +27,7 @@ from sfm_fast.benchmarks.compare import (
     UNCHANGED,
     Change,
 )
-from sfm_fast.benchmarks.compare_client import Client, WorkerError
-from sfm_fast.gate import paired
+from .compare_client import Client, WorkerError
 
 SECONDS = 60.0  # after which a case isn't looked at again
 ROUNDS_A_PLACE = 6  # with the tensors where they are

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from sfm_fast.benchmarks.machine import memory_limit
 from sfm_fast.measure.memory import is_out_of_memory, living_bytes, peak_memory
 from sfm_fast.measure.timing import captured, interleaved, ratio, samples, summary
+
+from .machine import memory_limit
 
 SLOW = 15.0  # seconds a call: then the calls that warm up and check must do
 GRAPH_CALLS = 50  # of one CUDA graph, so that the launch of the graph itself is no part of a call

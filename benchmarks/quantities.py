@@ -13,13 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from sfm_fast.benchmarks import worker
-from sfm_fast.benchmarks.compare import NOT_COMPARED, UNCHANGED, Change, Limits, judge, judge_all
-from sfm_fast.benchmarks.compare_build import Build
-from sfm_fast.benchmarks.compare_client import Client, WorkerError, environment
 from sfm_fast.errors import InputError
 from sfm_fast.files import write_json
 from sfm_fast.gate import callgrind
+
+from . import worker
+from .compare import NOT_COMPARED, UNCHANGED, Change, Limits, judge, judge_all
+from .compare_build import Build
+from .compare_client import Client, WorkerError, environment
 
 Numbers = dict[str, float | str]  # a text says why there is no number
 # Of a compiled kernel: what may be more, and what more of is better. A register or two come and go.

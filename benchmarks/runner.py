@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 
-from benchmarks.report.rows import FORMAT
-from sfm_fast.benchmarks.harness import Row
-from sfm_fast.benchmarks.machine import environment
-from sfm_fast.benchmarks.suites import images as bench_render_augment
-from sfm_fast.benchmarks.suites import loading as bench_loading
-from sfm_fast.benchmarks.suites import losses as bench_flow_alignment
-from sfm_fast.benchmarks.suites import scaling as bench_scaling
-from sfm_fast.benchmarks.suites import startup as bench_startup
-from sfm_fast.benchmarks.suites import step as bench_step
 from sfm_fast.errors import InputError
+
+from .harness import Row
+from .machine import environment
+from .report.rows import FORMAT
+from .suites import images as bench_render_augment
+from .suites import loading as bench_loading
+from .suites import losses as bench_flow_alignment
+from .suites import scaling as bench_scaling
+from .suites import startup as bench_startup
+from .suites import step as bench_step
 
 Result = dict[str, Any]
 

@@ -3,7 +3,7 @@
 from itertools import product
 from typing import Any
 
-from benchmarks.accuracy.tables import OURS, full_tables, stored_table, summary, verdicts
+from sfm_fast.benchmarks.accuracy.tables import OURS, full_tables, stored_table, summary, verdicts
 
 NAMES = ("fashion_vit", "tf_efficientnet_lite0")
 

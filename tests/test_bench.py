@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.report.rows import read_result
-from benchmarks.shapes import IMAGE_SHAPES, LOSS_SHAPES
 from sfm_fast.benchmarks import runner as suites
 from sfm_fast.benchmarks.harness import SLOW, Contender, measure, share_of
 from sfm_fast.benchmarks.machine import environment
+from sfm_fast.benchmarks.report.rows import read_result
+from sfm_fast.benchmarks.shapes import IMAGE_SHAPES, LOSS_SHAPES
 from sfm_fast.benchmarks.suites import images as bench_render_augment
 from sfm_fast.benchmarks.suites import losses as bench_flow_alignment
 from sfm_fast.cli import main as cli

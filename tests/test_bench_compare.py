@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.report.rows import FORMAT
 from sfm_fast.benchmarks import compare, compare_build, compare_client, compare_times, quantities, worker
+from sfm_fast.benchmarks.report.rows import FORMAT
 from sfm_fast.cli import main as cli
 from sfm_fast.errors import InputError
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks.report import curves, figures, tables
-from benchmarks.report.page import page_text, write_all, write_page
-from benchmarks.report.rows import digits, duration, memory, read_result, times
+from sfm_fast.benchmarks.report import curves, figures, tables
+from sfm_fast.benchmarks.report.page import page_text, write_all, write_page
+from sfm_fast.benchmarks.report.rows import digits, duration, memory, read_result, times
 from sfm_fast.errors import InputError
 
 pytest.importorskip("matplotlib")

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import sfm_fast
-from benchmarks.shapes import ImageShape, LossShape
 from sfm_fast.backbones.load import shape_of_backbone
 from sfm_fast.benchmarks.baselines import flow_alignment, images
+from sfm_fast.benchmarks.shapes import ImageShape, LossShape
 from sfm_fast.distill.config import DistillConfig
 from sfm_fast.distill.predict import predict_step
 from sfm_fast.ops import backends

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from benchmarks.report.tables import claims_table
 from sfm_fast.benchmarks import claims
 from sfm_fast.benchmarks.claims import accuracy_claim, broken, claim, imagenet_claims, step_claims
+from sfm_fast.benchmarks.report.tables import claims_table
 
 PARTS = {"parameters": 10, "pyramid": 20, "adam": 40, "activations": 300, "workspace": 30}
 GOALS = {

@@ -13,8 +13,8 @@ import torch
 from tests_data import labelled
 
 import sfm_fast
-from benchmarks.derivation import bound as fb
 from sfm_fast.benchmarks.derivation import __main__ as derivation
+from sfm_fast.benchmarks.derivation import bound as fb
 from sfm_fast.benchmarks.derivation import rows as derivation_rows
 from sfm_fast.benchmarks.derivation.figure import findings_table
 from sfm_fast.reference.gradient_matching import gradient_distance, linear_gradient

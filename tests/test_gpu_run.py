@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.tables import NOTHING, gpu_step_table, kernel_table, read_all, shown_kernels
 from sfm_fast.benchmarks.gpu import install, results, run, smoke, steps, times
 from sfm_fast.benchmarks.gpu.stages import PlanError, Stage, Summary, check
 from sfm_fast.benchmarks.gpu.stages import run as run_stages
+from sfm_fast.benchmarks.gpu.tables import NOTHING, gpu_step_table, kernel_table, read_all, shown_kernels
 from sfm_fast.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -21,13 +21,14 @@ from typing import Any
 
 import torch
 
-from benchmarks.accuracy.tables import summary, verdicts
-from sfm_fast.benchmarks.accuracy import runs
-from sfm_fast.benchmarks.machine import environment
 from sfm_fast.cli.common import add_list_argument, check_names
 from sfm_fast.demo.cost import compare_methods
 from sfm_fast.distill.config import DistillConfig
 from sfm_fast.files import write_json
+
+from ..machine import environment
+from . import runs
+from .tables import summary, verdicts
 
 
 def measure_costs(table: runs.Table, phi: str, ipc: int, rounds: int) -> dict[str, dict[str, Any]]:

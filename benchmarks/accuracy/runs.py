@@ -11,7 +11,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.accuracy.tables import LONG, OURS
 from sfm_fast.backbones.backbone import Backbone
 from sfm_fast.backbones.efficientnet_lite import load_efficientnet_lite0
 from sfm_fast.backbones.load import load_backbone
@@ -26,6 +25,8 @@ from sfm_fast.features.cache import FeatureCache
 from sfm_fast.features.compute import class_statistics
 from sfm_fast.features.statistics import ClassStatistics
 from sfm_fast.files import load_tensors, save_tensors, write_json
+
+from .tables import LONG, OURS
 
 BACKBONES = ("fashion_vit", "fashion_cnn", "tf_efficientnet_lite0")
 REFERENCES = ("full", "class-means", "random-real", "nearest-real", "neighbour-real")

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from sfm_fast.backbones.backbone import Backbone
-from sfm_fast.benchmarks.baselines import images as baseline
-from sfm_fast.benchmarks.baselines.flow_alignment import paper_global
 from sfm_fast.distill.images import SyntheticImages
 from sfm_fast.distill.objectives import Objective
 from sfm_fast.distill.optimiser import BETAS, PyramidAdam
 from sfm_fast.ops.render_augment import render_augment
 from sfm_fast.views import Augmentation, Views, draw_views
+
+from . import images as baseline
+from .flow_alignment import paper_global
 
 LR = 2e-3
 

@@ -24,9 +24,6 @@ from torch import Tensor
 from sfm_fast.backbones.backbone import Backbone
 from sfm_fast.backbones.load import load_backbone
 from sfm_fast.backbones.shipped import SHIPPED
-from sfm_fast.benchmarks.derivation.figure import findings_table, write_figure
-from sfm_fast.benchmarks.derivation.rows import Features, augmentation, panels
-from sfm_fast.benchmarks.machine import environment
 from sfm_fast.cli.common import add_list_argument
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.sources import ImageSource
@@ -36,6 +33,10 @@ from sfm_fast.features.cache import FeatureCache
 from sfm_fast.features.compute import view_features
 from sfm_fast.files import check_output_file, write_json
 from sfm_fast.views import Augmentation
+
+from ..machine import environment
+from .figure import findings_table, write_figure
+from .rows import Features, augmentation, panels
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_MODULE = "sfm_fast.backbones.efficientnet_lite"

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.derivation import bound as flow_bound
-from benchmarks.derivation.bound import Moments
 from sfm_fast.reference.gradient_matching import linear_gradient
+
+from . import bound as flow_bound
+from .bound import Moments
 
 LGM_SIGMA = 0.01  # the standard deviation of LGM's classifier
 LGM_IMAGES = 10  # real images a class in LGM's batch at ipc 1: its A views of every synthetic image

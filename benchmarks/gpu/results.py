@@ -13,10 +13,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sfm_fast.benchmarks.gpu import steps, times
-from sfm_fast.benchmarks.gpu.card import folder_name
 from sfm_fast.errors import InputError
 from sfm_fast.files import write_json
+
+from . import steps, times
+from .card import folder_name
 
 RESULTS = Path(__file__).resolve().parents[1] / "results"
 KEPT = {"bench.json": ("kernels.json", times.FORMAT), "steps.json": ("steps.json", steps.FORMAT)}

@@ -20,9 +20,13 @@ from typing import Any
 import torch
 
 import sfm_fast
-from sfm_fast.benchmarks.harness import attempt, release
-from sfm_fast.benchmarks.machine import card_memory, environment, matmul_rate
-from sfm_fast.benchmarks.steps.contenders import (
+from sfm_fast.files import write_json
+from sfm_fast.measure.memory import peak_memory
+from sfm_fast.measure.timing import samples, summary
+
+from ..harness import attempt, release
+from ..machine import card_memory, environment, matmul_rate
+from ..steps.contenders import (
     Preset,
     Setting,
     Way,
@@ -32,9 +36,6 @@ from sfm_fast.benchmarks.steps.contenders import (
     lgm,
     open_backbone,
 )
-from sfm_fast.files import write_json
-from sfm_fast.measure.memory import peak_memory
-from sfm_fast.measure.timing import samples, summary
 
 FORMAT = "sfm_fast GPU steps 1"
 MICRO_BATCHES = (32, 8)

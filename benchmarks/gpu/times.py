@@ -25,9 +25,6 @@ import torch
 from torch import Tensor
 
 import sfm_fast
-from benchmarks.shapes import ImageShape, LossShape
-from sfm_fast.benchmarks.harness import attempt, graph_microseconds
-from sfm_fast.benchmarks.machine import ceilings, environment
 from sfm_fast.distill.images import level_sizes
 from sfm_fast.files import write_json
 from sfm_fast.measure.memory import peak_memory
@@ -37,6 +34,10 @@ from sfm_fast.ops.library import operation
 from sfm_fast.ops.render import render
 from sfm_fast.ops.render_augment import render_augment
 from sfm_fast.views import draw_views
+
+from ..harness import attempt, graph_microseconds
+from ..machine import ceilings, environment
+from ..shapes import ImageShape, LossShape
 
 FORMAT = "sfm_fast GPU times 1"
 TF32_PRODUCTS = 3  # for one of float32

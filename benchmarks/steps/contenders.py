@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from sfm_fast.backbones.backbone import Backbone
 from sfm_fast.backbones.load import load_backbone, shape_of_backbone
 from sfm_fast.backbones.shipped import DEFAULT, SHIPPED
-from sfm_fast.benchmarks.baselines.step import PlainStep, ReferenceStep
 from sfm_fast.data.datasets import EMBEDDED, open_dataset
 from sfm_fast.data.sources import ImageSource
 from sfm_fast.data.transforms import ImageTransform
@@ -25,6 +24,8 @@ from sfm_fast.distill.optimiser import BETAS
 from sfm_fast.distill.predict import Prediction, predict_step
 from sfm_fast.errors import InputError
 from sfm_fast.features.statistics import ClassStatistics
+
+from ..baselines.step import PlainStep, ReferenceStep
 
 
 @dataclass(frozen=True)

@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.report.rows import STANDING
 from sfm_fast.backbones.backbone import Backbone
-from sfm_fast.benchmarks.harness import Contender, Row, attempt, measure, release
-from sfm_fast.benchmarks.machine import card_memory
-from sfm_fast.benchmarks.steps.contenders import Made, Preset, Setting, Way, lgm, reference
 from sfm_fast.distill.predict import Prediction
 from sfm_fast.measure.memory import living_bytes
+
+from ..harness import Contender, Row, attempt, measure, release
+from ..machine import card_memory
+from ..report.rows import STANDING
+from .contenders import Made, Preset, Setting, Way, lgm, reference
 
 STEPS = 5  # of mode "steps"
 TOLERANCE = {"cpu": 1e-3, "cuda": 2e-2}  # of the gradient, relative; a GPU's convolutions round to TF32

@@ -19,15 +19,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.shapes import IMAGE_SHAPES, ImageShape
-from sfm_fast.benchmarks.baselines import images as baseline
-from sfm_fast.benchmarks.harness import Contender, Row, attempt, benchmark_rows, measure, share_of
-from sfm_fast.benchmarks.machine import ceilings
 from sfm_fast.ops import backends
 from sfm_fast.ops.augment import augment
 from sfm_fast.ops.render import render
 from sfm_fast.ops.render_augment import render_augment
 from sfm_fast.views import Views
+
+from ..baselines import images as baseline
+from ..harness import Contender, Row, attempt, benchmark_rows, measure, share_of
+from ..machine import ceilings
+from ..shapes import IMAGE_SHAPES, ImageShape
 
 ImagePath = Callable[[list[Tensor], Views], Tensor]
 SUITE = "images"

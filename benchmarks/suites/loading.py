@@ -24,13 +24,14 @@ from torch import Tensor
 
 from sfm_fast.backbones.backbone import Backbone
 from sfm_fast.backbones.load import shape_of_backbone
-from sfm_fast.benchmarks.harness import Contender, Row, attempt, measure
-from sfm_fast.benchmarks.steps.contenders import Preset, Setting, check_device, find_preset, lgm, open_backbone
-from sfm_fast.benchmarks.steps.rows import case_of, facts_of
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.sources import ImageSource, MapSource
 from sfm_fast.data.transforms import ImageTransform
 from sfm_fast.errors import InputError, require_package
+
+from ..harness import Contender, Row, attempt, measure
+from ..steps.contenders import Preset, Setting, check_device, find_preset, lgm, open_backbone
+from ..steps.rows import case_of, facts_of
 
 SUITE = "loading"
 SECONDS = 2.0  # that the slowest contender of a case may take

@@ -19,11 +19,12 @@ import torch
 from torch import Tensor
 
 import sfm_fast
-from benchmarks.shapes import LOSS_SHAPES, LossShape
-from sfm_fast.benchmarks.baselines import flow_alignment as baseline
-from sfm_fast.benchmarks.harness import SLOW, Contender, Row, attempt, benchmark_rows, measure, share_of
-from sfm_fast.benchmarks.machine import ceilings
 from sfm_fast.ops import backends
+
+from ..baselines import flow_alignment as baseline
+from ..harness import SLOW, Contender, Row, attempt, benchmark_rows, measure, share_of
+from ..machine import ceilings
+from ..shapes import LOSS_SHAPES, LossShape
 
 Loss = Callable[[Tensor, Tensor | None], Tensor]
 SUITE = "losses"

@@ -19,8 +19,11 @@ import torch
 
 from sfm_fast.backbones.backbone import Backbone
 from sfm_fast.backbones.load import shape_of_backbone
-from sfm_fast.benchmarks.harness import Row
-from sfm_fast.benchmarks.steps.contenders import (
+from sfm_fast.distill.predict import Prediction
+from sfm_fast.errors import InputError, require_package
+
+from ..harness import Row
+from ..steps.contenders import (
     PRESETS,
     Preset,
     Setting,
@@ -30,9 +33,7 @@ from sfm_fast.benchmarks.steps.contenders import (
     lgm,
     with_random_weights,
 )
-from sfm_fast.benchmarks.steps.rows import StepRun, case_of, predicted_row, verdicts
-from sfm_fast.distill.predict import Prediction
-from sfm_fast.errors import InputError, require_package
+from ..steps.rows import StepRun, case_of, predicted_row, verdicts
 
 SUITE = "scaling"
 SECONDS = 0.5  # that the slowest contender of a case may take, but for the least number of rounds

@@ -13,8 +13,9 @@ from dataclasses import asdict
 
 import torch
 
-from sfm_fast.benchmarks.harness import Row
 from sfm_fast.measure.timing import ratio, summary
+
+from ..harness import Row
 
 SUITE = "startup"
 ROUNDS = 3
@@ -27,7 +28,7 @@ _LOSS = (
 _IMAGES = (
     "import torch, sfm_fast\n"
     "from sfm_fast.benchmarks.baselines import images as baseline\n"
-    "from benchmarks.shapes import ImageShape\n"
+    "from sfm_fast.benchmarks.shapes import ImageShape\n"
     "levels, views = ImageShape(10, 64, 56).inputs(torch.device(DEVICE))\n"
     "levels = [level.requires_grad_() for level in levels]\n"
     "def run(path):\n    path(levels, 64, views).sum().backward()\n    torch.cuda.synchronize() if levels[0].is_cuda else None\n"

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from sfm_fast.benchmarks.harness import Row, benchmark_rows, share_of
-from sfm_fast.benchmarks.machine import matmul_rate
-from sfm_fast.benchmarks.steps.contenders import (
+from ..harness import Row, benchmark_rows, share_of
+from ..machine import matmul_rate
+from ..steps.contenders import (
     PRESETS,
     Preset,
     Setting,
@@ -27,7 +27,7 @@ from sfm_fast.benchmarks.steps.contenders import (
     open_backbone,
     ways_of,
 )
-from sfm_fast.benchmarks.steps.rows import StepRun, case_of, predicted_row, verdicts
+from ..steps.rows import StepRun, case_of, predicted_row, verdicts
 
 SUITE = "step"
 MODES = ("step", "steps")

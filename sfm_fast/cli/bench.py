@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     from sfm_fast.benchmarks.report import page, rows, tables
 
     from ..backbones.load import resolve_device
-    from ..benchmarks import suites
+    from ..benchmarks import runner as suites
 
     if args.threads is not None:
         if args.threads < 1:
