@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from sfm_fast.checks import MOST_CHANNELS, MOST_LEVELS, MOST_PIXELS
+
 FEATURES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -63,10 +65,10 @@ def check_dtype(dtype: torch.dtype) -> None:
 def check_levels(levels: list[Tensor], rows: Tensor | None, size: int, dtype: torch.dtype) -> tuple[int, int]:
     """Levels (N, c, r, r) float32, c 1 or 3, r up to ``size``; ``rows`` (M,) int64 or None: M = N. Gives M and c."""
     check_dtype(dtype)
-    if not 1 <= len(levels) <= 16:
-        raise ValueError(f"levels must be 1 to 16 tensors, got {len(levels)}")
-    if not 1 <= size < 1 << 14:
-        raise ValueError(f"size must be 1 to {(1 << 14) - 1}, got {size}")
+    if not 1 <= len(levels) <= MOST_LEVELS:
+        raise ValueError(f"levels must be 1 to {MOST_LEVELS} tensors, got {len(levels)}")
+    if not 1 <= size <= MOST_PIXELS:
+        raise ValueError(f"size must be 1 to {MOST_PIXELS}, got {size}")
     device, channels = levels[0].device, levels[0].shape[1] if levels[0].ndim == 4 else 1
     if channels not in (1, 3):
         raise ValueError(f"levels must have 1 or 3 channels, got {tuple(levels[0].shape)}")
@@ -89,10 +91,10 @@ def check_images(name: str, images: Tensor, *shape: int | None, device: torch.de
 
 def check_sides(sides: list[int], channels: int, height: int, width: int) -> None:
     """Of the levels of images (M, channels, height, width)."""
-    if channels not in (1, 3) or height != width or not 1 <= height < 1 << 14:
+    if channels not in (1, 3) or height != width or not 1 <= height <= MOST_PIXELS:
         raise ValueError(f"images must be square with 1 or 3 channels, got {channels} x {height} x {width}")
-    if not 1 <= len(sides) <= 16 or not all(1 <= side <= height for side in sides):
-        raise ValueError(f"sides must be 1 to 16 numbers from 1 to {height}, got {list(sides)}")
+    if not 1 <= len(sides) <= MOST_LEVELS or not all(1 <= side <= height for side in sides):
+        raise ValueError(f"sides must be 1 to {MOST_LEVELS} numbers from 1 to {height}, got {list(sides)}")
 
 
 def check_boxes(boxes: Tensor, images: int, device: torch.device) -> None:
@@ -104,9 +106,11 @@ def check_boxes(boxes: Tensor, images: int, device: torch.device) -> None:
 
 def check_sizes(channels: int, outputs: int, height: int, width: int, size: int) -> None:
     """Of images (M, channels, height, width) and their views (V, outputs, size, size)."""
-    if not 1 <= channels <= 16 or not 1 <= outputs <= 16 or channels not in (1, outputs):
-        raise ValueError(f"images must have 1 channel or those of mean and std ({outputs}, up to 16), got {channels}")
-    if not all(1 <= side < 1 << 14 for side in (height, width, size)):
-        raise ValueError(f"height, width and size must be 1 to {(1 << 14) - 1}, got {height}, {width} and {size}")
+    if not 1 <= channels <= MOST_CHANNELS or not 1 <= outputs <= MOST_CHANNELS or channels not in (1, outputs):
+        raise ValueError(
+            f"images must have 1 channel or those of mean and std ({outputs}, up to {MOST_CHANNELS}), got {channels}"
+        )
+    if not all(1 <= side <= MOST_PIXELS for side in (height, width, size)):
+        raise ValueError(f"height, width and size must be 1 to {MOST_PIXELS}, got {height}, {width} and {size}")
     if channels * size * size >= 1 << 31:
         raise ValueError(f"a view must have fewer than 2^31 values, got {channels} x {size} x {size}")

@@ -3,8 +3,8 @@
 t_c is the mean of class c less ``shift``, a_c its centre. Beside the loss, the forward keeps p, q (one for all, or one
 a class) and m, r (D,) with dL/dt_c = p_c a_c + q_c (t_c - m) + r: the backward reads the features once and writes once.
 
-Kinds 0, 2, 3, 4 take one pass of partial sums and a program that finishes them; kind 1, a cosine per class, needs the
-mean over classes first, and kinds 2, 3 of labelled features that of class 0, their pivot. Every sum has an order fixed
+All kinds but CLASS take one pass of partial sums and a program that finishes them; CLASS, a cosine per class, needs the
+mean over classes first, and FLOW_MSE and PAIR_MSE of labelled features that of class 0, their pivot. Every sum has an order fixed
 by the shape: no atomics.
 """
 
@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from sfm_fast.reference import flow_alignment as reference
 
 from .checks import check_floats, check_labelled
 from .class_alignment import class_alignment
@@ -133,29 +135,33 @@ def flow_alignment(
     eps: float,
     alpha: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss () float32, rows (2, R) = (p, q) and columns (2, D) = (m, r) float32; R = C for kind 1, else 1.
+    """Loss () float32, rows (2, R) = (p, q) and columns (2, D) = (m, r) float32; R = C for CLASS, else 1.
 
     features (N, D) float32, bfloat16 or float16, any strides; order (N,) and offsets (C + 1,) int64 or None; centers
     (C, D) and shift (D,) float32. Kinds: 0 cosine of all flows together, 1 mean of a cosine per class, 2 mean squared
     error of flows, 3 of pair flows (centers centred, all four), 4 decoupled with weight ``alpha`` (centers shifted).
     """
     check_labelled(features, order, offsets, shift, centers)
-    if not 0 <= kind <= 4:
-        raise ValueError(f"kind must be 0 to 4, got {kind}")
+    if kind not in range(reference.GLOBAL, reference.DECOUPLED + 1):
+        raise ValueError(f"kind must be {reference.GLOBAL} to {reference.DECOUPLED}, got {kind}")
     if centers.numel() == 0:
         raise ValueError(f"centers must not be empty, got {tuple(centers.shape)}")
     (classes, dim), device, centers = centers.shape, features.device, centers.contiguous()
     loss = torch.empty((), dtype=torch.float32, device=device)
-    rows = torch.empty((2, classes if kind == 1 else 1), dtype=torch.float32, device=device)
+    rows = torch.empty((2, classes if kind == reference.CLASS else 1), dtype=torch.float32, device=device)
     columns = torch.empty((2, dim), dtype=torch.float32, device=device)
-    first_mean = class_means(features, order, offsets[:2], shift) if offsets is not None and kind in (2, 3) else None
+    first_mean = (
+        class_means(features, order, offsets[:2], shift)
+        if offsets is not None and kind in (reference.FLOW_MSE, reference.PAIR_MSE)
+        else None
+    )
     if features.shape[0] == 0:  # labelled, and every class is empty: NaN, by a row that can be read
         features = features.new_full((1, dim), float("nan"))
     source = labelled(features, order, offsets, shift)
     tiles = tiles_for(features.shape[0], classes, dim, order is not None)
     chunks, classes_per_chunk = tiles.chunks(classes, dim)
     programs = chunks * tiles.column_blocks(dim)
-    sums = torch.empty((1 + (kind == 0), chunks, dim), dtype=torch.float32, device=device)
+    sums = torch.empty((1 + (kind == reference.GLOBAL), chunks, dim), dtype=torch.float32, device=device)
     scalars = torch.empty((3, programs), dtype=torch.float64, device=device)
     with torch.cuda.device_of(features):
         _partial_sums_kernel[(programs,)](
@@ -175,7 +181,7 @@ def flow_alignment(
             ITEM_UNROLL=tiles.item_unroll,
             num_warps=tile_warps(),
         )
-        if kind == 1:
+        if kind == reference.CLASS:
             class_alignment(source, centers, sums[0], tiles, eps, loss, rows, columns)
             return loss, rows, columns
         block = min(512, max(16, triton.next_power_of_2(dim)))

@@ -3,11 +3,13 @@
 import triton
 import triton.language as tl
 
-GLOBAL = tl.constexpr(0)
-CLASS = tl.constexpr(1)
-FLOW_MSE = tl.constexpr(2)
-PAIR_MSE = tl.constexpr(3)
-DECOUPLED = tl.constexpr(4)
+from sfm_fast.reference import flow_alignment as reference
+
+GLOBAL = tl.constexpr(reference.GLOBAL)
+CLASS = tl.constexpr(reference.CLASS)
+FLOW_MSE = tl.constexpr(reference.FLOW_MSE)
+PAIR_MSE = tl.constexpr(reference.PAIR_MSE)
+DECOUPLED = tl.constexpr(reference.DECOUPLED)
 
 
 @triton.jit
@@ -94,7 +96,7 @@ def finish_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ) -> None:
-    """Kinds 0, 2, 3, 4, one program: loss (), rows (2, 1) = p, q, columns (2, D) = m, r; in float64 to the end."""
+    """Every kind but CLASS, one program: loss (), rows (2, 1) = p, q, columns (2, D) = m, r; in float64 to the end."""
     C = tl.cast(classes, tl.float64)
     D = tl.cast(dim, tl.float64)
     own = tl.cast(alpha, tl.float64) / (C * D)

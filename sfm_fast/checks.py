@@ -78,8 +78,21 @@ def told_differences(one: Sequence[str], other: Sequence[str]) -> str:
     return f"they differ in {apart[:6]}"
 
 
+def check_class_names(names: Sequence[str], wanted: Sequence[str], told: str, owner: str) -> None:
+    """Raise ``InputError`` unless two lists of class names are the same, in the same order.
+
+    told: begins the message, what has ``names``. owner: whose ``wanted`` are, such as "the test set's".
+    """
+    if list(names) != list(wanted):
+        differ = told_differences(names, wanted)
+        raise InputError(f"{told}: its {len(names)} classes are not {owner} {len(wanted)} ({differ})")
+
+
 VIEW_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-MOST_PIXELS = 2**14
+# Limits of the kernels; the same numbers as in csrc/kinds.h.
+MOST_PIXELS = 2**14  # of a side of an image, a canvas or a view
+MOST_LEVELS = 16  # of a pyramid
+MOST_CHANNELS = 16  # of a view
 
 
 def check_side(name: str, side: int) -> None:
@@ -98,9 +111,9 @@ def check_levels(levels: Sequence[Tensor], size: int) -> list[Tensor]:
     """The levels as a list; raises ``InputError`` unless they are (N, 1 or 3, r, r) of one device and dtype, r <= size."""
     if isinstance(levels, torch.nn.ParameterList):
         levels = list(levels)
-    if isinstance(levels, Tensor) or not isinstance(levels, Sequence) or not 1 <= len(levels) <= 16:
+    if isinstance(levels, Tensor) or not isinstance(levels, Sequence) or not 1 <= len(levels) <= MOST_LEVELS:
         got = f"{len(levels)} of them" if isinstance(levels, (list, tuple)) else kind_of(levels)
-        raise InputError(f"levels must be a list of 1 to 16 tensors, got {got}")
+        raise InputError(f"levels must be a list of 1 to {MOST_LEVELS} tensors, got {got}")
     first = levels[0]
     for k, level in enumerate(levels):
         if not isinstance(level, Tensor) or level.dtype not in (torch.float32, torch.float64):
@@ -158,7 +171,7 @@ def check_views(views: Views, images: int, channels: int, device: torch.device) 
         raise InputError(f"views.noise_items must be ({count},) to fit boxes, got {tuple(views.noise_items.shape)}")
     if count % images if images else count:
         raise InputError(f"views must be equally many of each image, got {count} views of {images} images")
-    if views.mean.ndim != 1 or not 1 <= len(views.mean) <= 16 or views.std.shape != views.mean.shape:
+    if views.mean.ndim != 1 or not 1 <= len(views.mean) <= MOST_CHANNELS or views.std.shape != views.mean.shape:
         raise InputError(
             f"views.mean and views.std must be (channels,), got {tuple(views.mean.shape)} and {tuple(views.std.shape)}"
         )

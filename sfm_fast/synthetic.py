@@ -42,15 +42,16 @@ class SyntheticSet:
     def load(cls, path: str | os.PathLike[str]) -> SyntheticSet:
         """Read what `save` wrote, or the ``synthetic.safetensors`` in a run's folder."""
         path = Path(path)
-        if path.is_dir() and (path / "bundle.json").is_file():
+        if path.is_dir():
+            path = path / "synthetic.safetensors"
+        tensors, metadata = load_tensors(path)
+        kind = metadata.pop("file_format", None)
+        if str(kind).startswith("sfm_fast.bundle/"):
             raise InputError(
                 f"{path} is a bundle; wanted a folder of `sfm-fast distill`. From Python: bundle.synthetic holds its images, "
                 "Bundle.create(bundle.synthetic, …) makes another bundle of them"
             )
-        if path.is_dir():
-            path = path / "synthetic.safetensors"
-        tensors, metadata = load_tensors(path)
-        if metadata.pop("file_format", None) != FORMAT or not {"images", "labels"} <= tensors.keys():
+        if kind != FORMAT or not {"images", "labels"} <= tensors.keys():
             raise InputError(f"{path}: not a synthetic set of this package")
         check(path, metadata, _METADATA, "synthetic set")
         images, labels, names = tensors["images"], tensors["labels"], metadata.pop("class_names")
@@ -72,6 +73,11 @@ class SyntheticSet:
 def to_bytes(images: Tensor) -> Tensor:
     """(N, channels, H, W) in 0..1 -> (N, H, W, channels) uint8."""
     return (images.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def from_bytes(pixels: Tensor) -> Tensor:
+    """(N, H, W, channels) uint8 -> (N, channels, H, W) float32 in 0..1: what `to_bytes` did, backwards."""
+    return pixels.permute(0, 3, 1, 2).contiguous().float() / 255
 
 
 def folder_name(label: int, name: str, num_classes: int) -> str:

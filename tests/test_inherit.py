@@ -51,7 +51,7 @@ def test_ridge_solves_the_least_squares_problem(dim, penalty):
     torch.testing.assert_close(fitted.bias.double(), bias, rtol=1e-4, atol=1e-4)
     assert fitted.weight.dtype == torch.float32
     assert fitted.metadata["penalty"] == penalty
-    assert fitted.metadata["selection"] is None
+    assert fitted.metadata["held_out_mse"] is None
 
 
 @pytest.mark.parametrize("dim", [7, 60])
@@ -103,45 +103,17 @@ def test_the_penalty_does_not_depend_on_scale_or_repetition():
     )
 
 
-def by_hand(x, y, held, penalty):
-    """Mean squared error on the rows of the mask ``held``, by a fit to the others."""
-    weight, bias = by_least_squares(x[~held], y[~held], penalty)
-    return (x[held] @ weight.T + bias - y[held]).square().mean()
-
-
-@pytest.mark.parametrize("selection", ["loo", "views", "images"])
-def test_the_penalty_with_the_least_held_out_error_is_chosen(selection):
-    # Views of an image share its noise: within an image a row is told by its neighbours, between images it isn't.
+def test_the_penalty_with_the_least_held_out_error_is_chosen():
+    # Views of an image share its noise: within an image a row is told by its neighbours.
     generator = torch.Generator().manual_seed(1)
     base = torch.randn(1, 6, 12, generator=generator, dtype=torch.float64)
     x = base + 0.01 * torch.randn(5, 6, 12, generator=generator, dtype=torch.float64)
     y = base[..., :2] + torch.randn(1, 6, 2, generator=generator, dtype=torch.float64).expand(5, 6, 2)
     penalties = (1e-4, 1e-2, 1.0, 100.0)
-    fitted = fit_projector(x, y, selection=selection, penalties=penalties)
-    if selection == "loo":
-        fit = Ridge(x.flatten(0, 1), y.flatten(0, 1))
-        errors = fit.left_out_errors(penalties)
-    else:
-        masks = [torch.zeros(5, 6, dtype=torch.bool) for _ in range(1 if selection == "views" else 6)]
-        for number, mask in enumerate(masks):
-            if selection == "views":
-                mask[4:] = True
-            else:
-                mask[:, number] = True
-        errors = torch.stack([torch.stack([by_hand(x, y, mask, p) for mask in masks]).mean() for p in penalties])
+    fitted = fit_projector(x, y, penalties=penalties)
+    errors = Ridge(x.flatten(0, 1), y.flatten(0, 1)).left_out_errors(penalties)
     assert fitted.metadata["penalty"] == penalties[int(errors.argmin())]
     assert fitted.metadata["held_out_mse"] == pytest.approx(float(errors.min()), rel=1e-6)
-    assert fitted.metadata["selection"] == selection
-
-
-def test_images_are_held_out_whole_and_so_want_more_shrinkage():
-    generator = torch.Generator().manual_seed(1)
-    base = torch.randn(1, 6, 12, generator=generator, dtype=torch.float64)
-    x = base + 0.01 * torch.randn(5, 6, 12, generator=generator, dtype=torch.float64)
-    y = torch.randn(1, 6, 2, generator=generator, dtype=torch.float64).expand(5, 6, 2)
-    chosen = {s: fit_projector(x, y, selection=s).metadata["penalty"] for s in ("loo", "views", "images")}
-    assert chosen["images"] > chosen["loo"]
-    assert chosen["images"] > chosen["views"]
 
 
 def test_adam_comes_to_the_ridge_solution_on_easy_data():
@@ -156,35 +128,30 @@ def test_adam_comes_to_the_ridge_solution_on_easy_data():
 
 def test_the_seed_decides_what_is_random():
     x, y, _ = pairs(images=23)
-    for options in ({"solver": "adam", "epochs": 3}, {"selection": "images"}):
+    for options in ({"solver": "adam", "epochs": 3}, {}):
         one, again = (fit_projector(x, y, seed=4, **options) for _ in range(2))
         assert torch.equal(one.weight, again.weight)
         assert torch.equal(one.bias, again.bias)
     adam = [fit_projector(x, y, seed=seed, solver="adam", epochs=3).weight for seed in (0, 1)]
     assert not torch.equal(*adam)
-    errors = [fit_projector(x, y, seed=seed, selection="images").metadata["held_out_mse"] for seed in (0, 1)]
-    assert errors[0] != errors[1]
 
 
-@pytest.mark.parametrize("selection", ["loo", "views", "images"])
 @pytest.mark.parametrize("value", [0.0, 0.1, 7.3e4])
-def test_constant_features_give_the_mean(selection, value):
+def test_constant_features_give_the_mean(value):
     _, y, _ = pairs()
-    fitted = fit_projector(torch.full((6, 5, 4), value), y, selection=selection)
+    fitted = fit_projector(torch.full((6, 5, 4), value), y)
     assert not fitted.weight.any()
     torch.testing.assert_close(fitted.bias.double(), y.mean((0, 1)), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize(("views", "images"), [(1, 1), (1, 5), (6, 1), (1, 2)])
-@pytest.mark.parametrize("selection", ["loo", "views", "images"])
-def test_too_little_to_hold_out(views, images, selection):
+def test_too_little_to_hold_out(views, images):
     x, y, _ = pairs(views, images)
-    fitted = fit_projector(x, y, selection=selection)
+    fitted = fit_projector(x, y)
     assert fitted.weight.isfinite().all()
     assert fitted.bias.isfinite().all()
-    missing = (selection == "views" and views == 1) or (selection == "images" and images == 1)
     rows = views * images
-    assert fitted.metadata["selection"] == (None if rows == 1 else "loo" if missing else selection)
+    assert (fitted.metadata["held_out_mse"] is None) == (rows == 1)
     if rows == 1:
         torch.testing.assert_close(fitted(x.float()).double(), y, rtol=1e-5, atol=1e-5)
 
@@ -202,14 +169,13 @@ X, Y, _ = pairs(2, 3)
         ((X, Y[:, :0]), "targets must be"),
         ((X.long(), Y), "inputs must be a float tensor"),
         ((X, Y, "svd"), "solver must be one of"),
-        ((X, Y, "ridge", "best"), "selection must be one of"),
-        ((X, Y, "ridge", "loo", []), "penalties must be positive"),
-        ((X, Y, "ridge", "loo", [1.0, 0.0]), "penalties must be positive"),
-        ((X, Y, "adam", "loo", [1.0], 0), "epochs must be at least 1"),
+        ((X, Y, "ridge", []), "penalties must be positive"),
+        ((X, Y, "ridge", [1.0, 0.0]), "penalties must be positive"),
+        ((X, Y, "adam", [1.0], 0), "epochs must be at least 1"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
-    names = ("inputs", "targets", "solver", "selection", "penalties", "epochs")
+    names = ("inputs", "targets", "solver", "penalties", "epochs")
     with pytest.raises(InputError, match=message):
         fit_projector(**dict(zip(names, arguments, strict=False)))
 
@@ -494,11 +460,11 @@ def test_projector_features_are_views_then_blends(backbone):
 @pytest.mark.parametrize(
     ("inputs", "targets", "options", "message"),
     [
-        (1e-30, 1e10, {"selection": "images"}, "left float32's range: inputs of up to"),
+        (1e-30, 1e10, {}, "left float32's range: inputs of up to"),
         (1.0, 1e200, {}, "targets reaches .* beyond float32"),
         (1e160, 1.0, {}, "inputs reaches .* beyond float32"),
         (1e30, 1.0, {"solver": "adam", "epochs": 2}, "left float32's range"),
-        (1.0, 1.0, {"selection": "images", "seed": 2**64}, r"seed must be in \[0, 2\*\*64\), got 18446744073709551616"),
+        (1.0, 1.0, {"seed": 2**64}, r"seed must be in \[0, 2\*\*64\), got 18446744073709551616"),
         (1.0, 1.0, {"seed": -1}, "seed must be in"),
         (1.0, 1.0, {"metadata": {"file_format": 3}}, "metadata must not have the keys file_format"),
     ],

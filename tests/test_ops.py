@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,13 +16,16 @@ from cases.losses import LOSS_CASES
 from definitions import value_and_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from image_definitions import KERNELS
 
 import sfm_fast
+from sfm_fast import checks
 from sfm_fast.ops import library
 from sfm_fast.ops.augment import view_arguments
 from sfm_fast.ops.backends import ALIGNMENTS
 from sfm_fast.ops.schemas import SCHEMAS
 from sfm_fast.ops.segments import segments_of
+from sfm_fast.reference import flow_alignment as reference
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -94,6 +98,38 @@ def test_schemas_are_the_same_everywhere(name):
     for prefix in ("", "triton_"):
         schema = str(getattr(torch.ops.sfm_fast, prefix + name).default._schema)
         assert schema == f"sfm_fast::{prefix}{name}{SCHEMAS[name]}"
+
+
+def test_numbers_are_the_same_in_cpp_and_python():
+    text = (Path(__file__).parents[1] / "csrc" / "kinds.h").read_text()
+    kinds = re.search(r"enum Kind : int \{ (.*) \};", text)
+    assert kinds is not None
+    assert [entry.split(" = ") for entry in kinds[1].split(", ")] == [
+        ["GLOBAL_COSINE", str(reference.GLOBAL)],
+        ["CLASS_COSINE", str(reference.CLASS)],
+        ["FLOW_MSE", str(reference.FLOW_MSE)],
+        ["PAIR_MSE", str(reference.PAIR_MSE)],
+        ["DECOUPLED_MSE", str(reference.DECOUPLED)],
+    ]
+    for name in ("MOST_PIXELS", "MOST_LEVELS", "MOST_CHANNELS"):
+        number = re.search(rf"constexpr int {name} = ([0-9<\s]+);", text)
+        assert number is not None
+        assert eval(number[1]) == getattr(checks, name)  # such as "1 << 14"
+
+
+@pytest.mark.parametrize("backend", ["torch", *KERNELS])
+def test_the_largest_side_is_the_same_on_every_backend(backend):
+    """16 384 pixels are allowed; one more is refused, by the argument's name, before a backend is chosen."""
+    level, none = torch.rand(1, 1, 4, 4), torch.empty(0, dtype=torch.int64)
+    assert sfm_fast.render([level], 2**14, rows=none, backend=backend).shape == (0, 1, 2**14, 2**14)
+    with pytest.raises(sfm_fast.InputError, match="size must be 1 to 16384 pixels, got 16385"):
+        sfm_fast.render([level], 2**14 + 1, rows=none, backend=backend)
+    tall = torch.rand(1, 1, 2**14, 1)
+    one = torch.ones(1)
+    views = sfm_fast.Views(torch.tensor([[0.0, 1.0, 2**14 - 1.0, 1.0]]), torch.tensor([-1]), 1, 0 * one, one)
+    assert sfm_fast.augment(tall, views, backend=backend).item() == tall[0, 0, -1, 0]
+    with pytest.raises(sfm_fast.InputError, match="at most 16384 pixels"):
+        sfm_fast.augment(torch.rand(1, 1, 2**14 + 1, 1), views, backend=backend)
 
 
 @pytest.mark.parametrize("alignment", ALIGNMENTS)

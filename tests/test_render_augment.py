@@ -15,6 +15,7 @@ from image_definitions import KERNELS, assert_as_accurate_as_torch, incoming, ke
 from sfm_fast import InputError, draw_views
 from sfm_fast.measure.memory import peak_memory
 from sfm_fast.ops import library
+from sfm_fast.ops import render_augment as fakes
 from sfm_fast.ops.augment import augment
 from sfm_fast.ops.render import render
 from sfm_fast.ops.render_augment import render_augment, render_augment_backward
@@ -174,19 +175,19 @@ def test_double_backward_with_some_levels_constant():
 
 def test_scratch_of_a_gpu_is_counted_as_the_kernels_take_it():
     """Blocks of images in CUDA, all of them in Triton; the number is written down in C++ and in Python."""
-    source = (Path(__file__).parent.parent / "csrc" / "cuda" / "render_augment.cu").read_text()
+    source = (Path(__file__).parent.parent / "csrc" / "kinds.h").read_text()
     shift = re.search(r"#define SFM_CANVAS_BYTES \((\d+) << (\d+)\)", source)
     assert shift is not None
-    assert int(shift[1]) << int(shift[2]) == library.CANVAS_BYTES
-    assert [library._images_at_once(n, 3, 256, 1) for n in (5, 32, 1000)] == [5, 32, 32]
-    assert library._images_at_once(1000, 3, 256, 2) == 16
-    assert library._images_at_once(1000, 3, 1024, 2) == 1
+    assert int(shift[1]) << int(shift[2]) == fakes.CANVAS_BYTES
+    assert [fakes._images_at_once(n, 3, 256, 1) for n in (5, 32, 1000)] == [5, 32, 32]
+    assert fakes._images_at_once(1000, 3, 256, 2) == 16
+    assert fakes._images_at_once(1000, 3, 1024, 2) == 1
     boxes, items, mean, std = (torch.empty(*shape, device="meta") for shape in ((1000, 4), (1000,), (3,), (3,)))
     arguments = [torch.empty(1000, 3, 256, 256, device="meta")], None, 256, boxes, items, 32, mean, std
     for name, in_blocks in (("render_augment", True), ("triton_render_augment", False)):
         if ("triton" if name.startswith("triton") else "cpu") in library.problems:
             continue
-        with mock.patch.object(library, "_images_at_once", wraps=library._images_at_once) as counted:
+        with mock.patch.object(fakes, "_images_at_once", wraps=fakes._images_at_once) as counted:
             shown = getattr(torch.ops.sfm_fast, name)(*arguments, 0.5, 0.2, 0, 0, 0, torch.float32)
             assert shown.shape == (1000, 3, 32, 32)
             assert counted.called == in_blocks

@@ -293,7 +293,7 @@ def test_what_cannot_be_predicted_runs_all_the_same(backbone, statistics, monkey
     def fail(*arguments, **options):
         raise RuntimeError("no fake for this")
 
-    monkeypatch.setattr("sfm_fast.distill.distiller.predict_step", fail)
+    monkeypatch.setattr("sfm_fast.distill.plan.predict_step", fail)
     made = distiller(backbone, statistics, ipc=2)
     with pytest.warns(RuntimeWarning, match="can't be predicted"):
         assert made.micro_batch == 8

@@ -5,12 +5,12 @@
 // lengths need the mean of all t first), and the backward is one pass that reads the features and writes the gradient.
 // Sums run in float32 over at most 64 rows and in float64 beyond, chunk by chunk in an order that depends on the shape alone.
 // Source of the losses: Xia et al., arXiv 2602.05391; derivations in docs/losses.md.
+#include "../kinds.h"
 #include "rows.h"
 
 namespace sfm_fast {
 
-// The same numbers as in sfm_fast/reference/flow_alignment.py.
-enum Kind : int64_t { kGlobal = 0, kClass = 1, kFlowMse = 2, kPairMse = 3, kDecoupled = 4 };
+using namespace sfm;  // the kinds
 
 constexpr int64_t kFlushRows = 64;
 
@@ -90,9 +90,9 @@ struct SumsKernel {
     for (int64_t c = begin; c < end; ++c) {
       class_mean_row<W, T>(pass.items, c, t);
       const float* a = pass.centers + c * dim;
-      if (pass.kind == kGlobal)
+      if (pass.kind == GLOBAL_COSINE)
         add_row<W, false, true>(a, t, pass.pivot, columns, dim, sums);
-      else if (pass.kind == kClass)
+      else if (pass.kind == CLASS_COSINE)
         for (int64_t d = 0; d < dim; ++d) columns[d] += t[d] - pass.pivot[d];
       else
         add_row<W, true, true>(a, t, pass.pivot, columns, dim, sums);
@@ -160,7 +160,7 @@ static double not_negative(double value) { return value < 0 ? 0 : value; }
 std::tuple<Tensor, Tensor, Tensor> flow_alignment(
     Tensor features, std::optional<Tensor> order, std::optional<Tensor> offsets, Tensor centers, Tensor shift, int64_t kind,
     double eps, double alpha) {
-  STD_TORCH_CHECK(kind >= kGlobal && kind <= kDecoupled, "kind must be 0 to 4, got ", kind);
+  STD_TORCH_CHECK(kind >= GLOBAL_COSINE && kind <= DECOUPLED_MSE, "kind must be 0 to 4, got ", kind);
   STD_TORCH_CHECK(centers.dim() == 2 && centers.size(0) >= 2, "centers must be a matrix with at least 2 rows");
   features = with_contiguous_rows(features);
   const int64_t classes = centers.size(0), dim = centers.size(1);
@@ -172,21 +172,21 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
                     segments.offsets, shift.const_data_ptr<float>(), classes, dim};
 
   Tensor loss = torch::stable::new_empty(centers, {});
-  Tensor rows = torch::stable::new_empty(centers, {2, kind == kClass ? classes : 1});
+  Tensor rows = torch::stable::new_empty(centers, {2, kind == CLASS_COSINE ? classes : 1});
   Tensor columns = torch::stable::new_empty(centers, {2, dim});
   float *row = rows.mutable_data_ptr<float>(), *m = columns.mutable_data_ptr<float>(), *r = m + dim;
 
   const double C = static_cast<double>(classes), elements = C * static_cast<double>(dim);
-  const double scale = kind == kPairMse ? 2 * C / (C - 1) : (C / (C - 1)) * (C / (C - 1));
+  const double scale = kind == PAIR_MSE ? 2 * C / (C - 1) : (C / (C - 1)) * (C / (C - 1));
   const int64_t chunks = chunks_of(classes, dim);
   std::vector<double> partial(chunks * (dim + 3));
   // |sum of centred rows|^2 = sum of squares - C |mean|^2 cancels where features lie far from `shift` and close together (as
   // those of images that are still noise): the first row comes off all of them, and only the decoupled kind sees absolute values.
   std::vector<float> pivot(dim);
-  if (kind != kDecoupled) {
+  if (kind != DECOUPLED_MSE) {
     mean_rows(items, pivot.data(), 0, 1);
     const float* first = centers.const_data_ptr<float>();
-    if (kind == kFlowMse || kind == kPairMse)
+    if (kind == FLOW_MSE || kind == PAIR_MSE)
       for (int64_t d = 0; d < dim; ++d) pivot[d] -= first[d];
   }
   Pass pass{items, centers.const_data_ptr<float>(), kind, pivot.data(), nullptr, scale, eps, row, partial.data(), partial.data() + chunks * dim};
@@ -202,20 +202,20 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
     m[d] = static_cast<float>(total.columns[d] / C + pivot[d]);
     r[d] = 0;
   }
-  if (kind == kGlobal) {
+  if (kind == GLOBAL_COSINE) {
     const Cosine cosine(total.sums[0], total.sums[1], not_negative(total.sums[2] - total.columns_squared / C), scale, eps);
     value = 1 - cosine.value;
     row[0] = static_cast<float>(cosine.p);
     row[1] = static_cast<float>(cosine.q);
     keep_rounding_of_m(cosine.q);
-  } else if (kind == kClass) {
+  } else if (kind == CLASS_COSINE) {
     std::fill(partial.begin(), partial.end(), 0.0);
     pass.mean = m;
     parallel_chunks(chunks, classes, [&](int64_t k, int64_t begin, int64_t end) { class_rows(pass, k, begin, end); });
     const Totals second(partial, chunks, dim);
     value = second.sums[0] / C;
     for (int64_t d = 0; d < dim; ++d) r[d] = static_cast<float>(-second.columns[d] / C);
-  } else if (kind == kDecoupled) {
+  } else if (kind == DECOUPLED_MSE) {
     const double own = 2 * alpha / elements, others = 2 * (1 - alpha) / ((C - 1) * (C - 1) * elements);
     value = (own * total.sums[2] + others * ((C - 2) * total.columns_squared + total.sums[2])) / 2;
     row[1] = static_cast<float>(own + others);

@@ -1,6 +1,7 @@
 // What the image operations share: checks of the arguments, the pyramid as the kernels see it, choice of the element type.
 #pragma once
 
+#include "../kinds.h"
 #include "canvas_gradient.h"
 
 namespace sfm_fast {
@@ -63,8 +64,8 @@ inline Tensor checked_indices(const Tensor& tensor, int64_t count, const char* n
 // Holds the tensors whose memory `view` points into.
 struct CheckedPyramid {
   CheckedPyramid(const std::vector<Tensor>& levels, const std::optional<Tensor>& chosen, int64_t size, bool need_adjoint) {
-    STD_TORCH_CHECK(!levels.empty() && levels.size() <= 64, "levels must be 1 to 64 tensors, got ", levels.size());
-    STD_TORCH_CHECK(size >= 1 && size <= (1 << 14), "size must be 1 to 16384 pixels, got ", size);
+    STD_TORCH_CHECK(!levels.empty() && levels.size() <= sfm::MOST_LEVELS, "levels must be 1 to ", int(sfm::MOST_LEVELS), " tensors, got ", levels.size());
+    STD_TORCH_CHECK(size >= 1 && size <= sfm::MOST_PIXELS, "size must be 1 to ", int(sfm::MOST_PIXELS), " pixels, got ", size);
     STD_TORCH_CHECK(levels[0].dim() == 4, "levels must be (images, channels, side, side)");
     const int64_t images = levels[0].size(0), channels = levels[0].size(1);
     STD_TORCH_CHECK(channels == 1 || channels == 3, "levels must have 1 or 3 channels, got ", channels);

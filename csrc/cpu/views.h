@@ -129,12 +129,12 @@ struct CheckedViews {
     const int64_t count = boxes.size(0), channels = std.numel();
     STD_TORCH_CHECK(images == 0 ? count == 0 : count % images == 0, "boxes must hold the same number of views, of which there are ",
                     count, ", for each of the ", images, " images");
-    STD_TORCH_CHECK(channels >= 1 && channels <= 64, "std must have 1 to 64 channels, got ", channels);
+    STD_TORCH_CHECK(channels >= 1 && channels <= sfm::MOST_CHANNELS, "std must have 1 to ", int(sfm::MOST_CHANNELS), " channels, got ", channels);
     STD_TORCH_CHECK(source_channels == 1 || source_channels == channels, "images must have 1 or ", channels, " channels, got ",
                     source_channels);
-    constexpr int64_t most = 1 << 14;
+    constexpr int64_t most = sfm::MOST_PIXELS;
     STD_TORCH_CHECK(size >= 1 && size <= most && height >= 1 && height <= most && width >= 1 && width <= most,
-                    "sizes must be 1 to 16384 pixels, got ", height, ", ", width, " and ", size);
+                    "sizes must be 1 to ", most, " pixels, got ", height, ", ", width, " and ", size);
     view.boxes = boxes.const_data_ptr<float>(), view.noise_items = nullptr;
     if (given_items) {
       items = checked_indices(*given_items, count, "noise_items");

@@ -1,14 +1,14 @@
 // The CUDA kernels of images (render.cu, augment.cu) as implementations of the sfm_fast operations. Schemas:
 // csrc/ops.cpp.
 //
-// As in binding.cpp: memory comes from the caching allocator, nothing waits, all can be captured in a CUDA graph.
+// As in binding_losses.cpp: memory comes from the caching allocator, nothing waits, all can be captured in a CUDA graph.
 #include "binding.h"
 
 namespace {
 
 using namespace sfm_binding;
 
-constexpr int64_t MAX_CHANNELS = 16, MAX_VIEW = 8192, MAX_IMAGE = 1 << 20;  // offsets inside a view are 32-bit
+constexpr int64_t MAX_VIEW = 8192, MAX_IMAGE = 1 << 20;  // offsets inside a view are 32-bit
 
 // Images (count, channels, height, width) as the kernels read them: contiguous, of any of the three dtypes.
 Tensor checked_images(const Tensor& tensor, const char* name) {
@@ -28,7 +28,7 @@ struct Pyramid {
   sfm::Sides sides{};
 
   Pyramid(const std::vector<Tensor>& given, const std::optional<Tensor>& given_rows, int64_t canvas) {
-    STD_TORCH_CHECK(!given.empty() && given.size() <= sfm::MAX_LEVELS, "levels must be 1 to ", int(sfm::MAX_LEVELS),
+    STD_TORCH_CHECK(!given.empty() && given.size() <= sfm::MOST_LEVELS, "levels must be 1 to ", int(sfm::MOST_LEVELS),
                     " tensors, got ", given.size());
     STD_TORCH_CHECK(canvas >= 1 && canvas <= sfm::MAX_CANVAS, "size must be 1 to ", int(sfm::MAX_CANVAS), ", got ",
                     canvas);
@@ -95,7 +95,7 @@ struct Views {
     STD_TORCH_CHECK(boxes.size(1) == 4, "boxes must be (views, 4), got (", views, ", ", boxes.size(1), ")");
     STD_TORCH_CHECK(images >= 0 && (images == 0 ? views == 0 : views % images == 0),
                     "boxes must be a whole number of views for each of ", images, " images, got ", views);
-    STD_TORCH_CHECK(view_channels >= 1 && view_channels <= MAX_CHANNELS, "std must have 1 to ", MAX_CHANNELS,
+    STD_TORCH_CHECK(view_channels >= 1 && view_channels <= sfm::MOST_CHANNELS, "std must have 1 to ", int(sfm::MOST_CHANNELS),
                     " values, got ", view_channels);
     STD_TORCH_CHECK(channels == 1 || channels == view_channels, "images must have 1 or ", view_channels,
                     " channels, as std, got ", channels);
@@ -146,7 +146,7 @@ Tensor render_backward(const Tensor& grad, const Tensor& images, const std::vect
   STD_TORCH_CHECK(upstream.get_device_index() == y.get_device_index() && upstream.size(0) == y.size(0) &&
                       upstream.size(1) == y.size(1) && upstream.size(2) == size && upstream.size(3) == size,
                   "grad must have the shape and device of images");
-  STD_TORCH_CHECK(!sides.empty() && sides.size() <= sfm::MAX_LEVELS, "sides must be 1 to ", int(sfm::MAX_LEVELS),
+  STD_TORCH_CHECK(!sides.empty() && sides.size() <= sfm::MOST_LEVELS, "sides must be 1 to ", int(sfm::MOST_LEVELS),
                   " numbers, got ", sides.size());
   sfm::Sides checked_sides{};
   for (const int64_t side : sides) {

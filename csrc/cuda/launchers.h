@@ -7,6 +7,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../kinds.h"
+
 #ifdef SFM_SHIM
 #include "cuda_emu.h"
 #else
@@ -25,8 +27,6 @@ struct Features {
   const int64_t* order;
   const int64_t* offsets;
 };
-
-enum Kind : int { GLOBAL_COSINE = 0, CLASS_COSINE = 1, FLOW_MSE = 2, PAIR_MSE = 3, DECOUPLED_MSE = 4 };
 
 // loss (), rows (2, classes or 1) = p, q and columns (2, dims) = m, r: dL/dt_c = p_c a_c + q_c (t_c - m) + r. fused: the
 // last blocks of the first kernel finish, instead of a second one; both stay until a GPU has measured them.
@@ -66,20 +66,19 @@ size_t pair_alignment_workspace_bytes(const PairProblem& problem);
 cudaError_t pair_alignment(const PairProblem& problem, double* total, float* gradient, void* workspace,
                            cudaStream_t stream);
 
-constexpr int MAX_LEVELS = 16;
 constexpr int MAX_CANVAS = 2048;                 // side of a rendered image
 constexpr int64_t MAX_BLOCKS = (1ll << 31) - 1;  // of one launch
 
 // Pyramid levels (N, channels, side, side) float32, 1 <= side <= the images' side; the inner three dims contiguous.
 struct Levels {
   int count;
-  int side[MAX_LEVELS];
-  const float* data[MAX_LEVELS];
-  int64_t stride[MAX_LEVELS];  // from image to image, in elements
+  int side[MOST_LEVELS];
+  const float* data[MOST_LEVELS];
+  int64_t stride[MOST_LEVELS];  // from image to image, in elements
 };
 struct Sides {
   int count;
-  int side[MAX_LEVELS];
+  int side[MOST_LEVELS];
 };
 
 // out (images, channels, size, size) of `dtype`, channels 1 or 3; rows (images,) or null: which images of the levels.

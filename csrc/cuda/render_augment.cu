@@ -7,11 +7,6 @@
 namespace sfm {
 namespace {
 
-#ifndef SFM_CANVAS_BYTES  // tests want several blocks of small images
-#define SFM_CANVAS_BYTES (26 << 20)
-#endif
-constexpr int64_t CANVAS_BYTES = SFM_CANVAS_BYTES;  // sfm_fast/ops/library.py counts with the same
-
 // Images of a block with `canvases` canvases each; a multiple of 16 where there are as many.
 int64_t block_images(int64_t images, int channels, int canvas, int canvases, bool blocks) {
   const int64_t bytes = int64_t(canvases) * channels * canvas * canvas * 4, fit = CANVAS_BYTES / bytes;

@@ -20,10 +20,10 @@ struct StripPlan {
   int texel_rows = 0;  // of all levels that are smaller than the images
   int shared = 0;      // bytes
   int64_t texels = 0;  // of one image, all levels
-  int side[MAX_LEVELS], lanes[MAX_LEVELS], first_row[MAX_LEVELS];
-  int sums[MAX_LEVELS], span[MAX_LEVELS];  // where the level's sums start in shared memory, in rows, and rows a channel
-  int group_stop[MAX_LEVELS];              // levels below it share the memory at the same time
-  int64_t offset[MAX_LEVELS];              // in the image's gradient
+  int side[MOST_LEVELS], lanes[MOST_LEVELS], first_row[MOST_LEVELS];
+  int sums[MOST_LEVELS], span[MOST_LEVELS];  // where the level's sums start in shared memory, in rows, and rows a channel
+  int group_stop[MOST_LEVELS];              // levels below it share the memory at the same time
+  int64_t offset[MOST_LEVELS];              // in the image's gradient
 
   __host__ __device__ int pitch() const { return size + size / 32 + 1; }
   __host__ __device__ int edge_values() const { return EDGE_ROWS * channels * texel_rows; }

@@ -1,1 +1,23 @@
-"""TODO"""
+"""Frozen backbones: the shipped ones, timm's, and what tells one from another."""
+
+from typing import TYPE_CHECKING
+
+from ..facade import lazy
+
+if TYPE_CHECKING:
+    from .backbone import Backbone as Backbone
+    from .load import freeze as freeze
+    from .load import load_backbone as load_backbone
+    from .load import resolve_device as resolve_device
+    from .load import shape_of_backbone as shape_of_backbone
+    from .shipped import DEFAULT as DEFAULT
+    from .shipped import SHIPPED as SHIPPED
+
+__getattr__, __dir__, __all__ = lazy(
+    __name__,
+    {
+        "backbone": "Backbone",
+        "load": "freeze load_backbone resolve_device shape_of_backbone",
+        "shipped": "DEFAULT SHIPPED",
+    },
+)

@@ -12,6 +12,16 @@ from torch import Tensor, nn
 from ..data.transforms import ImageTransform, match_channels
 from ..reference.augment import normalize
 
+# What must agree, beside the model's name, for features to be the same; and what messages call it.
+IDENTITY = {
+    "fingerprint": "weights",
+    "input_size": "input size",
+    "resize": "resize",
+    "num_features": "features",
+    "mean": "mean",
+    "std": "std",
+}
+
 
 @dataclass
 class Backbone:
@@ -50,7 +60,8 @@ class Backbone:
     @property
     def identity(self) -> tuple[Any, ...]:
         """Equal for backbones that give the same features: equal weights alone may sit in another network, or see other inputs."""
-        return self.name, self.fingerprint, self.input_size, self.resize, *self.mean.tolist(), *self.std.tolist()
+        recorded = self.describe()
+        return self.name, *(recorded[key] for key in IDENTITY)
 
     def __call__(self, views: Tensor) -> Tensor:
         """Features (N, num_features) float32 of normalised views; differentiable in ``views``."""

@@ -12,11 +12,29 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..files import load_tensors, save_tensors
-from .backbone import Backbone
+from .backbone import IDENTITY, Backbone
 from .load import load_backbone
 from .shipped import SHIPPED
 
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")
+
+
+def check_recorded(record: Mapping[str, Any], backbone: Backbone, told: str, role: str) -> None:
+    """Raise ``InputError`` unless ``record``, an earlier ``Backbone.describe()``, is of this very ``backbone``, as far as it says.
+
+    told: begins the message, such as "statistics: made with". role: what the message calls ``backbone``.
+    """
+    ours = backbone.describe()
+    for key, words in IDENTITY.items():
+        if record.get(key, ours[key]) != ours[key]:
+            raise InputError(
+                f"{told} {record.get('name')!r} ({words} {record[key]}), {role} is {backbone.name!r} ({words} {ours[key]})"
+            )
+
+
+def is_recorded_as(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two whole ``Backbone.describe()`` tell of the same `Backbone.identity`."""
+    return all(one[key] == other[key] for key in ("name", *IDENTITY))
 
 
 def as_recorded(found: Backbone, record: Mapping[str, Any]) -> Backbone:
@@ -75,27 +93,3 @@ def _small(tensor: Tensor) -> Tensor:
         return tensor
     half = tensor.half()
     return half if torch.equal(half.float(), tensor) else tensor
-
-
-# What must agree for features to be the same, and what messages call it.
-_RECORDED = {
-    "fingerprint": "weights",
-    "input_size": "input size",
-    "resize": "resize",
-    "num_features": "features",
-    "mean": "mean",
-    "std": "std",
-}
-
-
-def check_recorded(record: Mapping[str, Any], backbone: Backbone, told: str, role: str) -> None:
-    """Raise ``InputError`` unless ``record``, an earlier ``Backbone.describe()``, is of this very ``backbone``, as far as it says.
-
-    told: begins the message, such as "statistics: made with". role: what the message calls ``backbone``.
-    """
-    for key, words in _RECORDED.items():
-        ours = backbone.describe()[key]
-        if record.get(key, ours) != ours:
-            raise InputError(
-                f"{told} {record.get('name')!r} ({words} {record[key]}), {role} is {backbone.name!r} ({words} {ours})"
-            )

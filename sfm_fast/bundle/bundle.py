@@ -1,4 +1,4 @@
-"""A bundle: one folder that classifies photos without the training data, by way of synthetic images and a classifier.
+"""A bundle: one file that classifies photos without the training data, by way of synthetic images and a classifier.
 
 The classifier was trained on the full data with one backbone, phi (the one that distilled); photos go through another, psi.
 A linear projector psi -> phi, fitted on views of the synthetic images alone, joins them (arXiv 2602.05391): prediction is
@@ -9,45 +9,30 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from ..backbones.backbone import Backbone
-from ..backbones.record import check_storable
+from ..backbones.record import check_recorded, check_storable
+from ..checks import check_class_names, check_labels
+from ..data.photos import is_one, photo_batches
+from ..data.sources import ImageSource
+from ..data.transforms import ImageTransform
 from ..errors import InputError
 from ..evaluation.heads import Classifier, LinearMap, Projector, compose
 from ..files import expand
-from ..synthetic import SyntheticSet, to_bytes
-from .card import accuracy_text, config_of, write_texts
-from .config import read_config
-from .folder import IMAGES, WEIGHTS, checked_file, describe_file, replaced_folder
-from .parts import (
-    DTYPES,
-    check_parts,
-    check_projector,
-    check_psi,
-    fit,
-    from_bytes,
-    how_made,
-    load_heads,
-    load_psi,
-    on_cpu,
-    read_images,
-    rounded,
-    save_heads,
-    save_images,
-    save_psi,
-)
-from .photos import PhotoClassifier
+from ..synthetic import SyntheticSet, from_bytes, to_bytes
+from . import card, format
 
-VIEWS = 200
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+Head = TypeVar("Head", Classifier, Projector)
 
 
 @dataclass(repr=False, eq=False)
-class Bundle(PhotoClassifier):
+class Bundle:
     """Class names, classifier and projector, the two backbones as ``Backbone.describe()`` tells of them, and how all was made.
 
     ``phi`` distilled, ``psi`` evaluates. ``channels`` of the images it was made for, 1 or 3. ``folded``: ``classifier`` takes psi's
@@ -64,10 +49,10 @@ class Bundle(PhotoClassifier):
     folded: bool = False
     made: dict[str, Any] = field(default_factory=dict)
     accuracy: dict[str, dict[str, Any]] = field(default_factory=dict)
-    sizes: list[dict[str, Any]] = field(default_factory=list)
     _pixels: tuple[Tensor, Tensor] | None = None
     _backbone: Backbone | None = None
-    _stored: tuple[Path, dict[str, Any]] = field(default_factory=lambda: (Path(), {}))
+    _stored: format.Stored | None = None  # the file it was saved to or loaded from
+    _weights: format.Weights | None = None  # psi's, that the file it was loaded from holds
     _machine: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -79,21 +64,16 @@ class Bundle(PhotoClassifier):
         psi: Backbone | None = None,
         projector: Projector | None = None,
         *,
-        solver: str = "ridge",
-        views: int = VIEWS,
-        min_area: float = 0.08,
-        blends: bool = False,
-        seed: int = 0,
         batch_size: int = 256,
+        **fit: Any,
     ) -> Bundle:
         """Join a synthetic set and the classifier trained on the full data; fits the projector where psi needs one and none is given.
 
         Args:
             phi: the backbone that distilled, and whose features ``classifier`` takes.
             psi: the backbone that photos will go through; None takes phi.
-            solver, views, min_area, blends, seed: how the projector is fitted (`fit_projector`): on ``views`` flips and crops of
-                every image, of at least ``min_area`` of it, the same for both backbones; with ``blends`` half of them
-                of two images blended.
+            fit: how the projector is fitted, the options of `sfm_fast.evaluation.projector.ProjectorFit`: solver, views, min_area,
+                blends, seed. The views are the same for both backbones.
 
         Raises ``InputError`` where the parts weren't made with each other.
         """
@@ -105,27 +85,23 @@ class Bundle(PhotoClassifier):
         # As the bundle keeps them: who fits another projector on a bundle's images later starts from the same ones.
         pixels = to_bytes(synthetic.images)
         if not same and projector is None:
-            projector = fit(
-                from_bytes(pixels),
-                phi,
-                evaluating,
-                solver=solver,
-                views=views,
-                min_area=min_area,
-                blends=blends,
-                seed=seed,
-                batch_size=batch_size,
-            )
+            from ..evaluation.projector import ProjectorFit, fit_on_images
+
+            projector = fit_on_images(from_bytes(pixels), phi, evaluating, ProjectorFit(**fit), batch_size=batch_size)
         if projector is not None:
             check_projector(projector, phi, evaluating)
         return cls(
             class_names=list(classifier.class_names),
-            classifier=on_cpu(classifier),
-            projector=None if projector is None else on_cpu(projector),
+            classifier=_on_cpu(classifier),
+            projector=None if projector is None else _on_cpu(projector),
             phi=phi.describe(),
             psi=evaluating.describe(),
             channels=synthetic.images.shape[1],
-            made=how_made(synthetic, classifier, projector),
+            made={
+                "synthetic": _without_backbone(synthetic.metadata),
+                "classifier": _without_backbone(classifier.metadata),
+                "projector": None if projector is None else projector.metadata,
+            },
             _pixels=(pixels, synthetic.labels.cpu()),
             _backbone=evaluating,
         )
@@ -134,57 +110,59 @@ class Bundle(PhotoClassifier):
         """The same with classifier and projector as one map, C x Dpsi, and without images: it classifies, and no more."""
         merged: LinearMap = self.classifier if self.projector is None else compose(self.classifier, self.projector)
         classifier = Classifier(merged.weight, merged.bias, self.class_names, {"backbone": self.psi})
-        return replace(self, classifier=classifier, projector=None, folded=True, sizes=[], _pixels=None)
+        return replace(self, classifier=classifier, projector=None, folded=True, _pixels=None)
 
     def as_stored(self, *, dtype: str = "bf16", folded: bool = False) -> Bundle:
         """The bundle that `load` reads of what `save` with these arguments writes: its weights are the rounded ones."""
         if dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         whole = self.fold() if folded and not self.folded else self
-        projector = None if whole.projector is None else rounded(whole.projector, dtype)
-        return replace(whole, classifier=rounded(whole.classifier, dtype), projector=projector)
+        projector = None if whole.projector is None else _rounded(whole.projector, dtype)
+        return replace(whole, classifier=_rounded(whole.classifier, dtype), projector=projector)
 
     def save(
         self,
-        folder: str | os.PathLike[str],
+        path: str | os.PathLike[str],
         *,
         dtype: str = "bf16",
         folded: bool = False,
         with_backbone: bool | None = None,
     ) -> None:
-        """Write the bundle as a folder, whole or not at all; an earlier bundle there is replaced, anything else is refused.
+        """Write the bundle as one safetensors file, whole or not at all; an earlier bundle there is replaced, anything else is refused.
 
         Args:
             dtype: of the stored weights, "bf16" or "fp32"; biases are float32. Images are stored with 8 bits a channel.
             folded: store `fold` of it.
-            with_backbone: store psi's weights too, so that nothing is needed but the folder (and timm); None stores those that
+            with_backbone: store psi's weights too, so that nothing is needed but the file (and timm); None stores those that
                 this bundle was loaded with.
         """
         kept = self.as_stored(dtype=dtype, folded=folded)
-        source, files = self._stored
-        weights: Backbone | Path | None = None
+        target = format.check_bundle_file(path)
+        weights = None
         if with_backbone:
-            check_storable(weights := self.backbone)
-        elif with_backbone is None and WEIGHTS in files:
-            weights = checked_file(source, WEIGHTS, files)
-        pixels = None if self.folded else self._read_pixels()  # though folded: this may take the place where they lie
-        with replaced_folder(folder) as place:
-            details = {} if pixels is None or kept.folded else {IMAGES: save_images(place / IMAGES, *pixels)}
-            made_with = kept.psi if kept.folded else kept.phi
-            details |= save_heads(place, kept.classifier, kept.projector, dtype, made_with)
-            if weights is not None:
-                save_psi(place, weights)
-                details[WEIGHTS] = self.psi["name"]
-            config = config_of(kept, dtype) | {"files": {name: describe_file(place / name) for name in details}}
-            write_texts(place, config, details)
-        self.sizes = config["sizes"]
-        if files and os.path.realpath(source) == os.path.realpath(expand(folder, "folder")):
-            self._stored = (source, config["files"])  # what it was loaded from is this now
+            check_storable(self.backbone)
+            weights = format.Weights.of(self.backbone)
+        elif with_backbone is None:
+            weights = self._weights
+        parts: dict[str, dict[str, Tensor]] = {}
+        if kept._pixels is not None:
+            parts[format.IMAGES] = dict(zip(("pixels", "labels"), kept._pixels, strict=True))
+        for part, head in ((format.CLASSIFIER, kept.classifier), (format.PROJECTOR, kept.projector)):
+            if head is not None:
+                parts[part] = {"weight": head.weight.to(DTYPES[dtype]), "bias": head.bias}
+        if weights is not None:
+            parts[format.WEIGHTS] = dict(weights.tensors)
+        config = kept.config()
+        config |= {"weights": None if weights is None else dict(weights.about)}
+        config |= {"readme": card.readme(config, weights is not None)}
+        stored = format.Stored(config, parts)
+        format.write(target, stored)
+        self._stored = stored
 
     @classmethod
     def load(
         cls,
-        folder: str | os.PathLike[str],
+        path: str | os.PathLike[str],
         *,
         backbone: Backbone | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
@@ -195,24 +173,30 @@ class Bundle(PhotoClassifier):
 
         Raises ``InputError`` naming the file that is missing, damaged or of a later format, or the backbone that is another one.
         """
-        place = expand(folder, "bundle")
-        config = read_config(place)
-        classifier, projector = load_heads(place, config)
+        stored = format.read(expand(path, "bundle"))
+        config, parts, made = stored.config, stored.parts, stored.config["made"]
+        about = {"backbone": config["evaluating_backbone" if config["folded"] else "distilling_backbone"]}
+        about |= {} if config["folded"] else made.get("classifier") or {}
+        head, inner = parts[format.CLASSIFIER], parts.get(format.PROJECTOR)
+        pixels = parts.get(format.IMAGES)
         bundle = cls(
-            class_names=classifier.class_names,
-            classifier=classifier,
-            projector=projector,
+            class_names=config["class_names"],
+            classifier=Classifier(head["weight"].float(), head["bias"].float(), config["class_names"], about),
+            projector=None
+            if inner is None
+            else Projector(inner["weight"].float(), inner["bias"].float(), dict(made.get("projector") or {})),
             phi=config["distilling_backbone"],
             psi=config["evaluating_backbone"],
             channels=config["channels"],
             folded=config["folded"],
-            made=config["made"],
+            made=made,
             accuracy=config["accuracy"],
-            sizes=config["sizes"],
-            _stored=(place, config["files"]),
+            _pixels=None if pixels is None else (pixels["pixels"], pixels["labels"]),
+            _stored=stored,
+            _weights=stored.weights(),
             _machine={"checkpoint": checkpoint, "device": device, "precision": precision},
         )
-        bundle._backbone = None if backbone is None else check_psi(backbone, bundle.psi, place)
+        bundle._backbone = None if backbone is None else format.check_psi(backbone, bundle.psi, stored.where)
         return bundle
 
     def __repr__(self) -> str:
@@ -223,30 +207,146 @@ class Bundle(PhotoClassifier):
     def backbone(self) -> Backbone:
         """psi, loaded at the first use; raises ``InputError`` where its weights can't be had, or are others."""
         if self._backbone is None:
-            self._backbone = load_psi(self.psi, *self._stored, self._machine)
+            assert self._stored is not None  # a bundle that wasn't loaded has its backbone
+            self._backbone = format.load_psi(self._stored, self._machine)
         return self._backbone
 
     @property
     def synthetic(self) -> SyntheticSet:
-        """The synthetic images, read at the first use; a folded bundle has none (``InputError``)."""
-        pixels, labels = self._read_pixels()
+        """The synthetic images; a folded bundle has none (``InputError``)."""
+        if self._pixels is None:
+            raise InputError("this bundle is folded: it classifies, and holds no images")
+        pixels, labels = self._pixels
         metadata = {**(self.made.get("synthetic") or {}), "backbone": self.phi}
         return SyntheticSet(from_bytes(pixels), labels, self.class_names, metadata)
 
-    def _read_pixels(self) -> tuple[Tensor, Tensor]:
-        if self.folded:
-            raise InputError("this bundle is folded: it classifies, and holds no images")
-        if self._pixels is None:
-            place, files = self._stored
-            self._pixels = read_images(checked_file(place, IMAGES, files), len(self.class_names))
-        return self._pixels
+    def classify(self, photos: Any, *, top: int = 5, batch_size: int = 256) -> Any:
+        """The likeliest classes, [(name, probability), …], best first; for several photos a list of such lists.
+
+        Args:
+            photos: a path, a PIL image, an array or tensor (HW, HWC or CHW; uint8, or floats in 0..1); several as a list or
+                other iterable, or as one tensor (N, channels, H, W). Of any size: the shorter side is resized and the centre cut, as
+                for the data that the backbone was trained with. A photo is turned as its EXIF data says.
+            top: how many classes to name, at most.
+        """
+        if top < 1:
+            raise InputError(f"top must be at least 1, got {top}")
+        best = self.probabilities(photos, batch_size=batch_size).topk(min(top, len(self.class_names)), dim=1)
+        named = [
+            [(self.class_names[index], value) for index, value in zip(indices, values, strict=True)]
+            for indices, values in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
+        return named[0] if is_one(photos) else named
+
+    def probabilities(self, photos: Any, *, batch_size: int = 256) -> Tensor:
+        """Probabilities (N, C) float32 on the CPU, of what `classify` takes, batch by batch."""
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        batches = photo_batches(photos, self._transform(), batch_size)
+        parts = [self.logits(self.backbone.features(batch, batch_size).cpu()) for batch in batches]
+        logits = torch.cat(parts) if parts else torch.zeros(0, len(self.class_names))
+        if not logits.isfinite().all():
+            bad = int((~logits.isfinite().all(1)).nonzero()[0])
+            raise InputError(f"photo {bad}: not finite numbers come out of it; pixels must be finite")
+        return logits.softmax(1)
+
+    def logits(self, features: Tensor) -> Tensor:
+        """(N, C) of psi's features (N, Dpsi), float32 on the CPU."""
+        return self.classifier(features if self.projector is None else self.projector(features))
+
+    def _transform(self) -> ImageTransform:
+        return self.backbone.transform(min(self.channels, self.backbone.in_channels))
+
+    def evaluate(self, source: ImageSource, *, batch_size: int = 256, progress: bool = False) -> dict[str, Any]:
+        """Top-1 accuracy on a labelled data set of these classes (`open_dataset`), as {"top1", "images"}.
+
+        It joins ``accuracy``, which `save` writes; the weights are those in memory, `as_stored` has those of the file.
+        """
+        check_class_names(source.class_names, self.class_names, source.name, "the bundle's")
+        if batch_size < 1:
+            raise InputError(f"batch_size must be at least 1, got {batch_size}")
+        right = images = 0
+        with tqdm(total=len(source) or None, desc=source.name, unit="image", disable=not progress) as bar:
+            for pixels, labels in source.batches(batch_size, self._transform()):
+                check_labels(f"labels of {source.name}", labels, len(pixels), len(source.class_names))
+                answers = self.logits(self.backbone.features(pixels, batch_size).cpu()).argmax(1)
+                right += int((answers == labels).sum())
+                images += len(labels)
+                bar.update(len(labels))
+        if not images:
+            raise InputError(f"{source.name}: holds no images")
+        self.accuracy = {**self.accuracy, source.name: {"top1": right / images, "images": images}}
+        return dict(self.accuracy[source.name])
+
+    def config(self) -> dict[str, Any]:
+        """What its file says beside the numbers, as far as it doesn't depend on how it is saved."""
+        return {
+            "class_names": self.class_names,
+            "distilling_backbone": self.phi,
+            "evaluating_backbone": self.psi,
+            "channels": self.channels,
+            "folded": self.folded,
+            "made": self.made,
+            "accuracy": self.accuracy,
+        }
 
     def accuracy_text(self) -> str:
-        """What is known of its accuracy, as its README says it."""
-        return accuracy_text(config_of(self, ""))
+        """What is known of its accuracy, as its page says it."""
+        return card.accuracy_text(self.config())
+
+    def readme(self) -> str:
+        """The page of the file that it was saved to or loaded from: what it is, and how to use it."""
+        return str(self._saved().config["readme"])
 
     def size_report(self) -> list[dict[str, Any]]:
-        """Rows {"what", "bytes", "detail"} of the folder's files as they were saved or loaded, their total, and the training images'."""
-        if not self.sizes:
-            raise InputError("sizes are those of files: save the bundle first")
-        return [dict(row) for row in self.sizes]
+        """Rows {"what", "bytes", "detail"} of the file that it was saved to or loaded from, their total, and the training images'."""
+        rows = self._saved().sizes()
+        count = (self.made.get("classifier") or {}).get("images")
+        if isinstance(count, int):
+            side = self.phi["input_size"]
+            detail = f"{count} x {side} x {side} x {self.channels}, uint8, as {self.phi['name']} takes them"
+            size = count * side**2 * self.channels
+            rows.append({"what": "training images (not inside)", "bytes": size, "detail": detail})
+        return rows
+
+    def _saved(self) -> format.Stored:
+        if self._stored is None:
+            raise InputError("this is known of a file: save the bundle first")
+        return self._stored
+
+
+def check_parts(synthetic: SyntheticSet, classifier: Classifier, phi: Backbone) -> None:
+    """Raise ``InputError`` unless images and classifier were made with ``phi``, for the same classes."""
+    for what, metadata in (("synthetic", synthetic.metadata), ("classifier", classifier.metadata)):
+        check_recorded(metadata.get("backbone") or {}, phi, f"{what}: made with", "phi")
+    if classifier.in_features != phi.num_features:
+        raise InputError(
+            f"classifier takes {classifier.in_features} features, phi ({phi.name}) gives {phi.num_features}"
+        )
+    check_class_names(classifier.class_names, synthetic.class_names, "classifier", "the synthetic set's")
+
+
+def check_projector(projector: Projector, phi: Backbone, psi: Backbone) -> None:
+    """Raise ``InputError`` unless ``projector`` takes psi's features and gives phi's; as far as it says itself, of these weights."""
+    for key, model in (("psi", psi), ("phi", phi)):
+        check_recorded(projector.metadata.get(key) or {}, model, f"projector: fitted for {key}", key)
+    if (projector.in_features, projector.out_features) != (psi.num_features, phi.num_features):
+        raise InputError(
+            f"projector takes {projector.in_features} features and gives {projector.out_features}, wanted {psi.num_features} of "
+            f"{psi.name} to {phi.num_features} of {phi.name}"
+        )
+
+
+def _on_cpu(head: Head) -> Head:
+    """The same map, float32 on the CPU."""
+    return replace(head, weight=head.weight.detach().float().cpu(), bias=head.bias.detach().float().cpu())
+
+
+def _rounded(head: Head, dtype: str) -> Head:
+    """The same map with weights as ``dtype`` holds them, in float32."""
+    return replace(head, weight=head.weight.to(DTYPES[dtype]).float())
+
+
+def _without_backbone(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Of the backbones, which the bundle names itself, no second copy."""
+    return {key: value for key, value in metadata.items() if key != "backbone"}

@@ -1,28 +1,28 @@
-"""`sfm-fast bundle`: put a run, a classifier and a projector into one folder that classifies photos."""
+"""`sfm-fast bundle`: put a run, a classifier and a projector into one file that classifies photos."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
+from dataclasses import asdict
 
 from ..backbones.record import check_storable
-from ..bundle.bundle import VIEWS, Bundle
-from ..bundle.folder import check_bundle_folder
-from ..bundle.parts import DTYPES, check_parts, check_test_set
+from ..bundle.bundle import DTYPES, Bundle, check_parts
+from ..bundle.format import check_bundle_file
+from ..checks import check_class_names
 from ..data.datasets import open_dataset
 from ..errors import InputError
 from ..evaluation.heads import Classifier
-from ..evaluation.projector import SOLVERS
+from ..evaluation.projector import ProjectorFit
 from ..report.tables import text_table
 from ..synthetic import SyntheticSet
 from . import common
 
 NAME = "bundle"
 SUMMARY = (
-    "Put synthetic images, classifier and projector into one folder that classifies photos without the training data."
+    "Put synthetic images, classifier and projector into one file that classifies photos without the training data."
 )
-EXAMPLE = "sfm-fast bundle runs/sfm --classifier classifier.safetensors --out bundles/fashion"
+EXAMPLE = "sfm-fast bundle runs/sfm --classifier classifier.safetensors --out fashion.safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--classifier", metavar="FILE", required=True, help="of `sfm-fast classifier`, on the backbone that distilled"
     )
     parser.add_argument(
-        "--out", metavar="FOLDER", required=True, help="folder to write; a bundle that lies there is replaced"
+        "--out",
+        metavar="FILE",
+        required=True,
+        help="file to write, such as mine.safetensors; a bundle that lies there is replaced",
     )
     common.add_backbone_arguments(parser)
     parser.add_argument(
@@ -39,22 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--eval-checkpoint", metavar="FILE", help="local weights of --eval-backbone")
     parser.add_argument("--eval-image-size", type=int, metavar="PX", help="input side of --eval-backbone")
-    parser.add_argument("--projector", choices=SOLVERS, default="ridge", help="how the projector is fitted")
-    parser.add_argument(
-        "--views",
-        type=int,
-        default=VIEWS,
-        help="augmented views of every image that the projector is fitted on",
-    )
-    parser.add_argument(
-        "--min-area", type=float, default=0.08, help="smallest crop of these views, as a part of the image"
-    )
-    parser.add_argument(
-        "--blends",
-        action="store_true",
-        help="fit it on blends of two images too, in half of the views",
-    )
-    parser.add_argument("--seed", type=int, default=0, help="of these views")
+    common.add_options(parser, ProjectorFit, solver="--projector")
     parser.add_argument(
         "--test-data",
         metavar="SPEC",
@@ -78,15 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     common.set_threads(args)
-    place = check_bundle_folder(args.out, "--out")
-    if args.json and args.json != "-" and Path(os.path.realpath(args.json)).is_relative_to(place):
-        raise InputError(f"--json {args.json}: lies in --out, which holds nothing but the bundle; choose another place")
-    if args.views < 1:
-        raise InputError(f"--views must be at least 1, got {args.views}")
-    if not 0 < args.min_area <= 1:
-        raise InputError(f"--min-area must be in (0, 1], got {args.min_area}")
-    if not 0 <= args.seed < 2**63:
-        raise InputError(f"--seed must be in [0, 2**63), got {args.seed}")
+    target = check_bundle_file(args.out, "--out")
+    if args.json and os.path.realpath(args.json) == str(target):
+        raise InputError(f"--json {args.json}: is --out too; choose another file")
+    fit = common.made(args, ProjectorFit)
     synthetic = SyntheticSet.load(args.run_folder)
     classifier = Classifier.load(args.classifier)
     phi = common.open_backbone(args)
@@ -99,23 +82,12 @@ def run(args: argparse.Namespace) -> None:
         )
         if test.told:
             common.say(args, test.told)
-        check_test_set(test, classifier.class_names)
+        check_class_names(test.class_names, classifier.class_names, test.name, "the bundle's")
     psi = common.open_evaluating_backbone(args)
     if args.with_backbone:
         check_storable(psi or phi)
-    bundle = Bundle.create(
-        synthetic,
-        classifier,
-        phi,
-        psi,
-        solver=args.projector,
-        views=args.views,
-        min_area=args.min_area,
-        blends=args.blends,
-        seed=args.seed,
-        batch_size=args.batch_size,
-    )
-    bundle = bundle.as_stored(dtype=args.dtype, folded=args.folded)  # so that the accuracy is that of the files
+    bundle = Bundle.create(synthetic, classifier, phi, psi, batch_size=args.batch_size, **asdict(fit))
+    bundle = bundle.as_stored(dtype=args.dtype, folded=args.folded)  # so that the accuracy is that of the file
     if test is not None:
         bundle.evaluate(test, batch_size=args.batch_size, progress=not args.quiet)
     bundle.save(args.out, dtype=args.dtype, folded=args.folded, with_backbone=args.with_backbone)

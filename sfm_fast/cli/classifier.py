@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from ..evaluation.classifier import SOLVERS, WEIGHT_DECAYS, train_on_source
+from ..evaluation.classifier import WEIGHT_DECAYS, train_on_source
 from ..evaluation.heads import Classifier
 from ..features.cache import FeatureCache
 from ..files import check_free_space, check_output_file
@@ -21,12 +21,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="split to train on")
     parser.add_argument("--test-split", default="test", help="split to test on; '' for none")
     common.add_backbone_arguments(parser)
-    parser.add_argument(
-        "--solver",
-        choices=SOLVERS,
-        default=SOLVERS[0],
-        help="lbfgs: all features at once, to convergence; minibatch: Adam with a cosine schedule",
-    )
     common.add_list_argument(
         parser,
         "--weight-decay",
@@ -38,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--validation", type=float, metavar="PART", default=0.1, help="part of each class that chooses the weight decay"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the validation split and of the batches")
+    parser.add_argument("--seed", type=int, default=0, help="of the validation split")
     parser.add_argument("--cache", metavar="FOLDER", help="keep features here, and take them from here")
     parser.add_argument("--out", metavar="FILE", default="classifier.safetensors", help="file to write")
 
@@ -60,7 +54,6 @@ def run(args: argparse.Namespace) -> None:
         cache=cache,
         batch_size=args.batch_size,
         progress=not args.quiet,
-        solver=args.solver,
         weight_decays=args.weight_decay,
         validation=args.validation,
         seed=args.seed,
@@ -78,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
         | {"class_names": classifier.class_names}
         | found,
         f"{found['images']} images of {classifier.out_features} classes: weight decay {found['weight_decay']:g}, top-1 {', '.join(scores)}",
-        f"features {found['feature_seconds']:.1f} s, training {found['seconds']:.1f} s ({found['iterations']} {args.solver} steps in the last fit, on all images)"
+        f"features {found['feature_seconds']:.1f} s, training {found['seconds']:.1f} s ({found['iterations']} L-BFGS steps in the last fit, on all images)"
         + (", not converged" if found["converged"] is False else ""),
         f"{classifier.parameters} parameters, {classifier.nbytes()} bytes -> {args.out}",
     )

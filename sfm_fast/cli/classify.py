@@ -10,11 +10,11 @@ from . import common
 
 NAME = "classify"
 SUMMARY = "Name the likeliest classes of photos, by a bundle of `sfm-fast bundle`."
-EXAMPLE = "sfm-fast classify bundles/fashion photo.jpg"
+EXAMPLE = "sfm-fast classify fashion.safetensors photo.jpg"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("bundle", metavar="BUNDLE", help="folder of `sfm-fast bundle`")
+    parser.add_argument("bundle", metavar="BUNDLE", help="file of `sfm-fast bundle`")
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="image files")
     parser.add_argument("--top", type=int, metavar="K", default=5, help="classes to name for each")
     parser.add_argument(

@@ -18,8 +18,10 @@ from ..data import datasets
 from ..data.sources import ImageSource
 from ..errors import InputError
 from ..files import write_json
+from ..options import options_of
 
 Name = TypeVar("Name", str, int)
+Made = TypeVar("Made")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,6 +107,49 @@ def check_names(option: str, names: Sequence[Name], known: Sequence[Name], befor
             hint = f"; where it is a {before.split()[-1]}, write: {before} {option} ..." if swallowed else ""
             raise InputError(f"{option}: {name!r} is none of {', '.join(map(str, known))}{hint}")
     return list(dict.fromkeys(names))
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type, names: Sequence[str] = (), **flags: str) -> None:
+    """An option for each field (or each of ``names``) of a dataclass of `sfm_fast.options`; None where it isn't given.
+
+    ``flags``: fields that are called otherwise on the command line. `given_options` reads them.
+    """
+    for name, one in options_of(kind).items():
+        if names and name not in names:
+            continue
+        default = getattr(kind, name)
+        usual = one.usual or (f"{default:g}" if isinstance(default, float) else str(default))
+        flag = flags.get(name, f"--{name.replace('_', '-')}")
+        if isinstance(default, bool):
+            usual = "yes" if default else "no"
+            action = argparse.BooleanOptionalAction
+            parser.add_argument(flag, dest=name, action=action, default=None, help=f"{one.help} (default: {usual})")
+            continue
+        parser.add_argument(
+            flag,
+            dest=name,
+            type=str if one.choices else int if one.least is not None else float,
+            choices=one.choices or None,
+            metavar=one.metavar,
+            help=f"{one.help} (default: {usual})".replace("%", "%%"),
+        )
+
+
+def given_options(args: argparse.Namespace, kind: type) -> dict[str, Any]:
+    """Those fields of the dataclass ``kind`` that the command line gives."""
+    values = ((name, getattr(args, name, None)) for name in options_of(kind))
+    return {name: value for name, value in values if value is not None}
+
+
+def made(args: argparse.Namespace, kind: type[Made], **more: Any) -> Made:
+    """The dataclass ``kind`` of the options given, and of ``more``; what is wrong is told by the option's name on the command line."""
+    try:
+        return kind(**given_options(args, kind), **more)
+    except InputError as error:
+        name, _, rest = str(error).partition(" ")
+        if name not in options_of(kind):
+            raise
+        raise InputError(f"--{name.replace('_', '-')} {rest}") from error
 
 
 def set_threads(args: argparse.Namespace) -> None:

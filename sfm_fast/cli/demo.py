@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 
-from .. import __version__
 from ..backbones.load import load_backbone
 from ..data.datasets import EMBEDDED, open_dataset
 from ..demo.cost import compare_methods, sfm_and_lgm
@@ -25,6 +24,7 @@ from ..features.compute import class_statistics
 from ..files import locked_folder, write_json
 from ..report.tables import accuracy_table
 from ..synthetic import SyntheticSet
+from ..version import __version__
 from . import common
 
 NAME = "demo"

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..distill.build import make_distiller
 from ..distill.config import RECOMMENDED, STATES, DistillConfig, Execution
-from ..distill.images import PARAMETRIZATIONS
-from ..distill.objectives import LEVELS, LGM_VARIANTS, METHODS
-from ..distill.run_folder import check_intervals, check_run_folder
+from ..distill.run import Every
+from ..distill.run_folder import check_run_folder
 from ..errors import InputError
 from ..features.statistics import ClassStatistics
-from ..ops.backends import ALIGNMENTS, METRICS
 from ..units import parse_bytes
 from . import common
 
@@ -24,7 +22,6 @@ EXAMPLE = "sfm-fast distill --data embedded --ipc 1 --steps 1000 --out runs/sfm"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default = DistillConfig()
     common.add_data_arguments(parser)
     common.add_backbone_arguments(parser)
     parser.add_argument(
@@ -32,7 +29,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_method_arguments(parser)
     add_execution_arguments(parser)
-    parser.add_argument("--seed", type=int, default=default.seed, help="of all random numbers")
     parser.add_argument("--out", metavar="FOLDER", default="run", help="folder for images, log, checkpoint and result")
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(
@@ -42,15 +38,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--state gives the same up to rounding",
     )
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    parser.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS", help="steps between checkpoints")
-    parser.add_argument("--grid-every", type=int, default=500, metavar="STEPS", help="steps between picture grids")
-    parser.add_argument("--log-every", type=int, default=10, metavar="STEPS", help="steps between log lines")
+    common.add_options(parser, Every)
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the method and its images."""
-    default = DistillConfig()
-    # No defaults where --recommended has others: what is given wins over both, wherever it stands.
     parser.add_argument(
         "--recommended",
         action="store_true",
@@ -58,80 +50,14 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         + ", ".join(f"{name} {value}" for name, value in RECOMMENDED.items())
         + ", and level cluster for more than one image a class; options that are given stay as they are",
     )
-    parser.add_argument(
-        "--method",
-        choices=METHODS,
-        help="sfm: flows between class centres, the paper's; sfm-decoupled: means to their centres; lgm: linear gradient matching "
-        f"(default: {default.method})",
-    )
-    parser.add_argument(
-        "--level",
-        choices=LEVELS,
-        help="of sfm and sfm-decoupled: match class means, or each image of a class with one of its k-means centres, as many as --ipc "
-        f"(default: {default.level})",
-    )
-    parser.add_argument("--ipc", type=int, default=default.ipc, help="synthetic images per class")
-    parser.add_argument("--steps", type=int, default=default.steps, help="optimisation steps")
-    parser.add_argument("--lr", type=float, default=default.lr, help="Adam's step size")
-    parser.add_argument(
-        "--views", type=int, metavar="A", help="augmented views of every image a step (default: 1 for sfm, 10 for lgm)"
-    )
-    parser.add_argument(
-        "--parametrization", choices=PARAMETRIZATIONS, default=default.parametrization, help="of the images"
-    )
-    parser.add_argument(
-        "--size",
-        type=int,
-        metavar="PX",
-        help="side of the images (default: 8/7 of the backbone's input, small inputs as they are)",
-    )
-    parser.add_argument(
-        "--grow-every", type=int, default=default.grow_every, metavar="STEPS", help="steps between pyramid levels"
-    )
-    parser.add_argument(
-        "--average-last",
-        type=float,
-        metavar="SHARE",
-        help="take the mean of the images over this share of the steps, the last ones, such as 0.25 "
-        f"(default: {default.average_last:g}, the last images alone)",
-    )
-    parser.add_argument(
-        "--alignment",
-        choices=ALIGNMENTS,
-        default=default.alignment,
-        help="of sfm: all flows at once, class by class, or every pair",
-    )
-    parser.add_argument("--metric", choices=METRICS, default=default.metric, help="how flows are compared, of sfm")
-    parser.add_argument(
-        "--alpha",
-        type=float,
-        default=default.alpha,
-        help="of sfm-decoupled: weight of the class's own term; 1 leaves the other classes' term out",
-    )
-    parser.add_argument(
-        "--lgm-variant",
-        choices=LGM_VARIANTS,
-        default=default.lgm_variant,
-        help="of lgm: how its gradients are computed",
-    )
-    parser.add_argument(
-        "--min-area",
-        type=float,
-        metavar="SHARE",
-        help=f"smallest random crop, as a part of the image (default: {default.min_area:g})",
-    )
-    parser.add_argument(
-        "--noise",
-        action=argparse.BooleanOptionalAction,
-        help=f"whether views get Gaussian noise (default: {'yes' if default.noise else 'no'})",
-    )
+    common.add_options(parser, DistillConfig)
 
 
 def method_config(args: argparse.Namespace) -> DistillConfig:
     """The configuration that options of `add_method_arguments` give."""
-    known = {field.name for field in fields(DistillConfig)}
-    given = {name: value for name, value in vars(args).items() if name in known and value is not None}
-    return DistillConfig.recommended(**given) if args.recommended else DistillConfig(**given)
+    if args.recommended:
+        return DistillConfig.recommended(**common.given_options(args, DistillConfig))
+    return common.made(args, DistillConfig)
 
 
 def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,7 +99,7 @@ def run(args: argparse.Namespace) -> None:
         args.state,
     )
     config = method_config(args)
-    check_intervals(checkpoint_every=args.checkpoint_every, grid_every=args.grid_every, log_every=args.log_every)
+    every = common.made(args, Every)
     check_run_folder(args.out, resume=args.resume, overwrite=args.overwrite)
     backbone = common.open_backbone(args, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
     statistics = ClassStatistics.load(args.stats) if args.stats is not None and config.method != "lgm" else None
@@ -193,10 +119,8 @@ def run(args: argparse.Namespace) -> None:
         args.out,
         resume=args.resume,
         overwrite=args.overwrite,
-        checkpoint_every=args.checkpoint_every,
-        grid_every=args.grid_every,
-        log_every=args.log_every,
         progress=not args.quiet,
+        **asdict(every),
     )
     step = summary["median_step_seconds"]
     common.finish(

@@ -6,13 +6,10 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from ..backbones.record import check_recorded
-from ..checks import told_differences
 from ..errors import InputError
 from ..evaluation.evaluator import MODES, REFERENCES, Evaluator, ProbeConfig
 from ..evaluation.heads import Classifier
 from ..evaluation.modes import check_classifier
-from ..evaluation.projector import SOLVERS
 from ..evaluation.references import USUAL, TooFewImagesError
 from ..features.cache import FeatureCache
 from ..report.tables import accuracy_table
@@ -25,7 +22,6 @@ EXAMPLE = "sfm-fast eval runs/sfm --data embedded --mode probe,inherit,kd --eval
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default = ProbeConfig()
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="folders of `sfm-fast distill`, or their synthetic.safetensors"
     )
@@ -61,44 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="written by `sfm-fast classifier` on --backbone, for the modes inherit and kd; without it the classifier is trained first, and not kept",
     )
-    parser.add_argument(
-        "--projector", choices=SOLVERS, default=default.projector, help="how mode inherit fits its projector"
-    )
-    parser.add_argument(
-        "--blends",
-        action="store_true",
-        help="fit it on blends of two images too, in half of the views",
-    )
-    parser.add_argument(
-        "--temperature", type=float, default=default.temperature, help="softens the teacher's probabilities in mode kd"
-    )
-    parser.add_argument("--alpha", type=float, default=default.alpha, help="the teacher's part in the loss of mode kd")
     parser.add_argument("--cache", metavar="FOLDER", help="keep features of data sets here, and take them from here")
-    parser.add_argument("--seeds", type=int, default=default.seeds, help="fits of every row")
-    parser.add_argument(
-        "--epochs",
-        type=int,
-        default=default.epochs,
-        help="most epochs of a fit with Adam, which takes at most 20 000 steps",
-    )
-    parser.add_argument("--views", type=int, default=default.views, help="augmented views cached for every image")
-    parser.add_argument(
-        "--min-area", type=float, default=default.min_area, help="smallest random crop, as a part of the image"
-    )
+    common.add_options(parser, ProbeConfig)
 
 
 def run(args: argparse.Namespace) -> None:
     common.set_threads(args)
-    config = ProbeConfig(
-        seeds=args.seeds,
-        epochs=args.epochs,
-        views=args.views,
-        min_area=args.min_area,
-        projector=args.projector,
-        blends=args.blends,
-        temperature=args.temperature,
-        alpha=args.alpha,
-    )
+    config = common.made(args, ProbeConfig)
     if args.ipc < 1:
         raise InputError(f"--ipc must be at least 1, got {args.ipc}")
     modes = common.check_names("--mode", args.mode, MODES, "sfm-fast eval RUN")
@@ -111,23 +76,10 @@ def run(args: argparse.Namespace) -> None:
     classifier = Classifier.load(args.classifier) if args.classifier else None
     cache = FeatureCache(args.cache)
     distilling = common.open_backbone(args)
-    for path, synthetic in sets.items():
-        try:
-            check_recorded(synthetic.metadata.get("backbone", {}), distilling, f"{path}: distilled on", "--backbone")
-        except InputError as error:
-            raise InputError(
-                f"{error}; name the distilling one there, and another to test on as --eval-backbone"
-            ) from None
     evaluating = common.open_evaluating_backbone(args) or distilling
     test = common.open_data(args, args.test_split)
     trains = classifier is None and modes != ["probe"]
     train = common.open_data(args, "train") if names or trains else None
-    for path, synthetic in sets.items():
-        if synthetic.class_names != test.class_names:
-            raise InputError(
-                f"{path}: its {len(synthetic.class_names)} classes are not the test set's {len(test.class_names)} "
-                f"({told_differences(synthetic.class_names, test.class_names)})"
-            )
     if classifier is not None:
         check_classifier(classifier, distilling, test.class_names, f"--classifier {args.classifier}")
     elif trains and train is not None:
@@ -144,6 +96,8 @@ def run(args: argparse.Namespace) -> None:
         batch_size=args.batch_size,
         progress=not args.quiet,
     )
+    for path, synthetic in sets.items():
+        evaluator.check_synthetic(synthetic, path, "--backbone")
     rows, left_out = _rows(args, evaluator, sets, names)
     if not rows:
         raise InputError("nothing to evaluate: " + "; ".join(f"{one['images']}: {one['reason']}" for one in left_out))

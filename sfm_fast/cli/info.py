@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from .. import __version__, explain
 from ..backbones.shipped import DEFAULT, SHIPPED
 from ..errors import InputError
 from ..files import load_tensors
+from ..ops.backends import explain
+from ..version import __version__
 from . import common
 
 NAME = "info"

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
-from .. import __version__
-from ..distill.distiller import Interrupted
+from ..distill.run import Interrupted
 from ..errors import InputError
 from ..files import check_output_file, check_replaces_json, expand
 from ..measure.memory import is_out_of_memory
+from ..version import __version__
 from . import bench, bundle, classifier, classify, demo, distill, evaluate, info, plan, stats
 from .streams import exit_code, steady_streams
 

@@ -7,14 +7,14 @@ from typing import Any
 
 import torch
 
-from .. import __version__
 from ..backbones.load import shape_of_backbone
 from ..backbones.shipped import DEFAULT, SHIPPED
 from ..distill.config import DistillConfig
-from ..distill.plan import plan_rows
+from ..distill.plan import plan
 from ..errors import InputError
 from ..report.tables import plan_table
 from ..units import parse_bytes
+from ..version import __version__
 from . import common, distill
 
 NAME = "plan"
@@ -71,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
         grad_checkpointing=args.grad_checkpointing,
     )
     channels = min(args.channels or 3, backbone.in_channels)
-    rows = plan_rows(
+    rows = plan(
         config,
         backbone,
         args.num_classes,

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import philox
+from ..checks import check_labels
 from ..errors import InputError, require_package
 from .decoder import is_grey
 from .loader import ReadItems, read_batches, unreadable
@@ -62,6 +64,13 @@ class ImageSource:
             raise InputError(f"{self.name}: an index in {list(indices)[:8]}… is beyond its {position} images")
         pairs = [pair for pair in found if pair is not None]
         return torch.stack([image for image, _ in pairs]), torch.stack([label for _, label in pairs])
+
+    def draw(self, count: int, transform: ImageTransform, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        """``count`` images and labels at random without replacement, others at each ``step``; the same seed and step give the same."""
+        chosen = philox.permutation(len(self), seed=seed, stream=philox.Stream.REAL_BATCH, step=step)[:count]
+        images, labels = self.take(chosen.tolist(), transform)
+        check_labels(f"labels of {self.name}", labels, len(images), len(self.class_names))
+        return images, labels
 
     def counts(self) -> list[int] | None:
         """Images of each class where that is known without reading any."""

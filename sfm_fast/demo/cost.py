@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -11,7 +10,6 @@ from ..backbones.backbone import Backbone
 from ..data.sources import ImageSource
 from ..distill.build import make_distiller
 from ..distill.config import DistillConfig, Execution
-from ..distill.distiller import Distiller
 from ..distill.objectives import LGM_VARIANTS
 from ..features.statistics import ClassStatistics
 from ..measure.memory import peak_memory
@@ -45,9 +43,7 @@ def compare_methods(
         one_shot = Execution(statistics.num_classes * config.ipc)  # as the papers run their steps
         distiller = make_distiller(config, backbone, source, statistics, execution=one_shot)
         distiller.grow_fully()
-        # "stock" leaves the backbone requiring grad; every other method runs with it frozen.
-        stock = config.method == "lgm" and config.lgm_variant == "stock"
-        steps[name] = functools.partial(_step, distiller, backbone, stock)
+        steps[name] = distiller.step
     timings = interleaved(steps, rounds=rounds, device=backbone.device)
     rows = []
     for name, config in configs.items():
@@ -66,10 +62,4 @@ def compare_methods(
                 "rounds": timing.rounds,
             }
         )
-    backbone.model.requires_grad_(False)
     return rows
-
-
-def _step(distiller: Distiller, backbone: Backbone, stock: bool) -> None:
-    backbone.model.requires_grad_(stock)
-    distiller.step()

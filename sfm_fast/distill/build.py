@@ -17,7 +17,7 @@ from ..features.compute import class_statistics
 from ..features.statistics import ClassStatistics
 from .config import DistillConfig, Execution
 from .distiller import Distiller
-from .objectives import DecoupledFlowMatching, FlowMatching, GradientMatching, Objective
+from .objectives import METHODS, Given
 
 
 def make_distiller(
@@ -35,25 +35,13 @@ def make_distiller(
     SFM needs ``statistics`` (a file, an object, or computed here from ``source``); LGM needs ``source`` alone.
     Raises ``InputError`` where statistics, backbone and ``source`` don't belong together, or what is needed is missing.
     """
-    if config.method == "lgm":
-        if source is None:
-            raise InputError("method lgm matches gradients on real images: give the data set")
-        channels = min(source.channels, backbone.in_channels)
-        size = config.size or backbone.image_size
-        objective: Objective = GradientMatching(
-            backbone,
-            source,
-            len(source.class_names),
-            config.ipc,
-            size,
-            channels,
-            views=config.views_per_step,
-            variant=config.lgm_variant,
-            augmentation=config.augmentation,
-            seed=config.seed,
-        )
-        return Distiller(config, backbone, objective, source.class_names, channels, {"data": _told(source)}, execution)
-
+    kind = METHODS[config.method]
+    if kind.needs_images:
+        names = [] if source is None else source.class_names
+        channels = backbone.in_channels if source is None else min(source.channels, backbone.in_channels)
+        objective = kind.build(config, Given(backbone, len(names), channels, source=source))
+        assert source is not None  # or the objective had said so
+        return Distiller(config, backbone, objective, names, channels, {"data": _told(source)}, execution)
     if statistics is not None:
         if not isinstance(statistics, ClassStatistics):
             statistics = ClassStatistics.load(statistics)
@@ -70,12 +58,9 @@ def make_distiller(
     centers = (_cluster_centers(statistics, config.ipc) if config.level == "cluster" else statistics.centers).to(
         backbone.device
     )
-    if config.method == "sfm":
-        objective = FlowMatching(centers, views=config.views_per_step, alignment=config.alignment, metric=config.metric)
-    else:
-        objective = DecoupledFlowMatching(centers, views=config.views_per_step, alpha=config.alpha)
     names = statistics.class_names or [str(c) for c in range(statistics.num_classes)]
     channels = min(int(statistics.provenance.get("channels", 3)), backbone.in_channels)
+    objective = kind.build(config, Given(backbone, len(names), channels, centers, source))
     return Distiller(config, backbone, objective, names, channels, {"centers": _digest(centers)}, execution)
 
 

@@ -6,7 +6,7 @@ All randomness is counter-based, so there is no generator state to keep.
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,27 +31,33 @@ _METADATA = {
 }
 
 
+class Progress(NamedTuple):
+    """Steps done, of ``micro_batch`` images at a time; ``asked``: as the run was told."""
+
+    steps: int
+    micro_batch: int
+    asked: int | str = "auto"
+
+
 def save_checkpoint(
     path: str | os.PathLike[str],
     images: SyntheticImages,
     optimiser: PyramidAdam,
     average: IterateAverage,
-    step: int,
     config: DistillConfig,
     provenance: dict[str, Any],
-    micro_batch: int,
-    asked: int | str = "auto",
+    progress: Progress,
 ) -> None:
-    """Write the state after ``step`` steps of ``micro_batch`` images at a time (``asked``: as the run was told), atomically."""
+    """Write the state of a run that has come to ``progress``, atomically."""
     tensors: dict[str, Tensor] = {"adam_steps": torch.tensor(optimiser.steps)}
     tensors |= dict(zip(_STATE, optimiser.state, strict=True)) | average.state()
     metadata = {
         "file_format": FORMAT,
-        "step": step,
+        "step": progress.steps,
         "config": config.to_dict(),
         "provenance": provenance,
-        "micro_batch": micro_batch,
-        "micro_batch_asked": asked,
+        "micro_batch": progress.micro_batch,
+        "micro_batch_asked": progress.asked,
         "live_levels": images.live,
     }
     save_tensors(path, tensors, metadata)
@@ -64,8 +70,8 @@ def load_checkpoint(
     average: IterateAverage,
     config: DistillConfig,
     provenance: dict[str, Any],
-) -> tuple[int, int, int | str]:
-    """Restore what `save_checkpoint` wrote into fresh ``images``, ``optimiser`` and ``average``; returns (steps done, micro-batch, as asked).
+) -> Progress:
+    """Restore what `save_checkpoint` wrote into fresh ``images``, ``optimiser`` and ``average``; returns how far the run had come.
 
     Raises ``InputError`` where the file is damaged, or made with another configuration, backbone or centres.
     """
@@ -117,4 +123,4 @@ def load_checkpoint(
         average.restore(tensors, images.pyramid.data, step)
     except InputError as error:
         raise InputError(f"{path}: damaged checkpoint ({error})") from error
-    return step, micro_batch, metadata.get("micro_batch_asked", "auto")
+    return Progress(step, micro_batch, metadata.get("micro_batch_asked", "auto"))

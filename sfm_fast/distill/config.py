@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from ..checks import MOST_PIXELS
 from ..errors import InputError
-from ..ops.backends import ALIGNMENTS, METRICS
-from ..views import Augmentation
+from ..options import check_options, option
+from ..views import AREA, Augmentation
 from .images import PARAMETRIZATIONS
-from .objectives import LEVELS, LGM_VARIANTS, METHODS
+from .objectives import LEVELS, METHODS, DecoupledOptions, FlowOptions, MatchingOptions
 
 STATES = ("device", "host")
 
@@ -40,8 +41,17 @@ class Execution:
             raise InputError(f"state must be one of {STATES}, got {self.state!r}")
 
 
-@dataclass(frozen=True)
-class DistillConfig:
+if TYPE_CHECKING:
+
+    class _MethodOptions(FlowOptions, DecoupledOptions, MatchingOptions):
+        """The options of all methods, as type checkers see them."""
+else:
+    # Of whatever methods there are: a new one needs no line here.
+    _MethodOptions = type("_MethodOptions", tuple(dict.fromkeys(kind.options for kind in METHODS.values())), {})
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig(_MethodOptions):
     """Options of one run; the defaults are the papers'. A run is a function of these, the centres and the backbone.
 
     level: what the images of a class match: "class", their mean the class's; "cluster", each of them one of the class's ``ipc`` k-means
@@ -50,70 +60,55 @@ class DistillConfig:
     size: side of the synthetic images (None: from the backbone). grow_every: steps between pyramid levels.
     average_last: the result is the mean of the pyramids after the run's last steps, this share of all; 0: the last one, as in the papers.
     min_area: smallest random crop as a part of the image. noise: whether views get Gaussian noise.
+    The options of single methods (alignment, metric; alpha; lgm_variant) are those that the methods declare.
     """
 
-    method: str = "sfm"
-    level: str = "class"
-    ipc: int = 1
-    steps: int = 5000
-    lr: float = 2e-3
-    views: int | None = None
-    parametrization: str = "pyramid"
-    size: int | None = None
-    grow_every: int = 200
-    average_last: float = 0.0
-    alignment: str = "global"
-    metric: str = "cosine"
-    alpha: float = 1.0
-    min_area: float = 0.08
-    noise: bool = True
-    lgm_variant: str = "closed-form"
-    seed: int = 0
+    method: str = option(
+        "sfm", "; ".join(f"{name}: {kind.about}" for name, kind in METHODS.items()), choices=tuple(METHODS)
+    )
+    level: str = option(
+        "class",
+        "of sfm and sfm-decoupled: match class means, or each image of a class with one of its k-means centres, as many as --ipc",
+        choices=LEVELS,
+    )
+    ipc: int = option(1, "synthetic images per class", least=1, most=10**6)
+    steps: int = option(5000, "optimisation steps", least=1, most=2**32 - 1)
+    lr: float = option(2e-3, "Adam's step size", most=1000)
+    views: int | None = option(
+        None,
+        "augmented views of every image a step",
+        metavar="A",
+        usual=", ".join(f"{kind.usual_views} for {name}" for name, kind in METHODS.items()),
+        least=1,
+        most=10**4,
+    )
+    parametrization: str = option("pyramid", "of the images", choices=PARAMETRIZATIONS)
+    size: int | None = option(
+        None,
+        "side of the images",
+        metavar="PX",
+        usual="8/7 of the backbone's input, small inputs as they are",
+        least=1,
+        most=MOST_PIXELS,
+    )
+    grow_every: int = option(200, "steps between pyramid levels", metavar="STEPS", least=1)
+    average_last: float = option(
+        0.0,
+        "take the mean of the images over this share of the steps, the last ones, such as 0.25",
+        metavar="SHARE",
+        usual="0, the last images alone",
+        within="[0, 1]",
+    )
+    min_area: float = option(AREA[0], "smallest random crop, as a part of the image", metavar="SHARE", within="(0, 1]")
+    noise: bool = option(True, "whether views get Gaussian noise")
+    seed: int = option(0, "of the random numbers of a run", least=0, most=2**64 - 1)
 
     # What may differ between a run and its continuation.
     RESUMABLE = ("steps",)
 
     def __post_init__(self) -> None:
-        for name, choices in (
-            ("method", METHODS),
-            ("level", LEVELS),
-            ("parametrization", PARAMETRIZATIONS),
-            ("alignment", ALIGNMENTS),
-            ("metric", METRICS),
-            ("lgm_variant", LGM_VARIANTS),
-        ):
-            if getattr(self, name) not in choices:
-                raise InputError(f"{name} must be one of {choices}, got {getattr(self, name)!r}")
-        for name, least in (("ipc", 1), ("steps", 1), ("views", 1), ("size", 1), ("grow_every", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise InputError(f"{name} must be at least {least}, got {value}")
-        for name, most in (
-            ("ipc", 10**6),
-            ("steps", 2**32 - 1),
-            ("views", 10**4),
-            ("size", 2**14),
-            ("seed", 2**64 - 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and value > most:
-                raise InputError(f"{name} must be at most {most}, got {value}")
-        if self.level == "cluster" and self.method == "lgm":
-            raise InputError("level 'cluster' is for sfm and sfm-decoupled: lgm has no centres")
-        if self.level == "cluster" and self.method == "sfm-decoupled" and self.alpha != 1:
-            raise InputError(
-                f"level 'cluster' takes alpha 1: other centres of one class are no other classes, got {self.alpha}"
-            )
-        if self.level == "cluster" and self.method == "sfm" and self.alignment != "pair":
-            raise InputError(f"level 'cluster' of method 'sfm' takes alignment 'pair', got {self.alignment!r}")
-        if not 0 < self.lr <= 1000:
-            raise InputError(f"lr must be positive and at most 1000, got {self.lr}")
-        if not 0 < self.min_area <= 1:
-            raise InputError(f"min_area must be in (0, 1], got {self.min_area}")
-        if not 0 <= self.average_last <= 1:
-            raise InputError(f"average_last must be in [0, 1], got {self.average_last}")
-        if not 0 <= self.alpha <= 1:
-            raise InputError(f"alpha must be in [0, 1], got {self.alpha}")
+        check_options(self)
+        METHODS[self.method].check(self)
 
     @classmethod
     def recommended(cls, **options: Any) -> DistillConfig:
@@ -124,7 +119,7 @@ class DistillConfig:
 
     @property
     def views_per_step(self) -> int:
-        return self.views if self.views is not None else (10 if self.method == "lgm" else 1)
+        return METHODS[self.method].usual_views if self.views is None else self.views
 
     @property
     def augmentation(self) -> Augmentation:

@@ -1,41 +1,77 @@
-"""What a step minimises: statistical flow matching, its decoupled form, linear gradient matching; one interface."""
+"""The methods: what a step minimises, and what each declares for the rest of the package to follow."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from .. import philox
 from ..backbones.backbone import Backbone
-from ..checks import check_labels
 from ..data.sources import ImageSource
 from ..data.transforms import ImageTransform
 from ..errors import InputError
 from ..losses.functional import decoupled_flow_loss
 from ..losses.module import FlowAlignmentLoss
 from ..ops.augment import augment
+from ..ops.backends import ALIGNMENTS, METRICS
+from ..options import option
 from ..philox import Stream
 from ..reference import gradient_matching
-from ..views import Augmentation, draw_views
+from ..views import draw_views
 
-METHODS = ("sfm", "sfm-decoupled", "lgm")
 LEVELS = ("class", "cluster")
 LGM_VARIANTS = ("closed-form", "frozen", "stock")
 CLASSIFIER_STD = 0.01
 
 
-class Objective(ABC):
-    """A loss on the features of the synthetic images.
+@dataclass(frozen=True)
+class Given:
+    """What an objective may be made of: the backbone, and centres or real images as it declares that it needs them.
 
-    ``views``: augmented views of every synthetic image a step. `prepare` runs before the synthetic side of a step and
-    may load real images; `loss` gets features (views * N, D) and labels (views * N,) int64.
+    centers: (C, D), or (C, ipc, D) at cluster level; None for a method that needs none. source: real images; None where there are none.
+    channels: of the synthetic images.
     """
 
-    views: int = 1
-    # Whether the backbone's own gradients are computed too, as the public code of LGM does.
-    backbone_gradients: bool = False
+    backbone: Backbone
+    num_classes: int
+    channels: int
+    centers: Tensor | None = None
+    source: ImageSource | None = None
+
+
+class Objective(ABC):
+    """A loss on the features of the synthetic images, and what a run must know of it.
+
+    `prepare` runs before the synthetic side of a step and may load real images; `loss` gets features (views * N, D) and labels
+    (views * N,) int64, view after view. A method is a subclass with `method` above it: everything else, from the options on the command line to
+    the prediction of its memory, follows from what it declares.
+    """
+
+    name: ClassVar[str]  # of the method
+    about: ClassVar[str]  # one line for a command line
+    options: ClassVar[type]  # a dataclass of its own options, which `DistillConfig` has too
+    usual_views: ClassVar[int] = 1  # of an image a step, where the configuration doesn't say
+    levels: ClassVar[tuple[str, ...]] = LEVELS  # that it takes
+    needs_images: ClassVar[bool] = False  # real images at every step, instead of centres
+    separable: bool = False  # a sum over classes (at cluster level: over images), each with its own features alone
+    backbone_gradients: bool = False  # the backbone's own gradients are computed too, as the public code of LGM does
+    views: int = 1  # augmented views of every synthetic image a step
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        """Raise ``InputError`` where options of a `DistillConfig` don't go together."""
+        if config.level not in cls.levels:
+            others = " and ".join(name for name, kind in METHODS.items() if config.level in kind.levels)
+            raise InputError(f"level {config.level!r} is for {others}, not for {cls.name}")
+
+    @classmethod
+    @abstractmethod
+    def build(cls, config: Any, given: Given) -> Objective:
+        """The objective of a `DistillConfig`. Raises ``InputError`` where ``given`` lacks something."""
 
     def prepare(self, step: int) -> None:  # noqa: B027 (nothing to prepare is a fine default)
         """Whatever ``step`` needs before the synthetic images are rendered."""
@@ -45,12 +81,34 @@ class Objective(ABC):
         """Scalar loss of ``step``."""
 
 
+METHODS: dict[str, type[Objective]] = {}
+
+
+def method(kind: type[Objective]) -> type[Objective]:
+    """Decorator: make a complete subclass of `Objective` a method that runs can name."""
+    METHODS[kind.name] = kind
+    return kind
+
+
+@dataclass(frozen=True)
+class FlowOptions:
+    """Options of `FlowMatching`."""
+
+    alignment: str = option(
+        "global", "of sfm: all flows at once, class by class, or every pair of classes", choices=ALIGNMENTS
+    )
+    metric: str = option("cosine", "of sfm: how flows are compared", choices=METRICS)
+
+
+@method
 class FlowMatching(Objective):
-    """SFM: align the flows between class means with those between the centres, loaded once.
+    """SFM: align the flows between class means with those between the centres, which are loaded once.
 
     centers: (C, D), or (C, K, D) for cluster-level matching: image k of a class against the class's k-means centre k, and no
     flow between centres of one class; with alignment "pair" only.
     """
+
+    name, about, options = "sfm", "flows between class centres, the paper's", FlowOptions
 
     def __init__(
         self,
@@ -71,21 +129,57 @@ class FlowMatching(Objective):
             groups=groups if centers.ndim == 3 else None,
         )
 
+    @classmethod
+    def check(cls, config: Any) -> None:
+        if config.level == "cluster" and config.alignment != "pair":
+            raise InputError(f"level 'cluster' of method 'sfm' takes alignment 'pair', got {config.alignment!r}")
+
+    @classmethod
+    def build(cls, config: Any, given: Given) -> FlowMatching:
+        assert given.centers is not None
+        return cls(given.centers, views=config.views_per_step, alignment=config.alignment, metric=config.metric)
+
     def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
         loss: Tensor = self.criterion(features, center_of(labels, self.clusters, self.views))
         return loss
 
 
+@dataclass(frozen=True)
+class DecoupledOptions:
+    """Options of `DecoupledFlowMatching`."""
+
+    alpha: float = option(
+        1.0,
+        "of sfm-decoupled: weight of the class's own term; 1 leaves the other classes' term out",
+        within="[0, 1]",
+    )
+
+
+@method
 class DecoupledFlowMatching(Objective):
     """SFM's decoupled variant: mean squared error to the centre and to the mean of the others.
 
     centers: (C, D), or (C, K, D) for cluster-level matching: image k of a class against the class's k-means centre k.
     """
 
+    name, about, options = "sfm-decoupled", "means to their centres", DecoupledOptions
+
     def __init__(self, centers: Tensor, *, views: int = 1, alpha: float = 1.0) -> None:
-        self.views, self.alpha = views, alpha
+        self.views, self.alpha, self.separable = views, alpha, alpha == 1
         self.clusters = centers.shape[1] if centers.ndim == 3 else 1
         self.centers = centers.reshape(-1, centers.shape[-1])
+
+    @classmethod
+    def check(cls, config: Any) -> None:
+        if config.level == "cluster" and config.alpha != 1:
+            raise InputError(
+                f"level 'cluster' takes alpha 1: other centres of one class are no other classes, got {config.alpha}"
+            )
+
+    @classmethod
+    def build(cls, config: Any, given: Given) -> DecoupledFlowMatching:
+        assert given.centers is not None
+        return cls(given.centers, views=config.views_per_step, alpha=config.alpha)
 
     def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
         labels = center_of(labels, self.clusters, self.views)
@@ -105,6 +199,14 @@ def center_of(labels: Tensor, clusters: int, views: int) -> Tensor:
     return labels * clusters + slot.repeat(views)
 
 
+@dataclass(frozen=True)
+class MatchingOptions:
+    """Options of `GradientMatching`."""
+
+    lgm_variant: str = option("closed-form", "of lgm: how its gradients are computed", choices=LGM_VARIANTS)
+
+
+@method
 class GradientMatching(Objective):
     """LGM: match a fresh linear classifier's gradient on synthetic views with that on a batch of real images.
 
@@ -112,49 +214,31 @@ class GradientMatching(Objective):
     "stock" (as the public code: backbone left requiring grad, the real side run with grad too, double backward).
     """
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        source: ImageSource,
-        num_classes: int,
-        ipc: int,
-        image_size: int,
-        channels: int,
-        *,
-        views: int = 10,
-        variant: str = "closed-form",
-        augmentation: Augmentation = Augmentation(),
-        seed: int = 0,
-    ) -> None:
-        if variant not in LGM_VARIANTS:
-            raise InputError(f"lgm_variant must be one of {LGM_VARIANTS}, got {variant!r}")
+    name, about, options = "lgm", "linear gradient matching", MatchingOptions
+    usual_views, needs_images, levels = 10, True, ("class",)
+
+    def __init__(self, config: Any, given: Given) -> None:
+        source = given.source
+        if source is None:
+            raise InputError("method lgm matches gradients on real images: give the data set")
         if not source.random_access:
             raise InputError(
                 f"{source.name}: LGM draws real images at random at every step, and this data set can only be read in order"
             )
-        self.backbone, self.source, self.num_classes, self.views, self.variant, self.seed = (
-            backbone,
-            source,
-            num_classes,
-            views,
-            variant,
-            seed,
-        )
-        self.augmentation = augmentation
-        self.transform = ImageTransform(image_size, image_size, channels)
         if not len(source):
             raise InputError(f"{source.name}: holds no images")
-        self.batch = min(ipc * views * num_classes, len(source))
+        self.backbone, self.source, self.num_classes = given.backbone, source, given.num_classes
+        self.views, self.variant, self.seed = config.views_per_step, config.lgm_variant, config.seed
+        self.augmentation = config.augmentation
+        size = config.size or given.backbone.image_size
+        self.transform = ImageTransform(size, size, given.channels)
+        self.batch = min(config.ipc * self.views * given.num_classes, len(source))
         # Frozen, the input's gradient still flows; "stock" leaves what the public code leaves on.
-        self.backbone_gradients = variant == "stock"
-        backbone.model.requires_grad_(self.backbone_gradients)
+        self.backbone_gradients = self.variant == "stock"
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor]:
-        """The step's real images (B, channels, H, W) and labels (B,)."""
-        chosen = philox.permutation(len(self.source), seed=self.seed, stream=Stream.REAL_BATCH, step=step)[: self.batch]
-        images, labels = self.source.take(chosen.tolist(), self.transform)
-        check_labels(f"labels of {self.source.name}", labels, len(images), self.num_classes)
-        return images, labels
+    @classmethod
+    def build(cls, config: Any, given: Given) -> GradientMatching:
+        return cls(config, given)
 
     def prepare(self, step: int) -> None:
         device = self.backbone.device
@@ -163,8 +247,9 @@ class GradientMatching(Objective):
             classes, self.backbone.num_features, seed=self.seed, stream=Stream.LINEAR_CLASSIFIER, step=step
         )
         self.bias = torch.zeros(self.num_classes, device=device)
-        images, labels = (tensor.to(device) for tensor in self.draw(step))
-        drawn = draw_views(
+        drawn = self.source.draw(self.batch, self.transform, seed=self.seed, step=step)
+        images, labels = (tensor.to(device) for tensor in drawn)
+        boxes = draw_views(
             torch.arange(len(images), device=device),
             (images.shape[2], images.shape[3]),
             self.backbone.input_size,
@@ -177,7 +262,7 @@ class GradientMatching(Objective):
             noise_stream=Stream.REAL_AUGMENT_NOISE,
         )
         with torch.set_grad_enabled(self.variant == "stock"):
-            views = augment(images, drawn, dtype=self.backbone.dtype)
+            views = augment(images, boxes, dtype=self.backbone.dtype)
             features = self.backbone(views)
         del images, views
         if self.variant == "closed-form":

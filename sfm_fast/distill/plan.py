@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from ..backbones.backbone import Backbone
 from ..errors import InputError
-from .config import DistillConfig
+from ..measure.memory import free_memory
+from .config import DistillConfig, Execution
 from .predict import Prediction, predict_step
 
 
@@ -37,7 +39,44 @@ def largest_micro_batch(peak: Callable[[int], int], count: int, budget: int) -> 
         known[guess] = peak(guess)
 
 
-def plan_rows(
+def choose_micro_batch(
+    config: DistillConfig, backbone: Backbone, classes: int, channels: int, execution: Execution
+) -> int:
+    """The largest micro-batch that fits the budget of ``execution`` with all levels live. Raises ``InputError`` where one image doesn't."""
+    budget, count = execution.memory_budget, classes * config.ipc
+
+    def peak(micro_batch: int) -> int:
+        return predict_step(
+            config,
+            backbone,
+            classes,
+            channels,
+            micro_batch,
+            host_state=execution.state == "host",
+            # Where the free memory was counted the model was there already; a budget is meant for everything.
+            count_parameters=budget is not None,
+        ).peak_bytes
+
+    try:
+        chosen = largest_micro_batch(peak, count, free_memory(backbone.device) if budget is None else budget)
+    except InputError:
+        raise
+    except Exception as error:  # of a model that can't run without values; memory may be plenty all the same
+        warnings.warn(
+            f"the memory of {backbone.name!r} can't be predicted ({type(error).__name__}): all images go into one "
+            "micro-batch, which is halved when memory runs out; --micro-batch chooses another",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+        return count
+    if budget is not None and chosen == 1 and peak(1) > budget:
+        raise InputError(
+            f"memory_budget of {budget / 1e9:.3g} GB is too small: one image at a time is predicted to take {peak(1) / 1e9:.3g} GB"
+        )
+    return chosen
+
+
+def plan(
     config: DistillConfig,
     backbone: Backbone,
     classes: int,

@@ -18,10 +18,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_iter
 
 from ..backbones.backbone import Backbone
+from ..data.sources import ImageSource
+from ..data.transforms import ImageTransform
 from ..measure.tracker import Tracker
 from .config import DistillConfig
 from .images import SyntheticImages
-from .objectives import DecoupledFlowMatching, FlowMatching, GradientMatching, Objective
+from .objectives import METHODS, Given, Objective
 from .optimiser import PyramidAdam
 from .staging import FromHost, InPlace
 from .step import DistillationStep, MicroBatch
@@ -91,22 +93,20 @@ class _SampledFromHost(FromHost):
         super().prefetch(state, begin, min(end, begin + self.micro_batch))
 
 
-class _FakeGradientMatching(GradientMatching):
-    def draw(self, step: int) -> tuple[Tensor, Tensor]:
-        size = self.transform.crop
-        return torch.empty(self.batch, self.transform.channels, size, size), torch.zeros(self.batch, dtype=torch.int64)
+class _NoImages(ImageSource):
+    """Stands for a data set of ``count`` images: what is drawn of it has no values."""
 
-
-class _NoImages:
-    """Stands for a data set whose images are never read."""
-
-    name, random_access = "no images", True
+    name = "no images"
 
     def __init__(self, count: int) -> None:
         self.count = count
 
     def __len__(self) -> int:
         return self.count
+
+    def draw(self, count: int, transform: ImageTransform, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
+        images = torch.empty(count, transform.channels, transform.crop, transform.crop)
+        return images, torch.zeros(count, dtype=torch.int64)
 
 
 class _Objective(Objective):
@@ -117,6 +117,10 @@ class _Objective(Objective):
     def __init__(self, wrapped: Objective, tracker: Tracker) -> None:
         self.tracker = tracker
         self.wrapped, self.views, self.backbone_gradients = wrapped, wrapped.views, wrapped.backbone_gradients
+
+    @classmethod
+    def build(cls, config: Any, given: Given) -> _Objective:
+        raise NotImplementedError("wraps an objective that was built")
 
     def prepare(self, step: int) -> None:
         before = self.tracker.flops
@@ -130,19 +134,12 @@ class _Objective(Objective):
         return self.wrapped.loss(features, labels, step)
 
 
-def _objective(config: DistillConfig, backbone: Backbone, classes: int, channels: int, size: int) -> Objective:
-    views = config.views_per_step
-    if config.method == "lgm":
-        source: Any = _NoImages(config.ipc * views * classes)
-        return _FakeGradientMatching(
-            backbone, source, classes, config.ipc, size, channels,
-            views=views, variant=config.lgm_variant, augmentation=config.augmentation,
-        )  # fmt: skip
+def _build(config: DistillConfig, backbone: Backbone, classes: int, channels: int) -> Objective:
+    """The objective of ``config``, made of centres and images without values."""
     shape = (classes, config.ipc) if config.level == "cluster" else (classes,)
     centers = torch.empty(*shape, backbone.num_features, device=backbone.device)
-    if config.method == "sfm":
-        return FlowMatching(centers, views=views, alignment=config.alignment, metric=config.metric)
-    return DecoupledFlowMatching(centers, views=views, alpha=config.alpha)
+    images = _NoImages(config.ipc * config.views_per_step * classes)
+    return METHODS[config.method].build(config, Given(backbone, classes, channels, centers, images))
 
 
 def predict_step(
@@ -162,9 +159,8 @@ def predict_step(
     """
     tracker, device = Tracker(), backbone.device
     count, size = classes * config.ipc, config.size or backbone.image_size
-    stock = config.method == "lgm" and config.lgm_variant == "stock"
     with FakeTensorMode(), tracker:
-        model = _without_values(backbone.model, device).requires_grad_(stock)
+        model = _without_values(backbone.model, device)
         tracker.assign("parameters" if count_parameters else "", model.state_dict(keep_vars=True).values())
         stand_in = replace(
             backbone,
@@ -182,7 +178,7 @@ def predict_step(
         average = torch.empty_like(pyramid) if config.average_last else None
         tracker.assign("" if host_state else "pyramid", [pyramid, *([] if average is None else [average])])
         tracker.assign("" if host_state else "adam", moments)
-        objective = _Objective(_objective(config, stand_in, classes, channels, size), tracker)
+        objective = _Objective(_build(config, stand_in, classes, channels), tracker)
         step = _SampledStep(
             images,
             torch.empty(count, dtype=torch.int64, device=device),

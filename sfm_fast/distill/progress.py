@@ -15,6 +15,8 @@ from typing import Any, TextIO
 import torch
 from torch import Tensor
 
+from .run_folder import LOG
+
 
 def peak_bytes(device: torch.device) -> int:
     """Most memory so far: of torch's allocator on a GPU, of the whole process (resident) on a CPU."""
@@ -55,7 +57,6 @@ class Reporter:
     def __init__(
         self,
         place: Path,
-        log: Path,
         first: int,
         steps: int,
         progress: bool,
@@ -64,9 +65,8 @@ class Reporter:
         memory: str = "peak",
     ) -> None:
         self.title, self.memory = title, memory
-        self.place, self.log, self.first, self.steps, self.progress, self.log_every = (
+        self.place, self.first, self.steps, self.progress, self.log_every = (
             place,
-            log,
             first,
             steps,
             progress,
@@ -87,7 +87,7 @@ class Reporter:
             disable=not self.progress,
             mininterval=0.5 if sys.stderr.isatty() else 10,
         )
-        self.file = open(self.log, "a", encoding="utf-8")
+        self.file = open(self.place / LOG, "a", encoding="utf-8")
         self.board = _tensorboard(self.place, self.first)
         return self
 

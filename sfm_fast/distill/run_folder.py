@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import LOCK_NAME, write_text
+from ..files import LOCK_NAME, locked_folder, write_text
 
 CHECKPOINT, LOG, RESULT, SUMMARY, MARKER = (
     "checkpoint.safetensors",
@@ -17,13 +19,6 @@ CHECKPOINT, LOG, RESULT, SUMMARY, MARKER = (
     "summary.json",
     "run.json",
 )
-
-
-def check_intervals(**intervals: int) -> None:
-    """Raise ``InputError`` unless all numbers of steps are at least 1."""
-    for name, value in intervals.items():
-        if value < 1:
-            raise InputError(f"{name} must be at least 1, got {value}")
 
 
 def check_run_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> None:
@@ -41,6 +36,15 @@ def check_run_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> No
             raise InputError(
                 f"{place}: holds a run already; --resume continues it, --overwrite replaces it, or choose another folder"
             )
+
+
+@contextlib.contextmanager
+def open_run_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> Iterator[Path]:
+    """The folder, made and locked, once a run may start in it: checked before it is touched, and again with the lock held."""
+    check_run_folder(folder, resume=resume, overwrite=overwrite)
+    with locked_folder(folder) as place:
+        check_run_folder(folder, resume=resume, overwrite=overwrite)
+        yield place
 
 
 def clear_run(place: Path) -> None:

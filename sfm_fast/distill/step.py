@@ -8,6 +8,8 @@ The last micro-batch of (1) keeps its graph and comes first in (3); a single one
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -83,11 +85,28 @@ class DistillationStep:
                 f"the {what} became nan or infinite at step {step}: {undone}; try a smaller lr or precision fp32", torn
             )
         self.optimiser.steps += 1
-        self.backbone.model.zero_grad(set_to_none=True)  # "stock" LGM leaves gradients on the backbone
         return loss
 
     def compute(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Everything that doesn't wait for the device: loss, whether something was not finite, whether anything was updated; all ()."""
+        with self._gradients_of_backbone():
+            return self._compute(step)
+
+    @contextlib.contextmanager
+    def _gradients_of_backbone(self) -> Iterator[None]:
+        """The model's parameters require gradients for as long as a step of an objective that wants theirs; else they stay frozen."""
+        model = self.backbone.model
+        if not self.objective.backbone_gradients:
+            yield
+            return
+        model.requires_grad_(True)
+        try:
+            yield
+        finally:
+            model.requires_grad_(False)
+            model.zero_grad(set_to_none=True)
+
+    def _compute(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         self.graph = None
         try:
             self.objective.prepare(step)

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor
 
 from ..backbones.backbone import Backbone
-from ..checks import check_features, check_labels, told_differences
+from ..checks import check_class_names, check_features, check_labels
 from ..data.sources import ImageSource
 from ..errors import InputError
 from ..features.cache import FeatureCache
 from ..version import __version__
 from .heads import Classifier, LinearMap
 from .linear import top_k_accuracy
-from .softmax import Fit, Standardiser, fit_lbfgs, fit_minibatch, residual
+from .softmax import Fit, Standardiser, fit_lbfgs, residual
 
-SOLVERS = ("lbfgs", "minibatch")
 WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
@@ -29,46 +28,41 @@ def train_classifier(
     labels: Tensor,
     class_names: Sequence[str],
     *,
-    solver: str = "lbfgs",
     weight_decays: Sequence[float] = WEIGHT_DECAYS,
     validation: float = 0.1,
     seed: int = 0,
     search_rows: int = 100_000,
     tolerance: float = 1e-4,
     max_iterations: int = 500,
-    steps: int | None = None,
-    batch_size: int = 256,
 ) -> Classifier:
     """Softmax regression: the minimum of mean cross-entropy + weight_decay / 2 * |weight|², the bias unpenalised.
 
     Features are standardised inside (constant ones get weight 0, as do those whose spread float32 can't hold), so the penalty doesn't depend on their scale; the result takes raw
     features. The weight decay is chosen by the accuracy on a stratified part of the rows, the lower cross-entropy deciding between
-    equal accuracies; then the classifier is fitted to all rows. "lbfgs" tries decays from strong to weak, and stops after two in a row
-    that are worse than the best by both measures.
+    equal accuracies; then the classifier is fitted to all rows. Decays are tried from strong to weak, until two in a row are worse than
+    the best by both measures. Every fit takes all rows at once (L-BFGS), to convergence.
 
     Args:
-        features: (N, D) of any float dtype; "lbfgs" makes one float32 copy of them, "minibatch" none.
+        features: (N, D) of any float dtype; one float32 copy is made of them.
         labels: (N,) int64, every class at least once.
-        solver: "lbfgs" (all rows at once, to convergence) or "minibatch" (Adam, cosine schedule).
         weight_decays: to choose from, all positive.
         validation: part of each class that chooses the weight decay: at least one row, never a class's last. 0, allowed with one
             weight decay alone, leaves it out.
-        seed: of the split and of the batches.
+        seed: of the split.
         search_rows: most rows that are trained on while choosing; beyond it a random part of them. The last fit takes all. A decay
             chosen on a small part errs on the strong side.
-        tolerance, max_iterations: of "lbfgs", see `fit_lbfgs`.
-        steps, batch_size: of "minibatch"; None takes 5000 steps, or ten epochs where these are more.
+        tolerance, max_iterations: see `fit_lbfgs`.
 
     Returns:
         Classifier on the features' device. Its metadata: solver, weight_decay, train_top1, validation_top1 (None without validation),
         test_top1 (None here), search (a row for each weight decay tried: top1, cross_entropy, iterations, converged), iterations and
-        converged (None for "minibatch") of the last fit, images, seed, seconds, sfm_fast.
+        converged of the last fit, images, seed, seconds, sfm_fast.
 
     Raises ``InputError``: a class without rows (named), a row that isn't finite (numbered), features whose scale is out of a float32
     classifier's reach, too few rows to validate on, an argument out of its range.
     """
     started = time.perf_counter()
-    decays = _check(solver, weight_decays, validation, seed, search_rows, tolerance, max_iterations, steps, batch_size)
+    decays = _check(weight_decays, validation, seed, search_rows, tolerance, max_iterations)
     if isinstance(features, Tensor) and (features.ndim != 2 or not features.numel()):
         raise InputError(f"features must be (rows, features), at least one of each, got {tuple(features.shape)}")
     check_features("features", features, features.shape[1] if isinstance(features, Tensor) else 0, "features")
@@ -91,36 +85,24 @@ def train_classifier(
     held_features, held_labels = features[order[len(training) :]], labels[order[len(training) :]]
     searched = min(len(training), search_rows)
     search: list[tuple[Fit, dict[str, Any]]] = []
-    if solver == "lbfgs":
-        # The rows that train come first, so that a fit to some of them, or to all, reads one part of one copy.
-        x, y = torch.cat([standardise(features[rows]) for rows in order.split(8192)]), labels[order]
-        limits: dict[str, Any] = {"tolerance": tolerance, "max_iterations": max_iterations}
-        start = None
-        for decay in decays if len(held) else ():  # from strong to weak: each starts where the last one ended
-            start = fit_lbfgs(x[:searched], y[:searched], classes, decay, start=start, **limits)
-            search.append((start, _validate(decay, start, standardise, held_features, held_labels)))
-            if _past_the_best([row for _, row in search]):
-                break
-        start, row = min(search, key=lambda pair: _rank(pair[1]), default=(None, {"weight_decay": decays[0]}))
-        fit = fit_lbfgs(x, y, classes, row["weight_decay"], start=start, **limits)
-    else:
-        steps = steps or max(5000, -(-10 * len(order) // batch_size))
-        limits = {"steps": steps, "batch_size": batch_size, "seed": seed}
-        if len(held):
-            fits = fit_minibatch(features, labels, order[:searched], classes, decays, standardise, **limits)
-            scores = (
-                _validate(*pair, standardise, held_features, held_labels) for pair in zip(decays, fits, strict=True)
-            )
-            search = list(zip(fits, scores, strict=True))
-        row = min((row for _, row in search), key=_rank, default={"weight_decay": decays[0]})
-        fit = fit_minibatch(features, labels, order, classes, [row["weight_decay"]], standardise, **limits)[0]
+    # The rows that train come first, so that a fit to some of them, or to all, reads one part of one copy.
+    x, y = torch.cat([standardise(features[rows]) for rows in order.split(8192)]), labels[order]
+    limits: dict[str, Any] = {"tolerance": tolerance, "max_iterations": max_iterations}
+    start = None
+    for decay in decays if len(held) else ():  # from strong to weak: each starts where the last one ended
+        start = fit_lbfgs(x[:searched], y[:searched], classes, decay, start=start, **limits)
+        search.append((start, _validate(decay, start, standardise, held_features, held_labels)))
+        if _past_the_best([row for _, row in search]):
+            break
+    start, row = min(search, key=lambda pair: _rank(pair[1]), default=(None, {"weight_decay": decays[0]}))
+    fit = fit_lbfgs(x, y, classes, row["weight_decay"], start=start, **limits)
     classifier = Classifier(*standardise.fold(fit.weight, fit.bias), class_names=list(class_names))
     if not (classifier.weight.isfinite().all() and classifier.bias.isfinite().all()):
         raise InputError(
             f"the classifier's weights are out of float32's range: scale the features, or change the weight decay {row['weight_decay']:g}"
         )
     classifier.metadata = {
-        "solver": solver,
+        "solver": "lbfgs",
         "weight_decay": row["weight_decay"],
         "train_top1": accuracy(classifier, features, labels),
         "validation_top1": row.get("top1"),
@@ -150,11 +132,8 @@ def train_on_source(
 
     ``feature_seconds`` there is the time of the features, ``seconds`` that of the fit; ``cache`` keeps the features.
     """
-    if test is not None and test.class_names != train.class_names:
-        raise InputError(
-            f"train {train.name} has {len(train.class_names)} classes, test {test.name} {len(test.class_names)}, which must be the same: "
-            f"{told_differences(train.class_names, test.class_names)}"
-        )
+    if test is not None:
+        check_class_names(test.class_names, train.class_names, f"test {test.name}", f"{train.name}'s")
     _check(**((train_classifier.__kwdefaults__ or {}) | options))  # before the features are computed
     cache = cache or FeatureCache(None)
     started = time.perf_counter()
@@ -228,19 +207,14 @@ def _past_the_best(rows: list[dict[str, Any]]) -> bool:
 
 
 def _check(
-    solver: str,
     weight_decays: Sequence[float],
     validation: float,
     seed: int,
     search_rows: int,
     tolerance: float,
     max_iterations: int,
-    steps: int | None,
-    batch_size: int,
 ) -> list[float]:
     """The weight decays from strong to weak; raises ``InputError`` that names an argument out of its range."""
-    if solver not in SOLVERS:
-        raise InputError(f"solver must be one of {SOLVERS}, got {solver!r}")
     decays = sorted({float(decay) for decay in weight_decays}, reverse=True)
     if not decays or not all(0 < decay < math.inf for decay in decays):
         raise InputError(f"weight_decays must be positive numbers, at least one, got {list(weight_decays)}")
@@ -252,8 +226,7 @@ def _check(
         raise InputError(f"seed must be in [0, 2**63), got {seed}")
     if not 0 < tolerance < math.inf:
         raise InputError(f"tolerance must be positive, got {tolerance}")
-    wanted = {"search_rows": search_rows, "max_iterations": max_iterations, "batch_size": batch_size}
-    for name, value in (wanted | ({} if steps is None else {"steps": steps})).items():
+    for name, value in {"search_rows": search_rows, "max_iterations": max_iterations}.items():
         if value < 1:
             raise InputError(f"{name} must be at least 1, got {value}")
     return decays

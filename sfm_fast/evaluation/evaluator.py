@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from ..backbones.backbone import Backbone
 from ..backbones.record import check_recorded
-from ..checks import told_differences
+from ..checks import check_class_names
 from ..data.sources import ImageSource
 from ..data.transforms import ImageTransform
 from ..errors import InputError
@@ -68,11 +69,8 @@ class Evaluator:
                 raise InputError(f"modes: {mode!r} is none of {', '.join(MODES)}")
         if not self.modes:
             raise InputError(f"modes must name at least one of {', '.join(MODES)}")
-        if train is not None and train.class_names != test.class_names:
-            raise InputError(
-                f"train {train.name} has {len(train.class_names)} classes, test {test.name} {len(test.class_names)}, which must be the same: "
-                f"{told_differences(train.class_names, test.class_names)}"
-            )
+        if train is not None:
+            check_class_names(train.class_names, test.class_names, f"train {train.name}", "the test set's")
         if classifier is not None:
             check_classifier(classifier, self.distilling, self.class_names)
         elif train is None and set(self.modes) - {"probe"}:
@@ -80,7 +78,6 @@ class Evaluator:
                 f"modes {', '.join(sorted(set(self.modes) - {'probe'}))} need a classifier, or train to train it on"
             )
         self._classifier = classifier
-        self.test_features, self.test_labels = self._features(test, backbone)
 
     @property
     def classifier(self) -> Classifier:
@@ -98,6 +95,21 @@ class Evaluator:
                 progress=self.progress,
             )
         return self._classifier
+
+    @functools.cached_property
+    def _test(self) -> tuple[Tensor, Tensor]:
+        """Features and labels of the test images, computed when the first row needs them."""
+        return self._features(self.test, self.backbone)
+
+    @property
+    def test_features(self) -> Tensor:
+        """(N, D) of the test images on the evaluating backbone."""
+        return self._test[0]
+
+    @property
+    def test_labels(self) -> Tensor:
+        """(N,) int64 of the test images."""
+        return self._test[1]
 
     def _features(self, source: ImageSource, backbone: Backbone) -> tuple[Tensor, Tensor]:
         return self.cache.features(source, backbone, batch_size=self.batch_size, progress=self.progress)
@@ -147,20 +159,21 @@ class Evaluator:
 
         Raises ``InputError`` where it was distilled on another backbone than the distilling one, or has other classes than the data.
         """
-        check_recorded(
-            synthetic.metadata.get("backbone", {}),
-            self.distilling,
-            "synthetic: distilled on",
-            "the distilling backbone",
-        )
-        if synthetic.class_names != self.class_names:
-            differ = told_differences(synthetic.class_names, self.class_names)
-            raise InputError(
-                f"synthetic: its {len(synthetic.class_names)} classes are not the test set's {self.num_classes} ({differ})"
-            )
+        self.check_synthetic(synthetic)
         method = synthetic.metadata.get("config", {}).get("method", "synthetic")
         rows = self.evaluate(method.split("-")[0], synthetic.images, synthetic.labels, modes=modes)
         return [row | {"method": method} for row in rows]
+
+    def check_synthetic(
+        self, synthetic: SyntheticSet, told: str = "synthetic", role: str = "the distilling backbone"
+    ) -> None:
+        """Raise ``InputError`` where `evaluate_synthetic` would: it was distilled on another backbone, or has other classes.
+
+        told: begins the message. role: what it calls the distilling backbone.
+        """
+        record = synthetic.metadata.get("backbone", {})
+        check_recorded(record, self.distilling, f"{told}: distilled on", role)
+        check_class_names(synthetic.class_names, self.class_names, told, "the test set's")
 
     def reference(
         self,
@@ -295,7 +308,7 @@ class Evaluator:
         device, classifier = self.backbone.device, None if mode == "probe" else self.classifier
         head = None if classifier is None else LinearMap(classifier.weight.to(device), classifier.bias.to(device))
         fitted = fit(mode, features, self.num_classes, head, self.config, seed)
-        return Scored(fitted, *fitted.score(self.test_features, self.test_labels))
+        return Scored(fitted, *fitted.score(*self._test))
 
     def _row(
         self, name: str, mode: str, ipc: int, scored: list[Scored], seconds: float, chosen: bool

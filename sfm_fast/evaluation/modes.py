@@ -12,8 +12,10 @@ from torch import Tensor
 
 from ..backbones.backbone import Backbone
 from ..backbones.record import check_recorded
-from ..checks import told_differences
+from ..checks import check_class_names
 from ..errors import InputError
+from ..options import check_options, option
+from ..views import AREA
 from .classifier import accuracy
 from .heads import Classifier, LinearMap, Projector
 from .linear import ALPHA, TEMPERATURE, check_distillation, train_linear
@@ -30,23 +32,17 @@ class ProbeConfig:
     two images too, in half of the views; False: on views of single images alone, as in the paper. temperature, alpha: of mode kd.
     """
 
-    seeds: int = 3
-    epochs: int = 1000
-    views: int = 200
-    min_area: float = 0.08
-    projector: str = "ridge"
-    blends: bool = False
-    temperature: float = TEMPERATURE
-    alpha: float = ALPHA
+    seeds: int = option(3, "fits of every row", least=1)
+    epochs: int = option(1000, "most epochs of a fit with Adam, which takes at most 20 000 steps", least=1)
+    views: int = option(200, "augmented views cached for every image", least=1)
+    min_area: float = option(AREA[0], "smallest random crop, as a part of the image", within="(0, 1]")
+    projector: str = option("ridge", "how mode inherit fits its projector", choices=SOLVERS)
+    blends: bool = option(False, "fit it on blends of two images too, in half of the views")
+    temperature: float = option(TEMPERATURE, "softens the teacher's probabilities in mode kd")
+    alpha: float = option(ALPHA, "the teacher's part in the loss of mode kd")
 
     def __post_init__(self) -> None:
-        for name in ("seeds", "epochs", "views"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 0 < self.min_area <= 1:
-            raise InputError(f"min_area (--min-area) must be in (0, 1], got {self.min_area}")
-        if self.projector not in SOLVERS:
-            raise InputError(f"projector must be one of {SOLVERS}, got {self.projector!r}")
+        check_options(self)
         check_distillation(self.temperature, self.alpha)
 
     def settings(self, mode: str) -> dict[str, Any]:
@@ -174,8 +170,4 @@ def check_classifier(
         raise InputError(
             f"{argument}: takes {classifier.in_features} features, the distilling backbone {phi.name!r} gives {phi.num_features}"
         )
-    if classifier.class_names != class_names:
-        differ = told_differences(classifier.class_names, class_names)
-        raise InputError(
-            f"{argument}: its {len(classifier.class_names)} classes are not the test set's {len(class_names)} ({differ})"
-        )
+    check_class_names(classifier.class_names, class_names, argument, "the test set's")

@@ -5,23 +5,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..backbones.backbone import Backbone
 from ..checks import kind_of
 from ..errors import InputError
+from ..features.compute import projector_features, view_features
+from ..options import check_options, option
 from ..version import __version__
+from ..views import AREA, Augmentation
 from .heads import Projector, check_metadata
 from .linear import MOST_STEPS, check_range, check_seed, fit_linear
 
 SOLVERS = ("ridge", "adam")
-SELECTIONS = ("loo", "views", "images")
 PENALTIES = tuple(10.0 ** (k / 2) for k in range(-12, 3))  # 1e-6 to 10, in units of the mean eigenvalue
 LEARNING_RATE = 0.01  # Adam's, for a batch of 256
-FOLDS = 10
 BLOCK = 8192  # rows in float64 at a time
 
 
@@ -30,7 +33,6 @@ def fit_projector(
     targets: Tensor,
     *,
     solver: str = "ridge",
-    selection: str = "loo",
     penalties: Sequence[float] = PENALTIES,
     epochs: int = 1000,
     most_steps: int = MOST_STEPS,
@@ -47,21 +49,16 @@ def fit_projector(
         inputs: (V, N, Dpsi) floats, views of N images on the evaluating backbone.
         targets: (V, N, Dphi) floats, the same views on the distilling one.
         solver: "ridge", or "adam": the paper's fit with `fit_linear`, lr 0.01 * batch / 256.
-        selection: how ridge chooses among ``penalties``: by the squared error of every row left out in turn ("loo", exact, in
-            closed form), of the last fifth of the views ("views"), or of images with all of their views, a tenth of them at a time ("images").
-            Views of an image are near copies, so "loo" errs on the side of small penalties, and "images" with one image a class,
-            which leaves whole classes out, on the large one. Which is best for accuracy depends on the backbones, and by little:
-            "loo" is the default as none is better on average over sets and backbone pairs, and it is the cheapest. Choosing by the classifier's
-            logits instead of features gained nothing.
-            A single view can't be held out, nor a single image: "loo" takes over then, and the metadata says so.
-        penalties: all positive; equal errors are decided for the largest.
+        penalties: of ridge, all positive; the one with the least squared error of every row left out in turn (exact, in closed form) is
+            taken, equal errors decided for the largest. Views of an image are near copies, so this errs on the side of small penalties;
+            holding out views, or images with all their views, was no better on average over sets and pairs of backbones.
         epochs, most_steps: Adam's, as of `fit_linear`.
-        seed: of Adam's start and batches, and of the parts of "images".
+        seed: of Adam's start and batches.
         metadata: joins the projector's; not with the keys "format" and "file_format", which its file has.
 
     Returns:
-        Projector, float32, on the inputs' device. Its metadata: solver, views, images, seconds, seed, sfm_fast; with ridge penalty,
-        selection (None for a single penalty) and held_out_mse; with Adam epochs. Constant inputs, or a single row, give weight 0:
+        Projector, float32, on the inputs' device. Its metadata: solver, views, images, seconds, seed, sfm_fast; with ridge penalty
+        and held_out_mse (None for a single penalty); with Adam epochs. Constant inputs, or a single row, give weight 0:
         the mean target.
 
     Raises ``InputError``: shapes that don't pair up, rows that aren't finite, an argument out of its range, scales of inputs and
@@ -70,7 +67,7 @@ def fit_projector(
     started = time.perf_counter()
     check_seed(seed)
     check_metadata(metadata or {})
-    ordered = _check(inputs, targets, solver, selection, penalties, epochs)
+    ordered = _check(inputs, targets, solver, penalties, epochs)
     views, images = inputs.shape[:2]
     x, y = inputs.detach().flatten(0, 1), targets.detach().flatten(0, 1)
     facts: dict[str, Any] = {"solver": solver}
@@ -88,18 +85,13 @@ def fit_projector(
         facts |= {"epochs": epochs}
     else:
         whole = Ridge(x, y)
-        held: dict[str, Any] = {"selection": None, "held_out_mse": None}
+        held_out = None
         if len(ordered) > 1 and len(x) > 1:
-            if (selection == "views" and views == 1) or (selection == "images" and images == 1):
-                selection = "loo"
-            if selection == "loo":
-                errors = whole.left_out_errors(ordered)
-            else:
-                errors = _held_out_errors(inputs.detach(), targets.detach(), ordered, selection, seed)
+            errors = whole.left_out_errors(ordered)
             best = int(errors.argmin())
-            ordered, held = [ordered[best]], {"selection": selection, "held_out_mse": float(errors[best])}
+            ordered, held_out = [ordered[best]], float(errors[best])
         weight, bias = whole.solve(ordered[0])
-        facts |= {"penalty": ordered[0], **held}
+        facts |= {"penalty": ordered[0], "held_out_mse": held_out}
     weight, bias = weight.float(), bias.float()
     if not (weight.isfinite().all() and bias.isfinite().all()):
         sizes = [float(part.abs().max()) for part in (x, y)]
@@ -108,6 +100,36 @@ def fit_projector(
         )
     facts |= {"views": views, "images": images, "seed": seed, "seconds": round(time.perf_counter() - started, 6)}
     return Projector(weight, bias, {**facts, "sfm_fast": __version__, **(metadata or {})})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectorFit:
+    """How a projector is fitted on synthetic images: on ``views`` flips and crops of every image, the same for both backbones."""
+
+    solver: str = option("ridge", "how the projector is fitted", choices=SOLVERS)
+    views: int = option(200, "augmented views of every image that the projector is fitted on", least=1)
+    min_area: float = option(AREA[0], "smallest crop of these views, as a part of the image", within="(0, 1]")
+    blends: bool = option(False, "fit it on blends of two images too, in half of the views")
+    seed: int = option(0, "of these views", least=0, most=2**63 - 1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
+def fit_on_images(
+    images: Tensor, phi: Backbone, psi: Backbone, fit: ProjectorFit, *, batch_size: int = 256
+) -> Projector:
+    """The projector psi -> phi, fitted on views of images (N, channels, H, W) in 0..1 as ``fit`` says."""
+    augmentation = Augmentation(min_area=fit.min_area, noise=False)
+    seen_by = projector_features if fit.blends else view_features
+    # The same seed: both backbones see the same crops, each at its own input size.
+    x, y = (
+        seen_by(model, images, fit.views, augmentation, seed=fit.seed, batch_size=batch_size) for model in (psi, phi)
+    )
+    kept = ("name", "fingerprint", "input_size")
+    made_with = {key: {name: getattr(model, name) for name in kept} for key, model in (("psi", psi), ("phi", phi))}
+    metadata = {"min_area": fit.min_area, "blends": fit.blends and fit.views > 1, **made_with}
+    return fit_projector(x, y.to(x.device), solver=fit.solver, seed=fit.seed, metadata=metadata)
 
 
 class Ridge:
@@ -171,36 +193,10 @@ class Ridge:
         return torch.stack(errors).view(-1, len(shrunk)).sum(0) / self.targets.numel()
 
 
-def _held_out_errors(inputs: Tensor, targets: Tensor, penalties: Sequence[float], selection: str, seed: int) -> Tensor:
-    """(penalties,) mean squared error of views, or of images with all their views, by fits to the others."""
-    views, images, _ = inputs.shape
-    held = []  # masks over (views, images)
-    if selection == "views":
-        held.append(torch.arange(views).unsqueeze(1).expand(views, images) >= views - max(1, views // 5))
-    else:
-        order = torch.randperm(images, generator=torch.Generator().manual_seed(seed))
-        folds = min(FOLDS, images)
-        part = torch.empty(images, dtype=torch.int64).scatter_(0, order, torch.arange(images) % folds)
-        held += [(part == fold).expand(views, images) for fold in range(folds)]
-    total, count = torch.zeros(len(penalties), dtype=torch.float64), 0
-    for mask in held:
-        mask = mask.to(inputs.device)
-        fit, x, y = Ridge(inputs[~mask], targets[~mask]), inputs[mask].double(), targets[mask].double()
-        for place, penalty in enumerate(penalties):
-            weight, bias = fit.solve(penalty)
-            total[place] += float((x @ weight.T + bias - y).square().sum())
-        count += y.numel()
-    return total / count
-
-
-def _check(
-    inputs: Tensor, targets: Tensor, solver: str, selection: str, penalties: Sequence[float], epochs: int
-) -> list[float]:
+def _check(inputs: Tensor, targets: Tensor, solver: str, penalties: Sequence[float], epochs: int) -> list[float]:
     """The penalties from large to small; raises ``InputError``."""
     if solver not in SOLVERS:
         raise InputError(f"solver must be one of {SOLVERS}, got {solver!r}")
-    if selection not in SELECTIONS:
-        raise InputError(f"selection must be one of {SELECTIONS}, got {selection!r}")
     if not penalties or not all(0 < penalty < math.inf for penalty in penalties):
         raise InputError(f"penalties must be positive numbers, at least one, got {list(penalties)}")
     if epochs < 1:

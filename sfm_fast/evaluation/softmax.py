@@ -1,8 +1,7 @@
-"""Softmax regression on standardised features: the objective with its gradient, L-BFGS to convergence, Adam in small batches."""
+"""Softmax regression on standardised features: the objective with its gradient, L-BFGS to convergence."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from ..errors import InputError
 
-LEARNING_RATE = 2e-2  # of the small batches' Adam, on standardised features
 _LEAST = torch.finfo(torch.float32).tiny  # standard deviation of a feature: weights are as large as its reciprocal
 _BLOCK = {"cpu": 1 << 19, "cuda": 1 << 25}  # numbers of a block of rows: it stays in a cache between its two products
 
@@ -167,44 +165,3 @@ def fit_lbfgs(
     assert point.grad is not None
     converged = bool(point.grad.abs().max() <= tolerance)
     return Fit(*maps(), int(optimiser.state[point].get("n_iter", 0)), converged)
-
-
-@torch.no_grad()
-def fit_minibatch(
-    features: Tensor,
-    labels: Tensor,
-    rows: Tensor,
-    num_classes: int,
-    weight_decays: Sequence[float],
-    standardise: Standardiser,
-    *,
-    steps: int,
-    batch_size: int = 256,
-    seed: int = 0,
-) -> list[Fit]:
-    """Adam with a cosine schedule on the objective of `loss_and_gradient`, from zero: a `Fit` for each weight decay.
-
-    The decays are fitted side by side on the same batches, each as if alone. Raw features (N, D), of which ``rows`` (M,) int64 are
-    trained on; a batch is gathered and standardised when its turn comes, so they may be of any float dtype, or mapped from a file.
-    """
-    decays = torch.tensor(weight_decays, dtype=torch.float32, device=features.device).view(-1, 1, 1)
-    generator = torch.Generator().manual_seed(seed)
-    weight = torch.zeros(len(decays), num_classes, features.shape[1], device=features.device)
-    bias = torch.zeros(len(decays), num_classes, device=features.device)
-    optimiser = torch.optim.Adam([weight.requires_grad_(), bias.requires_grad_()], lr=LEARNING_RATE, fused=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    queue = rows[:0]
-    for _ in range(steps):
-        while len(queue) < min(batch_size, len(rows)):
-            queue = torch.cat((queue, rows[torch.randperm(len(rows), generator=generator).to(rows.device)]))
-        batch, queue = queue[:batch_size], queue[batch_size:]
-        x = standardise(features[batch])
-        logits = (weight.flatten(0, 1) @ x.T).view(len(decays), num_classes, -1) + bias.unsqueeze(2)
-        _, error = residual(logits.transpose(0, 1).flatten(1), labels[batch].repeat(len(decays)))
-        error = error.view(num_classes, len(decays), -1).transpose(0, 1) / len(x)
-        weight.grad = error @ x + decays * weight
-        bias.grad = error.sum(2)
-        optimiser.step()
-        schedule.step()
-    weight, bias = weight.detach().double(), bias.detach().double()
-    return [Fit(weight[k], bias[k], steps, None) for k in range(len(decays))]

@@ -1,1 +1,5 @@
-"""Operations below the public API: which backend runs them, and (in later files) their kernels' registration."""
+"""The operations: each with its schema, its implementations and its derivatives. Importing this registers them all."""
+
+from . import augment, class_means, flow_alignment, pair_alignment, render, render_augment
+
+__all__ = ["augment", "class_means", "flow_alignment", "pair_alignment", "render", "render_augment"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..checks import check_images, check_view_dtype, check_views
 from ..reference import augment as reference
 from ..views import Views
-from .library import operation, registered
+from .library import operation, register
 from .render import choose, no_autocast
 
 
@@ -95,15 +94,29 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(boxes, std)
 
 
-def _registered_backward(backend: str) -> Callable[..., tuple[Tensor | None, ...]]:
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        result = operation(backend, "augment_backward")(grad, *ctx.saved_tensors, *ctx.shape, ctx.dtype)
-        return result, *[None] * 11
-
-    return backward
+def _registered_backward(backend: str, ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    result = operation(backend, "augment_backward")(grad, *ctx.saved_tensors, *ctx.shape, ctx.dtype)
+    return result, *[None] * 11
 
 
-for _name, _qualified in registered():
-    if _name == "augment":
-        _backend = "triton" if "triton_" in _qualified else "cpu"
-        torch.library.register_autograd(_qualified, _registered_backward(_backend), setup_context=_setup_context)
+def _fake(
+    images: Tensor, boxes: Tensor, noise_items: Tensor, size: int, mean: Tensor, std: Tensor, *rest: Any
+) -> Tensor:
+    return images.new_empty((boxes.shape[0], mean.shape[0], size, size), dtype=rest[-1])
+
+
+def _fake_backward(
+    grad: Tensor,
+    boxes: Tensor,
+    std: Tensor,
+    images: int,
+    channels: int,
+    height: int,
+    width: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return grad.new_empty((images, channels, height, width), dtype=dtype)
+
+
+register("augment", _fake, setup=_setup_context, backward=_registered_backward)
+register("augment_backward", _fake_backward)

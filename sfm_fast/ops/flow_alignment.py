@@ -6,14 +6,13 @@ the loss with ``rows`` = (p, q) and ``columns`` = (m, r), the backward reads the
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..reference import flow_alignment as reference
-from .library import operation, registered
+from .library import operation, register
 from .segments import Segments
 
 
@@ -81,14 +80,36 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.mark_non_differentiable(*output[1:])
 
 
-def _registered_backward(backend: str) -> Callable[..., tuple[Tensor | None, ...]]:
-    def backward(ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        return _backward(backend, ctx.saved_tensors, tuple(ctx.constants), grad_output), *[None] * 7
-
-    return backward
+def _registered_backward(backend: str, ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    return _backward(backend, ctx.saved_tensors, tuple(ctx.constants), grad_output), *[None] * 7
 
 
-for _name, _qualified in registered():
-    if _name == "flow_alignment":
-        _backend = "triton" if "triton_" in _qualified else "cpu"
-        torch.library.register_autograd(_qualified, _registered_backward(_backend), setup_context=_setup_context)
+def _fake(
+    features: Tensor,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    centers: Tensor,
+    shift: Tensor,
+    kind: int,
+    eps: float,
+    alpha: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    rows = centers.shape[0] if kind == reference.CLASS else 1
+    return centers.new_empty(()), centers.new_empty((2, rows)), centers.new_empty((2, centers.shape[1]))
+
+
+def _fake_backward(
+    grad_output: Tensor,
+    features: Tensor,
+    order: Tensor | None,
+    offsets: Tensor | None,
+    centers: Tensor,
+    shift: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+) -> Tensor:
+    return features.new_empty(features.shape)
+
+
+register("flow_alignment", _fake, setup=_setup_context, backward=_registered_backward)
+register("flow_alignment_backward", _fake_backward)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,7 +16,7 @@ from ..reference import render as reference_render
 from ..views import Views
 from .augment import view_arguments
 from .backends import explain_images
-from .library import operation, registered
+from .library import operation, register
 from .render import choose, level_gradients, no_autocast, reference_gradients
 
 
@@ -109,16 +110,69 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(boxes, std, rows, *levels)
 
 
-def _registered_backward(backend: str) -> Callable[..., tuple[Any, ...]]:
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        boxes, std, rows, *levels = ctx.saved_tensors
-        flat = operation(backend, "render_augment_backward")(grad, levels, rows, ctx.canvas, boxes, std)
-        return level_gradients(flat, levels, rows), *[None] * 13
-
-    return backward
+def _registered_backward(backend: str, ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    boxes, std, rows, *levels = ctx.saved_tensors
+    flat = operation(backend, "render_augment_backward")(grad, levels, rows, ctx.canvas, boxes, std)
+    return level_gradients(flat, levels, rows), *[None] * 13
 
 
-for _name, _qualified in registered():
-    if _name == "render_augment":
-        _backend = "triton" if "triton_" in _qualified else "cpu"
-        torch.library.register_autograd(_qualified, _registered_backward(_backend), setup_context=_setup_context)
+# Of the images that the C++ operations render at once on a GPU; csrc/kinds.h has the same number.
+CANVAS_BYTES = 26 << 20
+
+
+def _images_at_once(images: int | torch.SymInt, channels: int, canvas: int, canvases: int) -> Any:
+    """How many images have a canvas (or ``canvases``) at a time in `render_augment` on CUDA: what fits, by sixteens."""
+    fit = CANVAS_BYTES // (4 * canvases * channels * canvas * canvas)
+    return torch.sym_min(images, fit // 16 * 16 if fit >= 16 else max(fit, 1))
+
+
+def _count_images(levels: list[Tensor], rows: Tensor | None) -> int:
+    return levels[0].shape[0] if rows is None else rows.shape[0]
+
+
+def _fake(
+    levels: list[Tensor],
+    rows: Tensor | None,
+    canvas: int,
+    boxes: Tensor,
+    noise_items: Tensor,
+    size: int,
+    mean: Tensor,
+    std: Tensor,
+    *rest: Any,
+    in_blocks: bool = True,
+) -> Tensor:
+    if levels[0].device.type != "cpu":  # a GPU's kernels take canvases as scratch: whoever counts memory must see it
+        count, channels = _count_images(levels, rows), levels[0].shape[1]
+        levels[0].new_empty(
+            (_images_at_once(count, channels, canvas, 1) if in_blocks else count, channels, canvas, canvas)
+        )
+    return levels[0].new_empty((boxes.shape[0], mean.shape[0], size, size), dtype=rest[-1])
+
+
+def _fake_backward(
+    grad: Tensor,
+    levels: list[Tensor],
+    rows: Tensor | None,
+    canvas: int,
+    boxes: Tensor,
+    std: Tensor,
+    *,
+    in_blocks: bool = True,
+) -> Tensor:
+    count, channels = _count_images(levels, rows), levels[0].shape[1]
+    floats = channels * sum(level.shape[-1] ** 2 for level in levels)
+    gradient = grad.new_empty((count, floats), dtype=torch.float32)
+    if levels[0].device.type != "cpu":
+        at_once = _images_at_once(count, channels, canvas, 2) if in_blocks else count
+        grad.new_empty((2, at_once, channels, canvas, canvas), dtype=torch.float32)
+    return gradient
+
+
+def _all_at_once(fake: Callable[..., Any]) -> Callable[..., Any]:
+    """Triton's kernels fill the canvases of all images at once."""
+    return functools.partial(fake, in_blocks=False)
+
+
+register("render_augment", _fake, triton_fake=_all_at_once(_fake), setup=_setup_context, backward=_registered_backward)
+register("render_augment_backward", _fake_backward, triton_fake=_all_at_once(_fake_backward))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .class_means import class_means
 
-# What `kind` selects; the same numbers as `Kind` in csrc/cpu/flow_alignment.cpp.
+# What `kind` selects; the same numbers as `Kind` in csrc/kinds.h.
 GLOBAL, CLASS, FLOW_MSE, PAIR_MSE, DECOUPLED = range(5)
 KINDS = {
     ("global", "cosine"): GLOBAL,

@@ -14,7 +14,12 @@ from pathlib import Path
 
 SHIM = Path(__file__).resolve().parent
 CSRC = SHIM.parents[1] / "csrc"
-SOURCES = (CSRC / "ops.cpp", CSRC / "cuda" / "binding.cpp", CSRC / "cuda" / "binding_images.cpp", SHIM / "kernels.cpp")
+SOURCES = (
+    CSRC / "ops.cpp",
+    CSRC / "cuda" / "binding_losses.cpp",
+    CSRC / "cuda" / "binding_images.cpp",
+    SHIM / "kernels.cpp",
+)
 
 
 def build(folder: Path) -> Path:

@@ -1,0 +1,17 @@
+// Numbers that every backend must agree on; tests/test_ops.py compares them with the Python package's.
+#pragma once
+
+namespace sfm {
+// `kind` of flow_alignment; sfm_fast/reference/flow_alignment.py says what each computes.
+enum Kind : int { GLOBAL_COSINE = 0, CLASS_COSINE = 1, FLOW_MSE = 2, PAIR_MSE = 3, DECOUPLED_MSE = 4 };
+
+constexpr int MOST_PIXELS = 1 << 14;  // the largest side of an image, a canvas or a view
+constexpr int MOST_LEVELS = 16;       // of a pyramid
+constexpr int MOST_CHANNELS = 16;     // of a view
+
+// Of the canvases that a GPU's render_augment fills at once: they stay in the second-level cache. Tests make it smaller.
+#ifndef SFM_CANVAS_BYTES
+#define SFM_CANVAS_BYTES (26 << 20)
+#endif
+constexpr long long CANVAS_BYTES = SFM_CANVAS_BYTES;
+}  // namespace sfm
