@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 
 from .errors import InputError, require_package
+from .units import memory
 
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8}
 LOCK_NAME = ".sfm_fast.lock"
+Metadata = dict[str, Any]  # what a file says beside its tensors: JSON by name
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None], *, expected_bytes: int = 0) -> None:
@@ -62,7 +64,7 @@ def check_free_space(folder: Path, needed_bytes: int) -> None:
         raise InputError(f"{folder}: no such folder")
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        raise InputError(f"{folder}: {needed_bytes / 1e6:.1f} MB are needed, {free / 1e6:.1f} MB are free on this disk")
+        raise InputError(f"{folder}: {memory(needed_bytes)} are needed, {memory(free)} are free on this disk")
 
 
 def check_output_file(path: str | os.PathLike[str], argument: str) -> None:
@@ -139,7 +141,7 @@ def _sort_metadata(path: Path) -> None:
             file.write(ordered.ljust(length))
 
 
-def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Metadata]:
     """Read what `save_tensors` wrote: tensors by name and decoded metadata.
 
     Raises ``InputError`` naming the file where it is missing, truncated, no safetensors file, or of numbers that nothing here computes with.

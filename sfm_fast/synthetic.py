@@ -8,13 +8,12 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .errors import InputError, require_package
-from .files import load_tensors, save_tensors, write_atomically
+from .files import Metadata, load_tensors, save_tensors, write_atomically
 from .schema import BACKBONE, NAMES, check
 
 FORMAT = "sfm_fast.synthetic/1"
@@ -28,7 +27,7 @@ class SyntheticSet:
     images: Tensor
     labels: Tensor
     class_names: list[str]
-    metadata: dict[str, Any]
+    metadata: Metadata
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, atomically."""

@@ -77,14 +77,14 @@ def draw_views(
     seed: int,
     step: int,
     augmentation: Augmentation = Augmentation(),
-    parameter_stream: int = Stream.AUGMENT_PARAMETERS,
-    noise_stream: int = Stream.AUGMENT_NOISE,
+    streams: tuple[int, int] = (Stream.AUGMENT_PARAMETERS, Stream.AUGMENT_NOISE),
 ) -> Views:
     """The random views at ``step`` of images whose side, or (height, width), is ``image_size``.
 
     items: (V,) int64 ids below 2**32, the counters of the views' random numbers; two views of one image in one step need two ids.
         View v belongs to image v % M: for A views of M images, ``torch.arange(A * M)``.
     size: side of the views in pixels. mean, std: (channels,) of the backbone. seed in [0, 2**64), step in [0, 2**32).
+    streams: of the boxes' and of the noise's random numbers; those of another `philox.Stream` are independent.
 
     Raises ``InputError`` where one of them is of another form.
     """
@@ -98,7 +98,7 @@ def draw_views(
         )
     if not 0 <= step < 2**32 or not 0 <= seed < 2**64:
         raise InputError(f"step must be in [0, 2**32) and seed in [0, 2**64), got {step} and {seed}")
-    u = philox.uniform(items, 8, seed=seed, stream=parameter_stream, step=step)
+    u = philox.uniform(items, 8, seed=seed, stream=streams[0], step=step)
     area = augmentation.min_area + (augmentation.max_area - augmentation.min_area) * u[:, 0]
     aspect = torch.exp(LOG_ASPECT[0] + (LOG_ASPECT[1] - LOG_ASPECT[0]) * u[:, 1])
     width, height = torch.sqrt(area * aspect), torch.sqrt(area / aspect)
@@ -111,7 +111,7 @@ def draw_views(
         [*_pixels(width, x, image_size[1], size), *_pixels(height, y, image_size[0], size)], dim=1
     ).float()
     noise_items = torch.where(noisy, items, -1)
-    return Views(boxes, noise_items, size, mean, std, seed, step, noise_stream)
+    return Views(boxes, noise_items, size, mean, std, seed, step, streams[1])
 
 
 def _pixels(scale: Tensor, center: Tensor, source: int, size: int) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         parameters = getattr(getattr(item, "callspec", None), "params", {})
         if not INTERPRETED and "triton" in (parameters.get("backend"), str(parameters.get("prefix", "")).strip("_")):
             item.add_marker(pytest.mark.skip(reason="Triton runs on the GPU here, see test_gpu.py"))
-        if item.path.name == "test_gpu.py" and gpu_selection.is_quick(item, parameters):
+        if item.path.name in ("test_gpu.py", "test_gpu_images.py") and gpu_selection.is_quick(item, parameters):
             item.add_marker(pytest.mark.gpu_quick)
     if torch.cuda.is_available():
         gpu_selection.longest_first(items)

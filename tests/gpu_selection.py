@@ -3,8 +3,8 @@
 float32 of everything, bfloat16 of a few cases; float16 differs from bfloat16 in loads and stores alone. Every kernel, backend,
 kind and case is in it. What needs a card's whole memory has the marker gpu_alone instead, to be run last and by itself:
 
-    pytest tests/test_gpu.py -n 12 -m gpu_quick
-    pytest tests/test_gpu.py -m gpu_alone
+    pytest tests/gpu/test_gpu.py -n 12 -m gpu_quick
+    pytest tests/gpu/test_gpu.py -m gpu_alone
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,19 @@ IDENTITY = {
     "mean": "mean",
     "std": "std",
 }
+
+
+class Record(TypedDict):
+    """A backbone as files record it: what tells it from others, and how it ran."""
+
+    name: str
+    fingerprint: str
+    num_features: int
+    input_size: int
+    resize: int
+    mean: list[float]
+    std: list[float]
+    precision: str
 
 
 @dataclass
@@ -60,7 +73,7 @@ class Backbone:
     @property
     def identity(self) -> tuple[Any, ...]:
         """Equal for backbones that give the same features: equal weights alone may sit in another network, or see other inputs."""
-        recorded = self.describe()
+        recorded: Mapping[str, Any] = self.describe()
         return self.name, *(recorded[key] for key in IDENTITY)
 
     def __call__(self, views: Tensor) -> Tensor:
@@ -83,7 +96,7 @@ class Backbone:
         images = images.to(self.device)
         return normalize(match_channels(images, self.in_channels), self.mean, self.std)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self) -> Record:
         """Provenance: what a file made with this backbone must name."""
         return {
             "name": self.name,

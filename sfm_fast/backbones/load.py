@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -74,7 +75,7 @@ def load_backbone(
 def freeze(
     name: str,
     model: nn.Module,
-    config: dict[str, Any],
+    config: Mapping[str, Any],
     *,
     device: torch.device,
     precision: str = "fp32",
@@ -134,7 +135,7 @@ def _check_image_size(image_size: int | None) -> None:
 
 def _from_timm(
     name: str, checkpoint: str | os.PathLike[str] | None, image_size: int | None
-) -> tuple[nn.Module, dict[str, Any]]:
+) -> tuple[nn.Module, Mapping[str, Any]]:
     timm_models.check_name(name)
     if checkpoint is None:
         return timm_models.create(name, image_size, pretrained=True)
@@ -147,7 +148,7 @@ def _from_timm(
     return model, config
 
 
-def _describe(name: str, model: nn.Module, config: dict[str, Any], device: torch.device, weights: str) -> Backbone:
+def _describe(name: str, model: nn.Module, config: Mapping[str, Any], device: torch.device, weights: str) -> Backbone:
     channels, size = config["input_size"][0], config["input_size"][-1]
     mean, std = (torch.as_tensor(config[key], dtype=torch.float32, device=device) for key in ("mean", "std"))
     return Backbone(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import load_tensors, save_tensors
+from ..files import Metadata, load_tensors, save_tensors
 from .backbone import IDENTITY, Backbone
 from .load import load_backbone
 from .shipped import SHIPPED
@@ -24,7 +24,7 @@ def check_recorded(record: Mapping[str, Any], backbone: Backbone, told: str, rol
 
     told: begins the message, such as "statistics: made with". role: what the message calls ``backbone``.
     """
-    ours = backbone.describe()
+    ours: Mapping[str, Any] = backbone.describe()
     for key, words in IDENTITY.items():
         if record.get(key, ours[key]) != ours[key]:
             raise InputError(
@@ -71,7 +71,7 @@ def save_weights(path: str | os.PathLike[str], backbone: Backbone) -> None:
     """
     check_storable(backbone)
     shipped = SHIPPED.get(backbone.name)  # such a file says itself what model it is for
-    metadata: dict[str, Any] = load_tensors(shipped)[1] if shipped is not None else {}
+    metadata: Metadata = load_tensors(shipped)[1] if shipped is not None else {}
     metadata = {key: metadata[key] for key in ("architecture", "mean", "std") if key in metadata}
     save_tensors(path, {name: _small(value) for name, value in backbone.model.state_dict().items()}, metadata)
     again = load_backbone(backbone.name, path, image_size=backbone.input_size, precision="fp32")

@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor, nn
 
 from ..checks import check_side
 from ..errors import InputError
-from ..files import load_tensors
+from ..files import Metadata, load_tensors
 
 DEFAULT = "fashion_vit"
 ASSETS = Path(__file__).parent / "assets"
 SHIPPED = {name: ASSETS / f"{name}.safetensors" for name in (DEFAULT, "fashion_cnn")}
 
 
-def build_shipped(architecture: dict[str, Any]) -> nn.Module:
+def build_shipped(architecture: Metadata) -> nn.Module:
     """The timm model that a shipped file's metadata describes, without weights.
 
     ``architecture`` holds "timm_class" ("VisionTransformer" or "ByobNet") and its arguments; a ByobNet's "cfg" holds the
@@ -43,7 +42,7 @@ def build_shipped(architecture: dict[str, Any]) -> nn.Module:
 
 def read_shipped(
     name: str, path: str | os.PathLike[str], image_size: int | None = None
-) -> tuple[nn.Module, dict[str, Any], dict[str, Tensor]]:
+) -> tuple[nn.Module, Metadata, dict[str, Tensor]]:
     """A file of scripts/pretrain_backbone.py: its model without weights, its data config, and the weights as they are stored.
 
     Another ``image_size`` than it was trained at is for convolutional ones alone. Raises ``InputError``: no such file, damaged,

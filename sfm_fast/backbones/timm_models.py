@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,7 +25,9 @@ def check_name(name: str) -> None:
         )
 
 
-def create(name: str, image_size: int | None, *, pretrained: bool, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+def create(
+    name: str, image_size: int | None, *, pretrained: bool, **options: Any
+) -> tuple[nn.Module, Mapping[str, Any]]:
     """A timm model without head, and its data config; ``options`` are the model's own.
 
     Raises ``InputError``: unknown name, no pretrained weights to be had, an ``image_size`` the model can't take.

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..backbones.backbone import Backbone
+from ..backbones.backbone import Backbone, Record
 from ..backbones.record import check_recorded, check_storable
 from ..checks import check_class_names, check_labels
 from ..data.photos import is_one, photo_batches
@@ -23,12 +23,19 @@ from ..data.sources import ImageSource
 from ..data.transforms import ImageTransform
 from ..errors import InputError
 from ..evaluation.heads import Classifier, LinearMap, Projector, compose
-from ..files import expand
+from ..files import Metadata, expand
 from ..synthetic import SyntheticSet, from_bytes, to_bytes
 from . import card, format
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 Head = TypeVar("Head", Classifier, Projector)
+
+
+class Accuracy(TypedDict):
+    """Top-1 accuracy in 0..1 on so many images."""
+
+    top1: float
+    images: int
 
 
 @dataclass(repr=False, eq=False)
@@ -43,17 +50,17 @@ class Bundle:
     class_names: list[str]
     classifier: Classifier
     projector: Projector | None
-    phi: dict[str, Any]
-    psi: dict[str, Any]
+    phi: Record
+    psi: Record
     channels: int
     folded: bool = False
-    made: dict[str, Any] = field(default_factory=dict)
-    accuracy: dict[str, dict[str, Any]] = field(default_factory=dict)
+    made: Metadata = field(default_factory=dict)
+    accuracy: dict[str, Accuracy] = field(default_factory=dict)
     _pixels: tuple[Tensor, Tensor] | None = None
     _backbone: Backbone | None = None
     _stored: format.Stored | None = None  # the file it was saved to or loaded from
     _weights: format.Weights | None = None  # psi's, that the file it was loaded from holds
-    _machine: dict[str, Any] = field(default_factory=dict)
+    _machine: Metadata = field(default_factory=dict)
 
     @classmethod
     def create(
@@ -257,7 +264,7 @@ class Bundle:
     def _transform(self) -> ImageTransform:
         return self.backbone.transform(min(self.channels, self.backbone.in_channels))
 
-    def evaluate(self, source: ImageSource, *, batch_size: int = 256, progress: bool = False) -> dict[str, Any]:
+    def evaluate(self, source: ImageSource, *, batch_size: int = 256, progress: bool = False) -> Accuracy:
         """Top-1 accuracy on a labelled data set of these classes (`open_dataset`), as {"top1", "images"}.
 
         It joins ``accuracy``, which `save` writes; the weights are those in memory, `as_stored` has those of the file.
@@ -276,9 +283,9 @@ class Bundle:
         if not images:
             raise InputError(f"{source.name}: holds no images")
         self.accuracy = {**self.accuracy, source.name: {"top1": right / images, "images": images}}
-        return dict(self.accuracy[source.name])
+        return self.accuracy[source.name]
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Metadata:
         """What its file says beside the numbers, as far as it doesn't depend on how it is saved."""
         return {
             "class_names": self.class_names,
@@ -298,7 +305,7 @@ class Bundle:
         """The page of the file that it was saved to or loaded from: what it is, and how to use it."""
         return str(self._saved().config["readme"])
 
-    def size_report(self) -> list[dict[str, Any]]:
+    def size_report(self) -> list[format.Size]:
         """Rows {"what", "bytes", "detail"} of the file that it was saved to or loaded from, their total, and the training images'."""
         rows = self._saved().sizes()
         count = (self.made.get("classifier") or {}).get("images")
@@ -347,6 +354,6 @@ def _rounded(head: Head, dtype: str) -> Head:
     return replace(head, weight=head.weight.to(DTYPES[dtype]).float())
 
 
-def _without_backbone(metadata: dict[str, Any]) -> dict[str, Any]:
+def _without_backbone(metadata: Metadata) -> Metadata:
     """Of the backbones, which the bundle names itself, no second copy."""
     return {key: value for key, value in metadata.items() if key != "backbone"}

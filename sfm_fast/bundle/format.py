@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from ..backbones.record import as_recorded, save_weights
 from ..checks import MOST_PIXELS
 from ..errors import InputError
 from ..evaluation.heads import CLASSIFIER_METADATA, PROJECTOR_METADATA
-from ..files import check_output_file, expand, parse_json, read_safetensors, save_tensors
+from ..files import Metadata, check_output_file, expand, parse_json, read_safetensors, save_tensors
 from ..schema import check
 from ..version import __version__
 
@@ -71,6 +71,14 @@ _CONFIG = {
 }
 
 
+class Size(TypedDict):
+    """What a part of a bundle weighs, and what it is."""
+
+    what: str
+    bytes: int
+    detail: str
+
+
 @dataclass(frozen=True)
 class Weights:
     """A backbone's weights as `save_weights` writes them: tensors by name, and what the file says beside them."""
@@ -99,7 +107,7 @@ class Weights:
 class Stored:
     """What a bundle's file holds: its configuration, and tensors by part and name; ``where`` it lies, for messages."""
 
-    config: dict[str, Any]
+    config: Metadata
     parts: dict[str, dict[str, Tensor]]
     where: Path = field(default_factory=Path)
     size: int = 0  # of the file, in bytes
@@ -108,9 +116,9 @@ class Stored:
         """The evaluating backbone's weights, where they are inside."""
         return Weights(self.parts[WEIGHTS], self.config["weights"] or {}) if WEIGHTS in self.parts else None
 
-    def sizes(self) -> list[dict[str, Any]]:
+    def sizes(self) -> list[Size]:
         """Rows {"what", "bytes", "detail"} of the parts, of what is in the header, and their total, the file's size."""
-        rows: list[dict[str, Any]] = [
+        rows: list[Size] = [
             {"what": part, "bytes": sum(tensor.nbytes for tensor in tensors.values()), "detail": self._detail(part)}
             for part, tensors in self.parts.items()
         ]
@@ -148,7 +156,7 @@ def is_bundle(path: Path) -> bool:
         return False
 
 
-def _header(path: Path) -> dict[str, Any]:
+def _header(path: Path) -> Metadata:
     """The metadata of a safetensors file, without reading its tensors."""
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")

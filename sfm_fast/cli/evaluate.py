@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
 
 from ..errors import InputError
 from ..evaluation.evaluator import MODES, REFERENCES, Evaluator, ProbeConfig
 from ..evaluation.heads import Classifier
 from ..evaluation.modes import check_classifier
 from ..evaluation.references import USUAL, TooFewImagesError
+from ..evaluation.rows import LeftOut, Row
 from ..features.cache import FeatureCache
 from ..report.tables import accuracy_table
 from ..synthetic import SyntheticSet
@@ -124,10 +124,10 @@ def run(args: argparse.Namespace) -> None:
 
 def _rows(
     args: argparse.Namespace, evaluator: Evaluator, sets: Mapping[str, SyntheticSet], names: list[str]
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[list[Row], list[LeftOut]]:
     """Rows of the references, then of the runs with their neighbours; and the references left out, with reasons."""
-    rows: list[dict[str, Any]] = []
-    left_out: list[dict[str, Any]] = []
+    rows: list[Row] = []
+    left_out: list[LeftOut] = []
 
     def skip(name: str, ipc: int, reason: str) -> None:
         left_out.append({"images": name, "ipc": ipc, "reason": reason})
@@ -140,7 +140,7 @@ def _rows(
             return skip(name, ipc, str(error))
         if not found:
             skip(name, ipc, "features of no image can be trained on in mode probe alone")
-        rows.extend(row | ({"run": path} if path else {}) for row in found)
+        rows.extend({**row, "run": path} if path else row for row in found)
 
     shapes = sorted({(len(s.labels) // len(s.class_names), s.images.shape[-1]) for s in sets.values()}) or [
         (args.ipc, evaluator.distilling.image_size)
@@ -157,5 +157,5 @@ def _rows(
         if "neighbour-real" in names:
             ipc = len(synthetic.labels) // len(synthetic.class_names)
             add("neighbour-real", ipc, synthetic.images.shape[-1], str(path), synthetic)
-        rows += [row | {"run": str(path)} for row in evaluator.evaluate_synthetic(synthetic)]
+        rows += [{**row, "run": str(path)} for row in evaluator.evaluate_synthetic(synthetic)]
     return rows, left_out

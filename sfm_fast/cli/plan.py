@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import torch
 
 from ..backbones.load import shape_of_backbone
 from ..backbones.shipped import DEFAULT, SHIPPED
 from ..distill.config import DistillConfig
-from ..distill.plan import plan
+from ..distill.plan import PlanRow, plan
 from ..errors import InputError
 from ..report.tables import plan_table
 from ..units import parse_bytes
@@ -80,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
         micro_batches=args.micro_batch or [],
         lgm_views=args.lgm_views,
     )
-    result: dict[str, Any] = {
+    result = {
         "rows": rows,
         "sfm_fast": __version__,
         "torch": torch.__version__,
@@ -103,13 +102,13 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def advice(rows: list[dict[str, Any]], args: argparse.Namespace, config: DistillConfig) -> list[str]:
+def advice(rows: list[PlanRow], args: argparse.Namespace, config: DistillConfig) -> list[str]:
     """What to type, or why nothing fits."""
     chosen = next((row for row in rows if row["recommended"]), None)
     if chosen is None:
         weights, memory = rows[0]["by_category"]["parameters"], parse_bytes(args.memory)
         if weights >= memory:
-            return [f"nothing fits {args.memory}: the weights alone take {weights / 1e9:.2f} GB"]
+            return [f"nothing fits {args.memory}: the weights alone take {units.memory(weights)}"]
         further = "a smaller --image-size or another backbone"
         return [
             f"nothing fits {args.memory}: try {further if args.grad_checkpointing else '--grad-checkpointing, ' + further}"

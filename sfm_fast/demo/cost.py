@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TypedDict
 
 from ..backbones.backbone import Backbone
 from ..data.sources import ImageSource
@@ -14,6 +14,21 @@ from ..distill.objectives import LGM_VARIANTS
 from ..features.statistics import ClassStatistics
 from ..measure.memory import peak_memory
 from ..measure.timing import interleaved
+
+
+class Cost(TypedDict):
+    """What a step of one configuration took: seconds (median, and 20th and 80th percentile) and peak bytes."""
+
+    name: str
+    method: str
+    variant: str
+    ipc: int
+    views: int
+    peak_bytes: int
+    step_seconds: float
+    step_seconds_p20: float
+    step_seconds_p80: float
+    rounds: int
 
 
 def sfm_and_lgm(config: DistillConfig) -> dict[str, DistillConfig]:
@@ -32,7 +47,7 @@ def compare_methods(
     statistics: ClassStatistics,
     *,
     rounds: int = 5,
-) -> list[dict[str, Any]]:
+) -> list[Cost]:
     """One row a configuration: seconds a step (median, p20, p80 of interleaved steps) and peak bytes of a step.
 
     All levels of the pyramid are live, as in most of a run. Memory is the delta over what exists before the step: the
@@ -45,7 +60,7 @@ def compare_methods(
         distiller.grow_fully()
         steps[name] = distiller.step
     timings = interleaved(steps, rounds=rounds, device=backbone.device)
-    rows = []
+    rows: list[Cost] = []
     for name, config in configs.items():
         timing = timings[name]
         rows.append(

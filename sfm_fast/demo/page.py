@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..data.sources import ImageSource
 from ..data.transforms import ImageTransform
+from ..distill.progress import LogRow
+from ..evaluation.rows import Row
 from ..report import html, plots
 from ..report.tables import megabytes, text_table
 from ..synthetic import SyntheticSet, to_bytes
+from .cost import Cost
 
 COST_HEADER = ("method", "views", "ms a step", "time x SFM", "peak memory", "memory x SFM")
 
@@ -28,7 +30,7 @@ def pixel_class_means(source: ImageSource, transform: ImageTransform, batch_size
     return total / counts.clamp(min=1).view(-1, 1, 1, 1)
 
 
-def cost_rows(costs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+def cost_rows(costs: list[Cost]) -> list[tuple[str, ...]]:
     """Rows under `COST_HEADER`; the first one is the base of the ratios."""
     base = costs[0]
     return [
@@ -44,7 +46,7 @@ def cost_rows(costs: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     ]
 
 
-def cost_table(costs: list[dict[str, Any]]) -> str:
+def cost_table(costs: list[Cost]) -> str:
     """Time and memory as a text table."""
     return text_table(COST_HEADER, cost_rows(costs))
 
@@ -55,9 +57,9 @@ def write_page(
     synthetic: SyntheticSet,
     nearest: Tensor,
     means: Tensor,
-    log: Iterable[dict[str, Any]],
-    accuracy: list[dict[str, Any]],
-    costs: list[dict[str, Any]],
+    log: Iterable[LogRow],
+    accuracy: list[Row],
+    costs: list[Cost],
     facts: dict[str, str],
 ) -> None:
     """Write the page to ``path``, atomically. nearest, means: (C, channels, S, S) in 0..1, class by class."""

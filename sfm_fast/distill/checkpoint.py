@@ -6,13 +6,13 @@ All randomness is counter-based, so there is no generator state to keep.
 from __future__ import annotations
 
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import load_tensors, save_tensors
+from ..files import Metadata, load_tensors, save_tensors
 from ..schema import check
 from .average import IterateAverage
 from .config import DistillConfig
@@ -45,7 +45,7 @@ def save_checkpoint(
     optimiser: PyramidAdam,
     average: IterateAverage,
     config: DistillConfig,
-    provenance: dict[str, Any],
+    provenance: Metadata,
     progress: Progress,
 ) -> None:
     """Write the state of a run that has come to ``progress``, atomically."""
@@ -69,7 +69,7 @@ def load_checkpoint(
     optimiser: PyramidAdam,
     average: IterateAverage,
     config: DistillConfig,
-    provenance: dict[str, Any],
+    provenance: Metadata,
 ) -> Progress:
     """Restore what `save_checkpoint` wrote into fresh ``images``, ``optimiser`` and ``average``; returns how far the run had come.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..backbones.backbone import Backbone
 from ..errors import InputError
+from ..files import Metadata
 from ..synthetic import SyntheticSet
 from .average import IterateAverage
 from .checkpoint import Progress, load_checkpoint, save_checkpoint
@@ -45,7 +45,7 @@ class Distiller:
         objective: Objective,
         class_names: list[str],
         channels: int,
-        provenance: dict[str, Any] | None = None,
+        provenance: Metadata | None = None,
         execution: Execution = Execution(),
     ) -> None:
         self.execution = execution
@@ -89,7 +89,6 @@ class Distiller:
 
     def _make_step(self, micro_batch: int) -> DistillationStep:
         return DistillationStep(
-            self.images,
             self.labels,
             self.objective,
             self.backbone,
@@ -139,7 +138,7 @@ class Distiller:
         log_every: int = 10,
         progress: bool = True,
         on_step: Callable[[int], None] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Metadata:
         """Run to ``config.steps`` and write everything into ``folder``; returns the summary, also in summary.json.
 
         Writes log.jsonl, TensorBoard events where that package is installed, grids/, checkpoint.safetensors and, at the end,

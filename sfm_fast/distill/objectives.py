@@ -258,8 +258,7 @@ class GradientMatching(Objective):
             seed=self.seed,
             step=step,
             augmentation=self.augmentation,
-            parameter_stream=Stream.REAL_AUGMENT_PARAMETERS,
-            noise_stream=Stream.REAL_AUGMENT_NOISE,
+            streams=(Stream.REAL_AUGMENT_PARAMETERS, Stream.REAL_AUGMENT_NOISE),
         )
         with torch.set_grad_enabled(self.variant == "stock"):
             views = augment(images, boxes, dtype=self.backbone.dtype)

@@ -7,8 +7,9 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TypedDict
 
+from .. import units
 from ..backbones.backbone import Backbone
 from ..errors import InputError
 from ..measure.memory import free_memory
@@ -37,6 +38,21 @@ def largest_micro_batch(peak: Callable[[int], int], count: int, budget: int) -> 
         guess = int(nearest + (budget - known[nearest]) / slope)
         guess = min(max(guess, fits + 1), fails - 1)
         known[guess] = peak(guess)
+
+
+class PlanRow(TypedDict):
+    """One way of running a step, predicted: bytes, floating-point operations, and whether it fits the memory asked for."""
+
+    method: str
+    variant: str
+    micro_batch: int | None
+    views: int
+    peak_bytes: int
+    by_category: dict[str, int]
+    flops_per_step: int
+    host_bytes: int
+    fits: bool
+    recommended: bool
 
 
 def choose_micro_batch(
@@ -71,7 +87,7 @@ def choose_micro_batch(
         return count
     if budget is not None and chosen == 1 and peak(1) > budget:
         raise InputError(
-            f"memory_budget of {budget / 1e9:.3g} GB is too small: one image at a time is predicted to take {peak(1) / 1e9:.3g} GB"
+            f"memory_budget of {units.memory(budget)} is too small: one image at a time is predicted to take {units.memory(peak(1))}"
         )
     return chosen
 
@@ -85,20 +101,21 @@ def plan(
     memory: int,
     micro_batches: Sequence[int] = (),
     lgm_views: int = 10,
-) -> list[dict[str, Any]]:
+) -> list[PlanRow]:
     """One row a way of running a step: SFM in one shot, in micro-batches that fit ``memory`` bytes (with the state on the device and on
     the host) and of the sizes asked for, then LGM's three forms, one of them in the same micro-batches. ``recommended`` marks the fastest that fits.
     """
     for size in micro_batches:
         if size < 1:
             raise InputError(f"--micro-batch must be at least 1, got {size}")
-    count, rows = classes * config.ipc, []
+    count = classes * config.ipc
+    rows: list[PlanRow] = []
 
     @functools.cache
     def predict(configured: DistillConfig, micro_batch: int, host: bool) -> Prediction:
         return predict_step(configured, backbone, classes, channels, micro_batch, host_state=host)
 
-    def row(configured: DistillConfig, variant: str, micro_batch: int | None, host: bool = False) -> dict[str, Any]:
+    def row(configured: DistillConfig, variant: str, micro_batch: int | None, host: bool = False) -> PlanRow:
         found = predict(configured, micro_batch or count, host)
         return {
             "method": "lgm" if configured.method == "lgm" else "sfm",

@@ -180,7 +180,6 @@ def predict_step(
         tracker.assign("" if host_state else "adam", moments)
         objective = _Objective(_build(config, stand_in, classes, channels), tracker)
         step = _SampledStep(
-            images,
             torch.empty(count, dtype=torch.int64, device=device),
             objective,
             stand_in,

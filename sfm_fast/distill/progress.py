@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any, TextIO
+from typing import Any, TextIO, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,6 +23,15 @@ def peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+class LogRow(TypedDict):
+    """A line of a run's log.jsonl."""
+
+    step: int
+    loss: float
+    step_seconds: float
+    peak_bytes: int
 
 
 class Signals:
@@ -128,7 +137,7 @@ def _tensorboard(place: Path, first: int) -> Any:
     return SummaryWriter(str(place / "tensorboard"), purge_step=first + 1 if first else None)
 
 
-def iterate_log(path: str | Path) -> Iterator[dict[str, Any]]:
+def iterate_log(path: str | Path) -> Iterator[LogRow]:
     """The rows of a run's log.jsonl."""
     with open(path, encoding="utf-8") as file:
         for line in file:

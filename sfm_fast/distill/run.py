@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
 from ..backbones.backbone import Backbone
 from ..errors import InputError
-from ..files import check_free_space, write_json
+from ..files import Metadata, check_free_space, write_json
 from ..options import check_options, option
 from ..synthetic import SyntheticSet, save_grid, save_image_folder
 from .config import DistillConfig
@@ -53,7 +53,7 @@ class Distilling(Protocol):
     images: SyntheticImages
     labels: Tensor
     class_names: list[str]
-    provenance: dict[str, Any]
+    provenance: Metadata
     steps_done: int
 
     @property
@@ -78,7 +78,7 @@ class Run:
     progress: bool = True
     on_step: Callable[[int], None] | None = None
 
-    def complete(self, resume: bool) -> dict[str, Any]:
+    def complete(self, resume: bool) -> Metadata:
         """Run to the end and write everything; returns the summary. See `Distiller.run`."""
         distiller, place = self.distiller, self.place
         check_free_space(place, self._bytes_to_write())

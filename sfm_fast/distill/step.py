@@ -20,7 +20,6 @@ from ..errors import InputError
 from ..measure.memory import is_out_of_memory
 from ..ops.render_augment import render_augment, render_augment_backward
 from ..views import Augmentation, Views, draw_views
-from .images import SyntheticImages
 from .objectives import Objective
 from .optimiser import PyramidAdam
 from .staging import InPlace
@@ -47,7 +46,7 @@ class MicroBatch:
 
 
 class DistillationStep:
-    """Steps of one run: ``step(number)`` updates ``images`` in place.
+    """Steps of one run: ``step(number)`` updates the optimiser's images in place.
 
     labels: (num_images,) int64. micro_batch: images a micro-batch, all views of an image in the same one; halved for good when
     the device runs out of memory, without losing the step. staging: where the blocks of images come from.
@@ -56,7 +55,6 @@ class DistillationStep:
 
     def __init__(
         self,
-        images: SyntheticImages,
         labels: Tensor,
         objective: Objective,
         backbone: Backbone,
@@ -67,10 +65,10 @@ class DistillationStep:
         micro_batch: int,
         staging: InPlace | None = None,
     ) -> None:
-        self.images, self.objective, self.backbone, self.optimiser = images, objective, backbone, optimiser
+        self.images, self.objective, self.backbone, self.optimiser = optimiser.images, objective, backbone, optimiser
         self.labels = labels.repeat(objective.views)
         self.augmentation, self.seed = augmentation, seed
-        self.micro_batch = min(micro_batch, images.num_images)
+        self.micro_batch = min(micro_batch, self.images.num_images)
         self.staging = staging or InPlace()
         self.graph: MicroBatch | None = None  # the last one, between its forward and its backward
         self.one: Tensor | None = None  # the loss's own gradient, kept: autograd would fill a new one at every step

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor
@@ -21,6 +22,16 @@ from .linear import top_k_accuracy
 from .softmax import Fit, Standardiser, fit_lbfgs, residual
 
 WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+
+
+class Tried(TypedDict):
+    """A weight decay on the validation rows."""
+
+    weight_decay: float
+    top1: float
+    cross_entropy: float
+    iterations: int
+    converged: bool | None
 
 
 def train_classifier(
@@ -84,28 +95,29 @@ def train_classifier(
     classes, order = len(class_names), torch.cat((training, held)).to(features.device)
     held_features, held_labels = features[order[len(training) :]], labels[order[len(training) :]]
     searched = min(len(training), search_rows)
-    search: list[tuple[Fit, dict[str, Any]]] = []
+    search: list[tuple[Fit, Tried]] = []
     # The rows that train come first, so that a fit to some of them, or to all, reads one part of one copy.
     x, y = torch.cat([standardise(features[rows]) for rows in order.split(8192)]), labels[order]
-    limits: dict[str, Any] = {"tolerance": tolerance, "max_iterations": max_iterations}
+    fit_decay = functools.partial(fit_lbfgs, tolerance=tolerance, max_iterations=max_iterations)
     start = None
     for decay in decays if len(held) else ():  # from strong to weak: each starts where the last one ended
-        start = fit_lbfgs(x[:searched], y[:searched], classes, decay, start=start, **limits)
+        start = fit_decay(x[:searched], y[:searched], classes, decay, start=start)
         search.append((start, _validate(decay, start, standardise, held_features, held_labels)))
         if _past_the_best([row for _, row in search]):
             break
-    start, row = min(search, key=lambda pair: _rank(pair[1]), default=(None, {"weight_decay": decays[0]}))
-    fit = fit_lbfgs(x, y, classes, row["weight_decay"], start=start, **limits)
+    start, chosen = min(search, key=lambda pair: _rank(pair[1]), default=(None, None))
+    decay = decays[0] if chosen is None else chosen["weight_decay"]
+    fit = fit_decay(x, y, classes, decay, start=start)
     classifier = Classifier(*standardise.fold(fit.weight, fit.bias), class_names=list(class_names))
     if not (classifier.weight.isfinite().all() and classifier.bias.isfinite().all()):
         raise InputError(
-            f"the classifier's weights are out of float32's range: scale the features, or change the weight decay {row['weight_decay']:g}"
+            f"the classifier's weights are out of float32's range: scale the features, or change the weight decay {decay:g}"
         )
     classifier.metadata = {
         "solver": "lbfgs",
-        "weight_decay": row["weight_decay"],
+        "weight_decay": decay,
         "train_top1": accuracy(classifier, features, labels),
-        "validation_top1": row.get("top1"),
+        "validation_top1": None if chosen is None else chosen["top1"],
         "test_top1": None,
         "search": [tried for _, tried in search],
         "iterations": fit.iterations,
@@ -179,7 +191,7 @@ def stratified_split(labels: Tensor, validation: float, seed: int) -> tuple[Tens
     return order[~held[order]], order[held[order]]
 
 
-def _validate(decay: float, fit: Fit, standardise: Standardiser, features: Tensor, labels: Tensor) -> dict[str, Any]:
+def _validate(decay: float, fit: Fit, standardise: Standardiser, features: Tensor, labels: Tensor) -> Tried:
     head = LinearMap(*standardise.fold(fit.weight, fit.bias))
     size, loss = max(1, (1 << 24) // head.out_features), 0.0
     for block, targets in zip(features.split(size), labels.split(size), strict=True):
@@ -193,12 +205,12 @@ def _validate(decay: float, fit: Fit, standardise: Standardiser, features: Tenso
     }
 
 
-def _rank(row: dict[str, Any]) -> tuple[float, float]:
+def _rank(row: Tried) -> tuple[float, float]:
     """What the best row has least of."""
     return -row["top1"], row["cross_entropy"]
 
 
-def _past_the_best(rows: list[dict[str, Any]]) -> bool:
+def _past_the_best(rows: list[Tried]) -> bool:
     """Whether the last two decays are worse than the best by both measures: weaker ones, which take longest, overfit more."""
     best = min(rows, key=_rank)
     return len(rows) > 2 and all(

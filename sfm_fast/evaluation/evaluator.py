@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import cast
 
 from torch import Tensor
 
@@ -24,6 +24,7 @@ from .classifier import train_on_source
 from .heads import Classifier, LinearMap
 from .modes import MODES, Features, ProbeConfig, Scored, check_classifier, fit, summary
 from .references import REFERENCES
+from .rows import Row
 
 __all__ = ["MODES", "REFERENCES", "Evaluator", "ProbeConfig"]
 
@@ -128,7 +129,7 @@ class Evaluator:
         *,
         modes: Sequence[str] | None = None,
         chosen: bool = True,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Row]:
         """A row for each mode: images (N, channels, H, W) in 0..1 with labels (N,); a list holds one set per seed.
 
         ``chosen``: whether it took the distilling backbone to make or choose the images. In a row, ``parameters`` and ``bytes_…``
@@ -152,9 +153,7 @@ class Evaluator:
         ipc = len(their_labels[0]) // self.num_classes
         return [self._row(name, mode, ipc, fits[mode], seconds[mode], chosen) for mode in modes]
 
-    def evaluate_synthetic(
-        self, synthetic: SyntheticSet, *, modes: Sequence[str] | None = None
-    ) -> list[dict[str, Any]]:
+    def evaluate_synthetic(self, synthetic: SyntheticSet, *, modes: Sequence[str] | None = None) -> list[Row]:
         """Rows of a distilled set: ``images`` is "sfm" or "lgm", ``method`` says which kind of it.
 
         Raises ``InputError`` where it was distilled on another backbone than the distilling one, or has other classes than the data.
@@ -162,7 +161,7 @@ class Evaluator:
         self.check_synthetic(synthetic)
         method = synthetic.metadata.get("config", {}).get("method", "synthetic")
         rows = self.evaluate(method.split("-")[0], synthetic.images, synthetic.labels, modes=modes)
-        return [row | {"method": method} for row in rows]
+        return [{**row, "method": method} for row in rows]
 
     def check_synthetic(
         self, synthetic: SyntheticSet, told: str = "synthetic", role: str = "the distilling backbone"
@@ -183,7 +182,7 @@ class Evaluator:
         *,
         like: SyntheticSet | None = None,
         modes: Sequence[str] | None = None,
-    ) -> list[dict[str, Any]]:
+    ) -> list[Row]:
         """Rows of one of `REFERENCES`, a mode each; none of "class-means" without mode "probe".
 
         "full": centre views of all real training images. "random-real": ``ipc`` images a class, drawn anew for every seed.
@@ -232,23 +231,23 @@ class Evaluator:
         indices = references.neighbour_indices(queries, labels, *self.train_features(phi))
         return self._take(indices, image_size)
 
-    def probe(self, name: str, images: Tensor | list[Tensor], labels: Tensor | list[Tensor]) -> dict[str, Any]:
+    def probe(self, name: str, images: Tensor | list[Tensor], labels: Tensor | list[Tensor]) -> Row:
         """The row of `evaluate` in mode "probe"."""
         return self.evaluate(name, images, labels, modes=("probe",))[0]
 
-    def probe_synthetic(self, synthetic: SyntheticSet) -> dict[str, Any]:
+    def probe_synthetic(self, synthetic: SyntheticSet) -> Row:
         """The row of `evaluate_synthetic` in mode "probe"."""
         return self.evaluate_synthetic(synthetic, modes=("probe",))[0]
 
-    def full(self) -> dict[str, Any]:
+    def full(self) -> Row:
         """The row of `reference` "full" in mode "probe"."""
         return self.reference("full", modes=("probe",))[0]
 
-    def random_real(self, ipc: int, image_size: int) -> dict[str, Any]:
+    def random_real(self, ipc: int, image_size: int) -> Row:
         """The row of `reference` "random-real" in mode "probe"."""
         return self.reference("random-real", ipc, image_size, modes=("probe",))[0]
 
-    def nearest_real(self, ipc: int, image_size: int) -> dict[str, Any]:
+    def nearest_real(self, ipc: int, image_size: int) -> Row:
         """The row of `reference` "nearest-real" in mode "probe"."""
         return self.reference("nearest-real", ipc, image_size, modes=("probe",))[0]
 
@@ -294,7 +293,7 @@ class Evaluator:
             other = self.train_features(self.distilling)[0].unsqueeze(0).to(features.device)
         return Features(features.unsqueeze(0), other, labels)
 
-    def _from_features(self, name: str, modes: Sequence[str], features: Features) -> list[dict[str, Any]]:
+    def _from_features(self, name: str, modes: Sequence[str], features: Features) -> list[Row]:
         """Rows of a training set that is given by its features: the seeds differ in their start alone."""
         self._prepare(modes)
         ipc, rows = len(features.labels) // self.num_classes, []
@@ -310,12 +309,10 @@ class Evaluator:
         fitted = fit(mode, features, self.num_classes, head, self.config, seed)
         return Scored(fitted, *fitted.score(*self._test))
 
-    def _row(
-        self, name: str, mode: str, ipc: int, scored: list[Scored], seconds: float, chosen: bool
-    ) -> dict[str, Any]:
+    def _row(self, name: str, mode: str, ipc: int, scored: list[Scored], seconds: float, chosen: bool) -> Row:
         about = {
             "backbone": self.backbone.name,
             "distilled_on": self.distilling.name if chosen or mode != "probe" else None,
         }
-        row = {"images": name, "mode": mode, "ipc": ipc, **summary(scored), **about, "seconds": round(seconds, 3)}
-        return row | self.config.settings(mode)
+        measured = {"images": name, "mode": mode, "ipc": ipc, **summary(scored), **about, "seconds": round(seconds, 3)}
+        return cast(Row, measured | self.config.settings(mode))

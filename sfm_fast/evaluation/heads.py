@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import load_tensors, save_tensors
+from ..files import Metadata, load_tensors, save_tensors
 from ..schema import BACKBONE, NAMES, check
 
 CLASSIFIER_FORMAT, PROJECTOR_FORMAT = "sfm_fast.classifier/1", "sfm_fast.projector/1"
@@ -58,7 +58,7 @@ class LinearMap:
 class Projector(LinearMap):
     """Features of an evaluating backbone -> features of the distilling one. ``metadata`` says how it was fitted, and for which two."""
 
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: Metadata = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, atomically; raises ``InputError`` as of `check_metadata`."""
@@ -79,7 +79,7 @@ class Classifier(LinearMap):
     """Features of one backbone -> logits of ``class_names``. ``metadata`` holds provenance and accuracies."""
 
     class_names: list[str] = field(default_factory=list)
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: Metadata = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file, atomically; raises ``InputError`` as of `check_metadata`, for "class_names" too."""
@@ -115,13 +115,11 @@ def compose(outer: LinearMap, inner: LinearMap) -> LinearMap:
     return LinearMap(outer.weight @ inner.weight, outer.weight @ inner.bias + outer.bias)
 
 
-def _kept(metadata: Mapping[str, Any]) -> dict[str, Any]:
+def _kept(metadata: Mapping[str, Any]) -> Metadata:
     return {name: value for name, value in metadata.items() if name not in _MEASURED}
 
 
-def _load(
-    path: str | os.PathLike[str], wanted: str, spec: dict[str, Any], what: str
-) -> tuple[Tensor, Tensor, dict[str, Any]]:
+def _load(path: str | os.PathLike[str], wanted: str, spec: Metadata, what: str) -> tuple[Tensor, Tensor, Metadata]:
     tensors, metadata = load_tensors(path)
     found = metadata.pop("file_format", None)
     if found != wanted or not {"weight", "bias"} <= tensors.keys():

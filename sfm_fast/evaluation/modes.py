@@ -5,7 +5,6 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -45,7 +44,7 @@ class ProbeConfig:
         check_options(self)
         check_distillation(self.temperature, self.alpha)
 
-    def settings(self, mode: str) -> dict[str, Any]:
+    def settings(self, mode: str) -> dict[str, object]:
         """Those that play a part in ``mode``."""
         unused = {
             "probe": ("projector", "blends", "temperature", "alpha"),
@@ -139,10 +138,10 @@ class Scored:
     top5: float
 
 
-def summary(scored: list[Scored]) -> dict[str, Any]:
+def summary(scored: list[Scored]) -> dict[str, object]:
     """What a row says of its seeds: accuracies, mean ± standard deviation, time of a fit, and what must be stored to predict."""
     first = scored[0].fit
-    row: dict[str, Any] = {}
+    row: dict[str, object] = {}
     for name in ("top1", "top5"):
         values = [getattr(one, name) for one in scored]
         row[f"{name}_mean"] = statistics.fmean(values)

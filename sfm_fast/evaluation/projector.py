@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from ..backbones.backbone import Backbone
 from ..checks import kind_of
 from ..errors import InputError
 from ..features.compute import projector_features, view_features
+from ..files import Metadata
 from ..options import check_options, option
 from ..version import __version__
 from ..views import AREA, Augmentation
@@ -37,7 +37,7 @@ def fit_projector(
     epochs: int = 1000,
     most_steps: int = MOST_STEPS,
     seed: int = 0,
-    metadata: dict[str, Any] | None = None,
+    metadata: Metadata | None = None,
 ) -> Projector:
     """The linear map that takes ``inputs`` nearest to ``targets`` in mean squared error; labels play no part.
 
@@ -70,7 +70,7 @@ def fit_projector(
     ordered = _check(inputs, targets, solver, penalties, epochs)
     views, images = inputs.shape[:2]
     x, y = inputs.detach().flatten(0, 1), targets.detach().flatten(0, 1)
-    facts: dict[str, Any] = {"solver": solver}
+    facts: Metadata = {"solver": solver}
     if solver == "adam":
         wanted = y.float()
         weight, bias = fit_linear(

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ class FeatureCache:
             self._kept[where] = found
         return self._kept[where]
 
-    def _key(self, source: ImageSource, backbone: Backbone) -> dict[str, Any]:
+    def _key(self, source: ImageSource, backbone: Backbone) -> Mapping[str, Any]:
         channels = min(source.exact_channels, backbone.in_channels)
         key = {
             "backbone": backbone.describe(),
@@ -89,12 +90,12 @@ class FeatureCache:
         return key
 
 
-def _file_name(key: dict[str, Any], digest: str) -> str:
+def _file_name(key: Mapping[str, Any], digest: str) -> str:
     words = (re.sub(r"[^A-Za-z0-9.-]+", "_", name)[-60:].strip("_.") for name in (key["data"], key["backbone"]["name"]))
     return f"{'-'.join(words)}-{digest}.safetensors"
 
 
-def _read(path: Path, key: dict[str, Any], classes: int, backbone: Backbone) -> tuple[Tensor, Tensor] | None:
+def _read(path: Path, key: Mapping[str, Any], classes: int, backbone: Backbone) -> tuple[Tensor, Tensor] | None:
     """What `_write` wrote, or None where there is nothing, or nothing sound."""
     while path.exists():
         before = _version(path)
@@ -117,7 +118,7 @@ def _version(path: Path) -> tuple[int, int] | None:
     return found.st_ino, found.st_mtime_ns
 
 
-def _read_once(path: Path, key: dict[str, Any], classes: int, backbone: Backbone) -> tuple[Tensor, Tensor]:
+def _read_once(path: Path, key: Mapping[str, Any], classes: int, backbone: Backbone) -> tuple[Tensor, Tensor]:
     tensors, metadata = load_tensors(path)
     if metadata.get("file_format") != FORMAT or metadata.get("key") != key or set(tensors) != {"features", "labels"}:
         raise InputError(f"{path}: holds other features than its name says")
@@ -139,7 +140,7 @@ def _digest(features: Tensor, labels: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, key: dict[str, Any], found: tuple[Tensor, Tensor]) -> None:
+def _write(path: Path, key: Mapping[str, Any], found: tuple[Tensor, Tensor]) -> None:
     features, labels = (part.cpu() for part in found)
     metadata = {"file_format": FORMAT, "key": key, "sha256": _digest(features, labels)}
     try:

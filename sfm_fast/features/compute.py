@@ -82,7 +82,7 @@ def view_features(
             seed=seed,
             step=_CROPS_OF_BLENDS if blend else 0,
             augmentation=augmentation,
-            parameter_stream=Stream.PROBE,
+            streams=(Stream.PROBE, Stream.AUGMENT_NOISE),
         )
         shown = images[chunk % len(images)]
         if blend:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..checks import check_labels
 from ..errors import InputError, require_package
-from ..files import load_tensors, save_tensors
+from ..files import Metadata, load_tensors, save_tensors
 from ..schema import BACKBONE, NAMES, check
 
 FORMAT = "sfm_fast.statistics/1"
@@ -62,7 +62,7 @@ class ClassStatistics:
             raise InputError(f"class_names has {len(class_names)} names for {num_classes} classes")
         self.num_classes, self.dim, self.clusters = num_classes, dim, clusters
         self.class_names = class_names
-        self.provenance: dict[str, Any] = {}
+        self.provenance: Metadata = {}
         self.where = "statistics"  # what messages call them: the file they come from
         # Even where this runs in inference mode: what is made there couldn't be added to outside.
         with torch.inference_mode(False):
@@ -137,7 +137,7 @@ class ClassStatistics:
             self._cluster_centers = self._fits.finish(self._name)
         return self._cluster_centers
 
-    def save(self, path: str | os.PathLike[str], provenance: dict[str, Any] | None = None) -> None:
+    def save(self, path: str | os.PathLike[str], provenance: Metadata | None = None) -> None:
         """Write a safetensors file (atomically): sums, counts, centres, and ``provenance`` (default: its own) as metadata."""
         tensors = {"sums": self._sums, "counts": self._counts, "centers": self.centers}
         if self.cluster_centers is not None:

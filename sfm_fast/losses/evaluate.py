@@ -13,7 +13,7 @@ from ..ops import backends
 from ..ops.backends import ALIGNMENTS, BACKENDS, METRICS
 from ..ops.cache import TensorCache
 from ..ops.flow_alignment import flow_alignment
-from ..ops.pair_alignment import pair_alignment
+from ..ops.pair_alignment import Pairs, pair_alignment
 from ..ops.render import no_autocast
 from ..ops.segments import Segments, segments_of
 from ..reference import flow_alignment as reference
@@ -73,13 +73,13 @@ def evaluate(
     labels: Tensor | None,
     constants: Constants,
     options: Options,
-    groups: Tensor | None,
-    pairs: int | Tensor,
+    pairs: Pairs,
 ) -> Tensor:
+    """The loss of checked centres and options; checks features and labels."""
     alignment, metric, backend, eps, precision = options
     segments = check_segments(features, labels, constants)
     chosen = backends.explain(
-        features, alignment=alignment, metric=metric, backend=backend, grouped=groups is not None
+        features, alignment=alignment, metric=metric, backend=backend, grouped=pairs.groups is not None
     ).backend
     kind = reference.KINDS.get((alignment, metric))
     if torch._C._are_functorch_transforms_active():
@@ -92,10 +92,10 @@ def evaluate(
     if chosen == "torch":
         if features.dtype == torch.float64:
             centred = reference.centre_rows(constants.shifted)
-        return in_torch(features, segments, centred, shift, kind, eps, 1.0, groups, pairs)
+        return in_torch(features, segments, centred, shift, kind, eps, 1.0, pairs)
     if kind is None:
         loss = pair_alignment(
-            features, segments, centred, shift, groups, pairs, eps=eps, high=precision == "high", backend=chosen
+            features, segments, centred, shift, pairs, eps=eps, high=precision == "high", backend=chosen
         )
     else:
         loss = flow_alignment(features, segments, centred, shift, kind, eps=eps, backend=chosen)
@@ -126,23 +126,22 @@ def in_torch(
     kind: int | None,
     eps: float,
     alpha: float,
-    groups: Tensor | None = None,
-    pairs: int | Tensor = 0,
+    pairs: Pairs = Pairs(None, 0),
 ) -> Tensor:
     dtype = compute_dtype(features)
     centers, shift = centers.to(dtype), shift.to(dtype)
     order, offsets = (None, None) if segments is None else (segments.order, segments.offsets)
     # Autocast would run the products in low precision, next to a result that promises float32.
     with no_autocast(features.device):
-        if kind is not None and groups is None:
+        if kind is not None and pairs.groups is None:
             loss = reference.flow_alignment(features, order, offsets, centers, shift, kind, eps, alpha)
         else:
             means = class_means(features, order, offsets, shift)
             if kind is None:
-                loss = pair_cosine(centers, means, eps, groups, pairs)
+                loss = pair_cosine(centers, means, eps, pairs.groups, pairs.number)
             else:
-                assert groups is not None
-                loss = grouped_pair_mse(centers, means, groups, pairs)
+                assert pairs.groups is not None
+                loss = grouped_pair_mse(centers, means, pairs.groups, pairs.number)
     return nan_out_of_range(loss, segments)
 
 
@@ -162,18 +161,19 @@ PRECISIONS = ("highest", "high")
 _count_pairs = TensorCache(count_pairs)
 
 
-def _pairs(centers: Tensor, groups: Tensor | None) -> int | Tensor:
+def pairs_of(centers: Tensor, groups: Tensor | None) -> Pairs:
+    """The pairs of ``centers``; raises ``InputError`` where ``groups`` don't fit, or leave no flow."""
     if groups is None:
-        return centers.shape[0] * (centers.shape[0] - 1)
+        return Pairs(None, centers.shape[0] * (centers.shape[0] - 1))
     check_groups(groups, centers)
-    pairs = _count_pairs(groups)
-    readable = not torch.compiler.is_compiling() and not pairs.is_meta and type(pairs) is Tensor
-    if readable and pairs == 0:
+    count = _count_pairs(groups)
+    readable = not torch.compiler.is_compiling() and not count.is_meta and type(count) is Tensor
+    if readable and count == 0:
         raise InputError("groups puts all centers into one class: no flow is left")
-    return pairs
+    return Pairs(groups, count)
 
 
-def _check_options(
+def check_options(
     alignment: str, metric: str, backend: str, eps: float, precision: str, groups: Tensor | None
 ) -> Options:
     if not isinstance(alignment, str) or alignment not in ALIGNMENTS:

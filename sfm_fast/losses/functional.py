@@ -8,7 +8,7 @@ from ..checks import check_centers, check_features, check_labels, kind_of
 from ..errors import InputError
 from ..ops.render import no_autocast
 from ..reference import gradient_matching
-from .evaluate import _check_options, _pairs, compute_dtype, constants_of, evaluate, evaluate_decoupled
+from .evaluate import check_options, compute_dtype, constants_of, evaluate, evaluate_decoupled, pairs_of
 
 
 def flow_alignment_loss(
@@ -57,10 +57,9 @@ def flow_alignment_loss(
     Source: Xia et al., arXiv 2602.05391; for ``labels`` with several features a class, features are averaged per class
     first (the paper's code divides the synthetic side by N-1 instead of C-1 there; this follows the definition).
     """
-    options = _check_options(alignment, metric, backend, eps, precision, groups)
+    options = check_options(alignment, metric, backend, eps, precision, groups)
     check_centers(centers)
-    pairs = _pairs(centers, groups)
-    return evaluate(features, labels, constants_of(centers), options, groups, pairs)
+    return evaluate(features, labels, constants_of(centers), options, pairs_of(centers, groups))
 
 
 def decoupled_flow_loss(
@@ -72,7 +71,7 @@ def decoupled_flow_loss(
     """
     if not isinstance(alpha, (int, float)) or not 0.0 <= alpha <= 1.0:
         raise InputError(f"alpha must be a number in [0, 1], got {alpha!r}")
-    options = _check_options("global", "mse", backend, 1e-8, "highest", None)
+    options = check_options("global", "mse", backend, 1e-8, "highest", None)
     check_centers(centers)
     return evaluate_decoupled(features, labels, constants_of(centers), options, float(alpha))
 

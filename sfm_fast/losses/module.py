@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 from ..checks import check_centers, kind_of
 from ..errors import InputError
+from ..ops.pair_alignment import Pairs
 from ..reference import flow_alignment as reference
 from ..reference.pair_alignment import count_pairs
 from .evaluate import (
     Constants,
-    _check_options,
-    _pairs,
+    check_options,
     evaluate,
+    pairs_of,
     prepare,
 )
 
@@ -49,11 +50,11 @@ class FlowAlignmentLoss(nn.Module):
         groups: Tensor | None = None,
     ) -> None:
         super().__init__()
-        self.options = _check_options(alignment, metric, backend, eps, precision, groups)
+        self.options = check_options(alignment, metric, backend, eps, precision, groups)
         check_centers(centers)
         # Even where the module is made in inference mode: training with it must stay possible.
         with torch.inference_mode(False), torch.no_grad():
-            pairs = _pairs(centers, groups)
+            pairs = pairs_of(centers, groups).number
             constants = prepare(centers)
             self.register_buffer("shift", constants.shift)
             self.register_buffer("shifted_centers", constants.shifted)
@@ -114,7 +115,7 @@ class FlowAlignmentLoss(nn.Module):
     def _versions(self) -> tuple[Any, ...]:
         return (*_version(self.shifted_centers), *(() if self.groups is None else _version(self.groups)))
 
-    def _constants(self) -> tuple[Constants, int | Tensor]:
+    def _constants(self) -> tuple[Constants, Pairs]:
         """Constants and number of pairs: anew where the tensors they come from were written to (averaging), or are others for the time
         of a call (`torch.func.functional_call`), or were copied in inference mode."""
         centred, pairs = self._centred, self.pairs
@@ -128,13 +129,12 @@ class FlowAlignmentLoss(nn.Module):
             if not torch._C._are_functorch_transforms_active():
                 self._centred, self.pairs, self._prepared_of = centred, pairs, self._versions()
         classes = self.shifted_centers.shape[0]
-        return Constants(self.shift, self.shifted_centers, centred), pairs if self.groups is not None else classes * (
-            classes - 1
-        )
+        count = pairs if self.groups is not None else classes * (classes - 1)
+        return Constants(self.shift, self.shifted_centers, centred), Pairs(self.groups, count)
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         constants, pairs = self._constants()
-        return evaluate(features, labels, constants, self.options, self.groups, pairs)
+        return evaluate(features, labels, constants, self.options, pairs)
 
     def extra_repr(self) -> str:
         classes, dim = self.shifted_centers.shape

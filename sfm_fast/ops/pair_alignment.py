@@ -5,7 +5,7 @@ The forward computes the gradient at once where one is needed, so that no tile i
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,33 +16,38 @@ from .library import operation, register
 from .segments import Segments
 
 
+class Pairs(NamedTuple):
+    """The ordered pairs of classes that count: those within one of ``groups`` (C,) int64 are left out; ``number`` of them."""
+
+    groups: Tensor | None
+    number: int | Tensor
+
+
 def pair_alignment(
     features: Tensor,
     segments: Segments | None,
     centers: Tensor,
     shift: Tensor,
-    groups: Tensor | None,
-    pairs: int | Tensor,
+    pairs: Pairs,
     *,
     eps: float,
     high: bool,
     backend: str,
 ) -> Tensor:
-    """mean over ``pairs`` ordered pairs of 1 - cos(f_ij, g_ij), a float32 scalar, once differentiable in ``features``.
+    """mean over the ordered pairs of 1 - cos(f_ij, g_ij), a float32 scalar, once differentiable in ``features``.
 
-    features (N, D) float32, bfloat16 or float16; centers (C, D) float32, centred; shift (D,) float32; groups (C,) int64:
-    pairs within one group are left out. A second derivative raises RuntimeError.
+    features (N, D) float32, bfloat16 or float16; centers (C, D) float32, centred; shift (D,) float32. A second derivative raises RuntimeError.
     """
     order, offsets = (None, None) if segments is None else (segments.order, segments.offsets)
-    arguments = features, order, offsets, shift, centers, groups, pairs, eps, high
+    arguments = features, order, offsets, shift, centers, pairs, eps, high
     if not torch.compiler.is_compiling():
         loss: Tensor = _PairAlignment.apply(backend, *arguments)
         return loss
     means = operation(backend, "class_means")(features, order, offsets, shift)
     total, _ = operation(backend, "pair_alignment")(
-        centers, centre_rows(means), groups, 0, centers.shape[0], eps, means.requires_grad, high
+        centers, centre_rows(means), pairs.groups, 0, centers.shape[0], eps, means.requires_grad, high
     )
-    loss = (1 - total / pairs).float()
+    loss = (1 - total / pairs.number).float()
     return loss
 
 
@@ -68,8 +73,7 @@ class _PairAlignment(torch.autograd.Function):
         offsets: Tensor | None,
         shift: Tensor,
         centers: Tensor,
-        groups: Tensor | None,
-        pairs: int | Tensor,
+        pairs: Pairs,
         eps: float,
         high: bool,
     ) -> Tensor:
@@ -81,11 +85,11 @@ class _PairAlignment(torch.autograd.Function):
             if backend != "cpu":  # the CPU multiplies differences: for it, rows near 0 are enough
                 means -= means.mean(0)
             total, gradient = operation(backend, "pair_alignment")(
-                centers, means, groups, 0, centers.shape[0], eps, need_gradient, high
+                centers, means, pairs.groups, 0, centers.shape[0], eps, need_gradient, high
             )
-        ctx.backend, ctx.pairs = backend, pairs
+        ctx.backend, ctx.pairs = backend, pairs.number
         ctx.save_for_backward(features, order, offsets, gradient)
-        loss: Tensor = (1 - total / pairs).float()
+        loss: Tensor = (1 - total / pairs.number).float()
         return loss
 
     @staticmethod
@@ -100,7 +104,7 @@ class _PairAlignment(torch.autograd.Function):
                 )
         if torch.is_grad_enabled():
             gradient = FirstDerivative.apply(gradient, torch.ones_like(grad_output), features)
-        return None, gradient, *[None] * 8
+        return None, gradient, *[None] * 7
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

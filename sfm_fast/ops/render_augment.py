@@ -134,20 +134,16 @@ def _fake(
     levels: list[Tensor],
     rows: Tensor | None,
     canvas: int,
-    boxes: Tensor,
-    noise_items: Tensor,
-    size: int,
-    mean: Tensor,
-    std: Tensor,
-    *rest: Any,
+    *views_and_dtype: Any,
     in_blocks: bool = True,
 ) -> Tensor:
+    boxes, _, size, mean = views_and_dtype[:4]
     if levels[0].device.type != "cpu":  # a GPU's kernels take canvases as scratch: whoever counts memory must see it
         count, channels = _count_images(levels, rows), levels[0].shape[1]
         levels[0].new_empty(
             (_images_at_once(count, channels, canvas, 1) if in_blocks else count, channels, canvas, canvas)
         )
-    return levels[0].new_empty((boxes.shape[0], mean.shape[0], size, size), dtype=rest[-1])
+    return levels[0].new_empty((boxes.shape[0], mean.shape[0], size, size), dtype=views_and_dtype[-1])
 
 
 def _fake_backward(

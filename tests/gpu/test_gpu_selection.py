@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 from gpu_selection import longest_first
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,8 @@ def chosen():
             "-p",
             "no:cacheprovider",
             *options,
-            "test_gpu.py",
+            "gpu/test_gpu.py",
+            "gpu/test_gpu_images.py",
         ]
         done = subprocess.run(words, capture_output=True, text=True, cwd=FOLDER)
         return {line for line in done.stdout.splitlines() if "::" in line}

@@ -49,7 +49,7 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     for name, text in (("conftest.py", CONFTEST), ("state.py", STATE), ("test_it.py", TESTS)):
         (folder / name).write_text(text)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(folder)])
+    environment["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), str(folder)])
     words = [
         "-m",
         "pytest",

@@ -10,7 +10,7 @@ import torch
 
 from sfm_fast.backbones.load import shape_of_backbone
 
-PAGE = Path(__file__).parent.parent / "docs" / "backbones.md"
+PAGE = Path(__file__).parents[2] / "docs" / "backbones.md"
 
 
 def rows() -> list[list[str]]:

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 import pytest
 import torch
 import torch.nn.functional as F
-from test_cuda_shim import DTYPES, ROUNDING, Call, both_orders, shim
+from shim_calls import DTYPES, ROUNDING, Call
 from torch import Tensor
 
 from sfm_fast import philox
 from sfm_fast.reference.render import color_matrix
 
-__all__ = ["both_orders", "shim"]  # fixtures
 KEY = dict(seed=-(2**62) + 12345, step=2**32 - 3, stream=2)
 
 

@@ -11,7 +11,7 @@ import torch
 
 from sfm_fast.kernels import pair_alignment
 
-sys.path.insert(0, str(Path(__file__).parent / "static"))
+sys.path.insert(0, str(Path(__file__).parent))
 import compile_cuda
 import table
 

@@ -27,7 +27,7 @@ from sfm_fast.ops.schemas import SCHEMAS
 from sfm_fast.ops.segments import segments_of
 from sfm_fast.reference import flow_alignment as reference
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def inputs(dtype=torch.float32):
@@ -101,7 +101,7 @@ def test_schemas_are_the_same_everywhere(name):
 
 
 def test_numbers_are_the_same_in_cpp_and_python():
-    text = (Path(__file__).parents[1] / "csrc" / "kinds.h").read_text()
+    text = (Path(__file__).parents[2] / "csrc" / "kinds.h").read_text()
     kinds = re.search(r"enum Kind : int \{ (.*) \};", text)
     assert kinds is not None
     assert [entry.split(" = ") for entry in kinds[1].split(", ")] == [
@@ -366,13 +366,13 @@ def test_older_instruction_sets(isa):
             "-x",
             "-p",
             "no:cacheprovider",
-            "tests/test_flow_alignment.py",
-            "tests/test_pair_alignment.py",
-            "tests/test_render.py",
-            "tests/test_augment.py",
-            "tests/test_render_augment.py",
-            "tests/test_image_ops.py",
-            "tests/test_philox.py",
+            "tests/ops/test_flow_alignment.py",
+            "tests/ops/test_pair_alignment.py",
+            "tests/ops/test_render.py",
+            "tests/ops/test_augment.py",
+            "tests/ops/test_render_augment.py",
+            "tests/ops/test_image_ops.py",
+            "tests/ops/test_philox.py",
             "-k",
             selection,
         ],

@@ -298,7 +298,7 @@ def test_help_has_defaults_and_an_example(capsys):
     out = capsys.readouterr().out
     assert stop.value.code == 0
     assert "sfm-fast classifier --data embedded" in out[out.index("example:") :]
-    assert "(default: lbfgs)" in " ".join(out.split())
+    assert "(default: 0.1)" in " ".join(out.split())
 
 
 @pytest.mark.parametrize("dim", [768, 1536])
@@ -322,8 +322,6 @@ def test_features_of_a_scale_beyond_float32_are_refused():
     for scale in (1e200, 1e307):
         with pytest.raises(InputError, match="too far for a float32 classifier"):
             train_classifier(plain.double() * scale, labels, ["a", "b"])
-    with pytest.raises(InputError, match=r"out of float32's range.*weight decay 1e\+300"):
-        train_classifier(plain, labels, ["a", "b"], weight_decays=[1e300])
     # Some features of that kind among others are as good as constant.
     mixed = train_classifier(torch.cat((plain, plain * 1e-40), 1), labels, ["a", "b"], weight_decays=[1e-2])
     assert mixed.metadata["train_top1"] == 1

@@ -17,7 +17,7 @@ from sfm_fast.data.datasets import open_dataset
 from sfm_fast.files import load_tensors, save_tensors
 
 FEATURES = {"fashion_vit": 192, "fashion_cnn": 256}
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -218,9 +218,10 @@ def test_a_view_belongs_to_its_item_and_stream():
     views = drawn(items)
     assert torch.equal(views.boxes[0], views.boxes[2])
     assert not torch.equal(views.boxes[0], views.boxes[1])
-    other = drawn(items, parameter_stream=philox.Stream.REAL_AUGMENT_PARAMETERS)
+    other = drawn(items, streams=(philox.Stream.REAL_AUGMENT_PARAMETERS, philox.Stream.AUGMENT_NOISE))
     assert not (views.boxes == other.boxes).any()
-    assert drawn(items, noise_stream=philox.Stream.REAL_AUGMENT_NOISE).stream == philox.Stream.REAL_AUGMENT_NOISE
+    noise = (philox.Stream.AUGMENT_PARAMETERS, philox.Stream.REAL_AUGMENT_NOISE)
+    assert drawn(items, streams=noise).stream == philox.Stream.REAL_AUGMENT_NOISE
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpu"])

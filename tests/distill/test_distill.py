@@ -20,8 +20,8 @@ from sfm_fast.data.sources import ImageSource, from_iterable
 from sfm_fast.demo.cost import compare_methods, sfm_and_lgm
 from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.config import DistillConfig
-from sfm_fast.distill.distiller import Interrupted
 from sfm_fast.distill.progress import iterate_log
+from sfm_fast.distill.run import Interrupted
 from sfm_fast.features.compute import class_statistics
 from sfm_fast.files import load_tensors, save_tensors
 from sfm_fast.synthetic import SyntheticSet

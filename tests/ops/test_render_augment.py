@@ -175,7 +175,7 @@ def test_double_backward_with_some_levels_constant():
 
 def test_scratch_of_a_gpu_is_counted_as_the_kernels_take_it():
     """Blocks of images in CUDA, all of them in Triton; the number is written down in C++ and in Python."""
-    source = (Path(__file__).parent.parent / "csrc" / "kinds.h").read_text()
+    source = (Path(__file__).parents[2] / "csrc" / "kinds.h").read_text()
     shift = re.search(r"#define SFM_CANVAS_BYTES \((\d+) << (\d+)\)", source)
     assert shift is not None
     assert int(shift[1]) << int(shift[2]) == fakes.CANVAS_BYTES

@@ -22,6 +22,7 @@ from sfm_fast.measure.memory import is_out_of_memory
 from sfm_fast.reference import augment, render
 from sfm_fast.synthetic import SyntheticSet
 from sfm_fast.units import parse_bytes
+from sfm_fast.views import draw_views
 
 CLASSES = 4
 
@@ -107,7 +108,7 @@ def test_the_one_shot_gradient_is_autograd_of_the_definition(backbone, statistic
     made = distiller(backbone, statistics, Execution(CLASSES), views=views)
     _, gradient = gradient_of_step(made)
     levels = [level.clone().requires_grad_() for level in made.images.levels]
-    drawn = augment.draw_views(
+    drawn = draw_views(
         torch.arange(views * CLASSES), (28, 28), 28, backbone.mean, backbone.std, seed=0, step=0
     )  # fmt: skip
     features = backbone(augment.augment(render.render(levels, 28), drawn))
@@ -285,7 +286,7 @@ def test_a_resumed_run_keeps_a_halved_micro_batch(tmp_path, backbone, statistics
     longer = dataclasses.replace(config, steps=3)
     for asked, used in ((6, 3), ("auto", 3), (4, 4)):
         again = make_distiller(longer, backbone, None, statistics, execution=Execution(asked))
-        again._continue(tmp_path)
+        again.restore(tmp_path / "checkpoint.safetensors")
         assert again.micro_batch == used
 
 

@@ -1,0 +1,50 @@
+"""One row of an evaluation, as JSON has it."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class Row(TypedDict, total=False):
+    """How well a classifier made with some images does, over seeds.
+
+    images: what it was made with, a distilled set's method or a reference. distilled_on: the backbone that made or chose them.
+    ``top…``: accuracies in 0..1. parameters, bytes_…: of what must be stored to predict, beside the backbone. seconds: of the row.
+    The rest are the settings of its mode.
+    """
+
+    images: str
+    mode: str
+    ipc: int
+    method: str
+    run: str
+    backbone: str
+    distilled_on: str | None
+    top1_mean: float
+    top1_std: float
+    top5_mean: float
+    top5_std: float
+    solver: str | None
+    fit_seconds: float
+    seconds: float
+    parameters: int
+    parameters_folded: int
+    bytes_fp32: int
+    bytes_bf16: int
+    penalties: list[float]
+    seeds: int
+    epochs: int
+    views: int
+    min_area: float
+    projector: str
+    blends: bool
+    temperature: float
+    alpha: float
+
+
+class LeftOut(TypedDict):
+    """A reference without a row, and why."""
+
+    images: str
+    ipc: int
+    reason: str
