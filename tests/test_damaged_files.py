@@ -231,7 +231,7 @@ def read_projector(path, place, vit):
 def read_checkpoint(path, place, vit):
     config = DistillConfig(size=8, steps=2, average_last=0.5)
     distiller = make_distiller(config, vit, None, place / "stats", progress=False)
-    distiller._continue(path.parent)
+    distiller.restore(path)
     for _ in range(distiller.steps_done, 2):
         distiller.average.add(distiller.images.pyramid.data, 1)
 
@@ -260,7 +260,10 @@ def read_gate(path, place, vit):
 def read_bench(path, place, vit):
     found = rows.read_result(path)
     page.write_all(path.parent, "page", found)
-    for base, head in ((found, BENCH), (BENCH, found)):
+    other = path.with_name("other.json")
+    other.write_text(json.dumps(BENCH))
+    whole = rows.read_result(other)
+    for base, head in ((found, whole), (whole, found)):
         changes, _ = compare.compare_files(base, head, compare.Limits())
         compare.table(changes)
 
@@ -269,12 +272,12 @@ def read_log(path, place, vit):
     cut_log(path, 1)
 
 
-ROW = {"suite": "losses", "case": "c", "contender": "sfm_fast", "mode": "both", "status": "ok", "median": 0.1, "p20": 0.1,
+ROW = {"suite": "losses", "case": "c", "contender": "sfm_fast", "mode": "both", "status": "ok", "ours": True, "compiled": False, "median": 0.1, "p20": 0.1,
        "p80": 0.2, "peak_bytes": 10, "flops": 5, "classes": 10, "dim": 3, "ratio": {"median": 1.0, "low": 1.0, "high": 1.0},
        "by_category": {"parameters": 3}, "copy_fraction": 0.1, "rounds": 3, "alignment": "global", "dtype": "fp32",
        "image_size": 8, "predicted_bytes": 3}  # fmt: skip
-BENCH = {"format": rows.FORMAT, "preset": "small", "environment": {"cpu": "c", "threads": 1, "torch": "2", "commit": "a"},
-         "rows": [ROW, ROW | {"contender": "torch", "ratio": {"median": 2.0, "low": 1.0, "high": 3.0}}]}  # fmt: skip
+BENCH = {"format": rows.FORMAT, "preset": "small", "interval": rows.SIGN_TEST, "environment": {"cpu": "c", "threads": 1, "torch": "2", "commit": "a"},
+         "rows": [ROW, ROW | {"contender": "torch", "ours": False, "ratio": {"median": 2.0, "low": 1.0, "high": 3.0}}]}  # fmt: skip
 GATE = {"format": "sfm_fast gate baseline 1", "values": {"a": {"value": 3, "unit": "bytes", "torch": "2"}}}
 
 FORMATS = {

@@ -133,7 +133,7 @@ for argv in (
     ["stats", "--data", "images", "--out", "stats"],
     ["distill", "--data", "images", "--stats", "stats", "--steps", "3", "--size", "8", "--out", "run", "--average-last", "1"],
     ["classifier", "--data", "images", "--validation", "0", "--weight-decay", "0.1", "--out", "classifier"],
-    ["bundle", "run", "--classifier", "classifier", "--out", "bundle", "--eval-backbone", "fashion_cnn", "--views", "2"],
+    ["bundle", "run", "--classifier", "classifier", "--out", "bundle.safetensors", "--eval-backbone", "fashion_cnn", "--views", "2"],
 ):
     assert main([*argv, "--quiet", "--threads", "1"]) == 0
 """
@@ -152,7 +152,7 @@ def test_the_same_run_in_two_processes_is_the_same_files(tmp_path):
             place / "classifier",
         ]
         found.append({str(path.relative_to(place)): path.read_bytes() for path in results})
-    assert len(found[0]) >= 9
+    assert len(found[0]) >= 7
     assert [name for name in found[0] if found[0][name] != found[1].get(name)] == []
 
 

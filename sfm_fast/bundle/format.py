@@ -235,7 +235,9 @@ def _check_parts(stored: Stored) -> None:
         weight, bias = (tensors or {}).get("weight"), (tensors or {}).get("bias")
         if weight is None or bias is None or weight.ndim != 2 or bias.shape != weight.shape[:1]:
             raise damaged(f"it has no {part}")
-        if not all(one.is_floating_point() and one.isfinite().all() for one in (weight, bias)):
+        if weight.dtype not in (torch.float32, torch.bfloat16) or bias.dtype != torch.float32:
+            raise damaged(f"its {part} holds {weight.dtype} and {bias.dtype}")
+        if not all(one.isfinite().all() for one in (weight, bias)):
             raise damaged(f"its {part} holds NaN or infinity")
     outer = parts[CLASSIFIER]["weight"]
     inner = parts[PROJECTOR]["weight"] if PROJECTOR in parts else None

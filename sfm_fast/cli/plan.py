@@ -6,6 +6,7 @@ import argparse
 
 import torch
 
+from .. import units
 from ..backbones.load import shape_of_backbone
 from ..backbones.shipped import DEFAULT, SHIPPED
 from ..distill.config import DistillConfig
