@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from sfm_fast.gate.baseline import Measurement
     from sfm_fast.gate.gate import Gate
 
 PROPERTY = "performance_gate"  # user_properties travel with the reports, from pytest-xdist's workers too
@@ -53,7 +54,7 @@ def performance_gate(request: pytest.FixtureRequest) -> Gate:
     """Asserts memory budgets, time ratios and unchanged costs; see `sfm_fast.gate.gate.Gate`."""
     from sfm_fast.gate.gate import Gate
 
-    def record(measurement: dict[str, Any]) -> None:
+    def record(measurement: Measurement) -> None:
         request.node.user_properties.append((PROPERTY, measurement))
 
     return Gate(
@@ -71,7 +72,7 @@ class Collector:
 
     def __init__(self, config: pytest.Config) -> None:
         self.config = config
-        self.records: list[dict[str, Any]] = []
+        self.records: list[Measurement] = []
         self.notes: list[str] = []
         self.failed: set[str] = set()
 

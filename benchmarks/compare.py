@@ -1,27 +1,26 @@
-"""What got worse: one quantity of a base and a head judged, two result files compared, and the table that says so.
+"""What got worse between two results of `sfm-fast bench`: every quantity judged, and the table that says so.
 
-Deterministic quantities have a tight limit. Times of two separate runs never meet: a result file holds ratios to baselines of the
-same run, and only these are compared. (Two commits are timed together, in turn: `compare_times`.)
+Bytes and operations have a tight limit. Times of two separate runs never meet: a result holds ratios to baselines of the same run, and
+only these are compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from sfm_fast.errors import InputError
 from sfm_fast.gate.gate import FELL_TO_NOTHING
 from sfm_fast.report.tables import text_table
+from sfm_fast.units import percent
 
-from .report.rows import is_ours
+from .machine import Environment
+from .rows import Result, Row
 
-REGRESSION, INCONCLUSIVE, UNCHANGED, IMPROVED = "regression", "inconclusive", "unchanged", "improved"
-ONLY_BASE, ONLY_HEAD, DIFFERS, NOT_COMPARED = "only in base", "only in head", "results differ", "not compared"
-ORDER = (REGRESSION, INCONCLUSIVE, DIFFERS, ONLY_BASE, NOT_COMPARED, ONLY_HEAD, IMPROVED, UNCHANGED)
-KINDS = ("bytes", "flops", "instructions", "kernels", "times")
-COUNTED = ("bytes", "flops", "instructions")  # of which a side has none only where its work isn't counted
-UNITS = {"times": "s", "bytes": "bytes", "library": "bytes"}
+REGRESSION, UNCHANGED, IMPROVED = "regression", "unchanged", "improved"
+ONLY_BASE, ONLY_HEAD, NOT_COMPARED = "only in base", "only in head", "not compared"
+ORDER = (REGRESSION, ONLY_BASE, NOT_COMPARED, ONLY_HEAD, IMPROVED, UNCHANGED)
+KINDS = ("bytes", "flops", "times")
 
 
 @dataclass(frozen=True)
@@ -41,7 +40,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Change:
-    """One quantity. ``change``: head over base, less 1; for times of the ratio of both in the same rounds. ``limit`` as change."""
+    """One quantity. ``change``: head over base, less 1. ``limit``: as change."""
 
     kind: str
     quantity: str
@@ -53,55 +52,22 @@ class Change:
     note: str = ""
 
 
-def judge(
-    kind: str,
-    quantity: str,
-    base: float,
-    head: float,
-    tolerance: float,
-    *,
-    slack: float = 0,
-    more_is_worse: bool = True,
-) -> Change:
-    """Worse by more than ``tolerance`` (a fraction) of the base and ``slack`` (absolute) is a regression; so is a count of nothing."""
-    allowed = tolerance * abs(base) + slack
-    worse = head - base if more_is_worse else base - head
+def judge(kind: str, quantity: str, base: float, head: float, tolerance: float) -> Change:
+    """More than the base by more than ``tolerance`` (a fraction) is a regression; so is a count of nothing, in whichever direction."""
+    allowed, worse = tolerance * base, head - base
     verdict = REGRESSION if worse > allowed else IMPROVED if worse < -allowed else UNCHANGED
-    note = ""
-    if kind in COUNTED and bool(base) != bool(head):  # of no use as a measure, in whichever direction
-        verdict, note = REGRESSION, FELL_TO_NOTHING
-    change = (head - base) / base if base else (0.0 if head == base else None)
-    limit = (allowed if more_is_worse else -allowed) / base if base else 0.0
-    return Change(kind, quantity, base, head, verdict, change, limit, note)
-
-
-def judge_all(
-    kind: str, base: dict[str, float | str], head: dict[str, float | str], limits: Limits, **options: Any
-) -> list[Change]:
-    """Two measurements of one kind; a text instead of a number says why there is none."""
-    found = []
-    for name in dict.fromkeys([*base, *head]):
-        before, after = base.get(name, "not there"), head.get(name, "not there")
-        if not isinstance(before, str) and not isinstance(after, str):
-            found.append(judge(kind, name, before, after, limits.tolerance, **options))
-        elif not isinstance(before, str):
-            gone = name not in head
-            verdict = ONLY_BASE if gone and limits.allow_missing else REGRESSION
-            found.append(Change(kind, name, before, None, verdict, note=str(after)))
-        elif not isinstance(after, str):
-            found.append(Change(kind, name, None, after, ONLY_HEAD, note=before))
-        else:
-            found.append(Change(kind, name, None, None, NOT_COMPARED, note=after))
-    return found
+    if bool(base) != bool(head):  # of no use as a measure
+        return Change(kind, quantity, base, head, REGRESSION, -1.0 if base else None, tolerance, FELL_TO_NOTHING)
+    return Change(kind, quantity, base, head, verdict, worse / base if base else 0.0, tolerance)
 
 
 def compare_files(
-    base: dict[str, Any], head: dict[str, Any], limits: Limits, kinds: Sequence[str] = KINDS
+    base: Result, head: Result, limits: Limits, kinds: Sequence[str] = KINDS
 ) -> tuple[list[Change], list[str]]:
-    """Two result files, as `read_result` gives them: every quantity judged, and what is to be said about the comparison itself."""
-    if base["preset"] != head["preset"]:
-        raise InputError(f"two presets can't be compared: {base['preset']} and {head['preset']}")
-    ours, theirs = base["environment"], head["environment"]
+    """Every quantity judged, and what is to be said about the comparison itself."""
+    if base.preset != head.preset:
+        raise InputError(f"two presets can't be compared: {base.preset} and {head.preset}")
+    ours, theirs = base.environment, head.environment
     differing = [key for key in ("cpu", "gpu", "torch", "threads") if ours.get(key) != theirs.get(key)]
     notes = []
     if differing:
@@ -110,79 +76,65 @@ def compare_files(
     alike = _release(ours) == _release(theirs) and bool(ours.get("gpu")) == bool(theirs.get("gpu"))
     if not alike:
         notes.append("neither are bytes and operations: another kind of device, or another torch")
-    found = []
-    before, after = _by_key(base["rows"]), _by_key(head["rows"])
+    changes: list[Change] = []
+    before, after = _by_key(base.rows), _by_key(head.rows)
+    firsts = {row.key: row.contender for row in reversed([*head.rows, *base.rows])}
     for key in dict.fromkeys([*before, *after]):
-        name, old, new = _name(key), before.get(key), after.get(key)
+        name, old, new = f"{key[0]}: {key[1]}, {key[2]}, {key[3]}", before.get(key), after.get(key)
         if old is None:
-            found.append(Change("rows", name, None, None, ONLY_HEAD))
+            changes.append(Change("rows", name, None, None, ONLY_HEAD))
         elif new is None:
-            found.append(
-                Change("rows", name, None, None, ONLY_BASE if limits.allow_missing else REGRESSION, note=ONLY_BASE)
-            )
-        elif old["status"] != new["status"]:
-            found.append(_status_change(name, old, new))
+            verdict = ONLY_BASE if limits.allow_missing else REGRESSION
+            changes.append(Change("rows", name, None, None, verdict, note=ONLY_BASE))
+        elif old.status != new.status:
+            changes.append(_status_change(name, old, new))
         else:
-            for kind, field in (("bytes", "peak_bytes"), ("flops", "flops")):
-                # What a baseline takes is no concern of ours; torch changes it.
-                if alike and kind in kinds and is_ours(key[2]):
-                    before_it, after_it = (_counted(name, row.get(field)) for row in (old, new))
-                    judged = judge_all(kind, before_it, after_it, limits)
-                    found += [each for each in judged if each.verdict != NOT_COMPARED]
-            if not differing and "times" in kinds and not (old["first"] or new["first"]):
-                found += _ratio_change(name, old, new, limits.time_tolerance)
-    return found, notes
+            if alike and old.ours:  # what a baseline takes is no concern of ours; torch changes it
+                for kind, pair in (("bytes", (old.peak_bytes, new.peak_bytes)), ("flops", (old.flops, new.flops))):
+                    if kind in kinds:
+                        changes += _counts(kind, name, *pair, limits)
+            if not differing and "times" in kinds and firsts[old.key] != old.contender:
+                changes += _ratio_change(name, old, new, limits.time_tolerance)
+    return changes, notes
 
 
-def _counted(name: str, value: float | None) -> dict[str, float | str]:
-    return {name: "not counted" if value is None else value}
-
-
-def _release(environment: dict[str, Any]) -> list[str]:
+def _release(environment: Environment) -> list[str]:
     return str(environment.get("torch")).split(".")[:2]
 
 
-Key = tuple[str, str, str, str]
+def _by_key(rows: Iterable[Row]) -> dict[tuple[str, str, str, str], Row]:
+    return {(row.suite, row.case, row.contender, row.mode): row for row in rows}
 
 
-def _by_key(rows: Iterable[dict[str, Any]]) -> dict[Key, dict[str, Any]]:
-    """Rows by what identifies them; ``first`` marks ours, the one that ratios are over."""
-    found: dict[Key, dict[str, Any]] = {}
-    seen: set[tuple[str, ...]] = set()
-    for row in rows:
-        group = (row["suite"], row["case"], row["mode"])
-        found[row["suite"], row["case"], row["contender"], row["mode"]] = {**row, "first": group not in seen}
-        seen.add(group)
-    return found
+def _counts(kind: str, name: str, old: int | None, new: int | None, limits: Limits) -> list[Change]:
+    if old is None:
+        return [] if new is None else [Change(kind, name, None, new, ONLY_HEAD, note="not counted")]
+    if new is None:
+        return [Change(kind, name, old, None, REGRESSION, note="not counted")]
+    return [judge(kind, name, old, new, limits.tolerance)]
 
 
-def _name(key: Key) -> str:
-    return f"{key[0]}: {key[1]}, {key[2]}, {key[3]}"
-
-
-def _status_change(name: str, old: dict[str, Any], new: dict[str, Any]) -> Change:
-    note = f"{old['status']} -> {new['status']}"
-    ours = is_ours(old["contender"])
-    if ours and old["status"] in ("ok", "predicted") and new["status"] not in ("ok", "predicted"):
+def _status_change(name: str, old: Row, new: Row) -> Change:
+    note = f"{old.status} -> {new.status}"
+    if old.ours and (old.measured or old.predicted) and not (new.measured or new.predicted):
         return Change("rows", name, None, None, REGRESSION, note=note)
-    better = ours and new["status"] == "ok"
-    return Change("rows", name, None, None, IMPROVED if better else NOT_COMPARED, note=note)
+    return Change("rows", name, None, None, IMPROVED if old.ours and new.measured else NOT_COMPARED, note=note)
 
 
-def _ratio_change(name: str, old: dict[str, Any], new: dict[str, Any], tolerance: float) -> list[Change]:
+def _ratio_change(name: str, old: Row, new: Row, tolerance: float) -> list[Change]:
     """Of theirs over our first: where it shrank, we got slower beside the same baseline. Of another of ours: where it grew."""
-    before, after = old.get("ratio"), new.get("ratio")
-    if not before or not after:
+    before, after = old.ratio, new.ratio
+    if before is None or after is None:
         return []
-    change = after["median"] / before["median"] - 1
-    shrank, grew = after["high"] < before["low"] * (1 - tolerance), after["low"] > before["high"] * (1 + tolerance)
-    if is_ours(old["contender"]):  # another way of ours beside our first: less is better
-        verdict = REGRESSION if grew else IMPROVED if shrank else UNCHANGED
-        limit, note = tolerance, "times ours over our first"
-    else:
-        verdict = REGRESSION if shrank else IMPROVED if grew else UNCHANGED
-        limit, note = -tolerance, "times theirs over ours"
-    return [Change("ratio", name, before["median"], after["median"], verdict, change, limit, note)]
+    shrank, grew = after.high < before.low * (1 - tolerance), after.low > before.high * (1 + tolerance)
+    worse, better = (
+        (grew, shrank) if old.ours else (shrank, grew)
+    )  # another way of ours beside our first: less is better
+    verdict = REGRESSION if worse else IMPROVED if better else UNCHANGED
+    note = "times ours over our first" if old.ours else "times theirs over ours"
+    limit = tolerance if old.ours else -tolerance
+    change = after.median / before.median - 1
+    return [Change("ratio", name, before.median, after.median, verdict, change, limit, note)]
 
 
 def count(changes: Iterable[Change], verdict: str) -> int:
@@ -195,15 +147,10 @@ def summary(changes: Sequence[Change]) -> str:
     return f"{len(changes)} quantities: {', '.join(parts) or 'none'}"
 
 
-def result_of(changes: Sequence[Change], **facts: Any) -> dict[str, Any]:
-    """The whole result, for JSON."""
+def to_json(changes: Sequence[Change], notes: Sequence[str], base: str, head: str) -> dict[str, object]:
+    """The whole comparison."""
     rows = [asdict(change) for change in _sorted(changes)]
-    return {
-        "rows": rows,
-        "regressions": count(changes, REGRESSION),
-        "inconclusive": count(changes, INCONCLUSIVE),
-        **facts,
-    }
+    return {"base": base, "head": head, "rows": rows, "regressions": count(changes, REGRESSION), "notes": list(notes)}
 
 
 def table(changes: Sequence[Change]) -> str:
@@ -211,8 +158,8 @@ def table(changes: Sequence[Change]) -> str:
     rows = [
         [
             f"{change.kind}: {change.quantity}",
-            _number(change.kind, change.base),
-            _number(change.kind, change.head),
+            _number(change.base),
+            _number(change.head),
             _percent(change.change),
             _percent(change.limit),
             change.verdict + (f" ({change.note})" if change.note else ""),
@@ -227,15 +174,11 @@ def _sorted(changes: Sequence[Change]) -> list[Change]:
     return sorted(changes, key=lambda change: (ORDER.index(change.verdict), -abs(change.change or 0)))
 
 
-def _number(kind: str, value: float | None) -> str:
+def _number(value: float | None) -> str:
     if value is None:
         return "–"
-    if kind == "times":
-        return f"{1e3 * value:.3f} ms"
-    return (
-        f"{value:.3g}" if isinstance(value, float) and not value.is_integer() else f"{int(value):,}".replace(",", " ")
-    )
+    return f"{value:.3g}" if not float(value).is_integer() else f"{int(value):,}".replace(",", " ")
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:+.1f} %"
+    return "–" if value is None else percent(value)

@@ -7,40 +7,60 @@ import functools
 import gc
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from sfm_fast.measure.memory import is_out_of_memory, living_bytes, peak_memory
-from sfm_fast.measure.timing import captured, interleaved, ratio, samples, summary
+from sfm_fast.measure.timing import Ratio, captured, ratio, samples, summary
 
 from .machine import memory_limit
+from .rows import Row
 
 SLOW = 15.0  # seconds a call: then the calls that warm up and check must do
 GRAPH_CALLS = 50  # of one CUDA graph, so that the launch of the graph itself is no part of a call
 GRAPH_LONGEST = 0.1  # seconds of such a graph: a longer call has no launch overhead worth asking for
 REPLAYS = 200  # of a graph at most, and about a second of them
-Row = dict[str, Any]
 
 
 @dataclass
 class Contender:
     """One way of doing a case's work.
 
-    ``verdict``: "" if its result is right, else the status that its row gets instead of a time. ``first_seconds``: its first
-    call in this process, with whatever that compiles, tunes or loads. ``facts`` go into its rows as they are. ``prepare`` is
-    called before each timed call, outside the clock, and its result handed to ``call``.
+    ``row``: what its row says whatever is measured; its name, whether it is ours and whether it compiles among it. ``verdict``: "" if
+    its result is right, else the status that its row gets instead of a time. ``first_seconds``: its first call in this process, with
+    whatever that compiles, tunes or loads. ``prepare`` is called before each timed call, outside the clock, and its result handed to
+    ``call``. ``graph``: also time it as a CUDA graph, on a GPU.
     """
 
-    name: str
+    row: Row
     call: Callable[..., Any]
     verdict: str = ""
     first_seconds: float | None = None
-    compiles: bool = False  # its first call says nothing about the others
     prepare: Callable[[], Any] | None = None
-    graph: bool = False  # also time it as a CUDA graph, on a GPU
-    facts: dict[str, Any] = field(default_factory=dict)
+    graph: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.row.contender
+
+    def run(self) -> Any:
+        return self.call() if self.prepare is None else self.call(self.prepare())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much is measured: ``seconds`` long for the slowest contender, in ``least`` to ``most`` rounds.
+
+    Fewer than 6 rounds have no 95 % interval. memory: also peak bytes. cold: GPU inputs come from memory, not from the second-level cache.
+    """
+
+    seconds: float
+    least: int = 6
+    most: int = 300
+    memory: bool = True
+    cold: bool = False
 
 
 def status_of(error: BaseException) -> str:
@@ -79,94 +99,81 @@ def release(device: torch.device) -> None:
             torch.cuda.empty_cache()
 
 
-def measure(
-    contenders: Sequence[Contender],
-    *,
-    suite: str,
-    case: Mapping[str, Any],
-    mode: str,
-    device: torch.device,
-    seconds: float,
-    min_rounds: int = 5,
-    max_rounds: int = 300,
-    memory: bool = True,
-    cold: bool = False,
-) -> list[Row]:
-    """One row a contender, in their order; times are of calls in turn, ``seconds`` long for the slowest contender.
-
-    ``case`` holds "case", its name, and its numbers; they go into every row. ``ratio`` is a contender's time over that of the first
-    contender, so that above 1 is slower than ours. ``memory``: also ``peak_bytes`` beyond what stood before the call, and
-    ``absolute_bytes`` with it. ``cold``: GPU inputs come from memory, not from its second-level cache.
-    """
-    once: dict[str, float] = {}
-    for contender in contenders:
-        if contender.verdict:
-            continue
-        known = contender.first_seconds
-        if known is not None and known > SLOW and not contender.compiles:
-            once[contender.name] = known
-            continue
-        _, spent, contender.verdict = attempt(functools.partial(_run, contender), device)
-        if known is None and not contender.verdict:
-            contender.first_seconds = spent
-            if spent <= SLOW or contender.compiles:
-                _, spent, contender.verdict = attempt(functools.partial(_run, contender), device)
-        if not contender.verdict:
-            once[contender.name] = spent
+def measure(contenders: Sequence[Contender], device: torch.device, plan: Plan) -> list[Row]:
+    """One row a contender, in their order; times are of calls in turn, ratios over the first contender: above 1 is slower than it."""
+    once = _first_calls(contenders, device)
     timed = [contender for contender in contenders if not contender.verdict]
     slow = {contender.name for contender in timed if once[contender.name] > SLOW and contender.prepare is None}
     taken = {name: [once[name]] for name in slow}
     quick = [contender for contender in timed if contender.name not in slow]
     if quick:
         each = max(once[contender.name] for contender in quick)
-        rounds = int(min(max_rounds, max(min_rounds, seconds / max(each, 1e-9))))
-        taken |= _samples(quick, rounds, device, cold, prime=int(each < 0.2))
-    rows = []
+        rounds = int(min(plan.most, max(plan.least, plan.seconds / max(each, 1e-9))))
+        taken |= _samples(quick, rounds, device, plan.cold, prime=int(each < 0.2))
+    base = taken.get(contenders[0].name)
+    return [_row(contender, taken.get(contender.name), base, device, plan) for contender in contenders]
+
+
+def _first_calls(contenders: Iterable[Contender], device: torch.device) -> dict[str, float]:
+    """Seconds of a call of each that works, after its first; a failing one gets its verdict, and one that isn't known its first seconds."""
+    once: dict[str, float] = {}
     for contender in contenders:
-        row: Row = {"suite": suite, **case, "contender": contender.name, "mode": mode, **contender.facts}
-        row["status"] = contender.verdict or "ok"
-        rows.append(row)
         if contender.verdict:
             continue
-        row |= asdict(summary(taken[contender.name]))
-        base = taken.get(contenders[0].name)
-        if base is not None:
-            pairs = min(len(base), len(taken[contender.name]))  # one of a slow contender, many of a quick one
-            row["ratio"] = asdict(ratio(taken[contender.name][:pairs], base[:pairs]))
-        row["first_seconds"] = contender.first_seconds
-        if memory and contender.prepare is None:
-            standing = living_bytes(device)
-            row["peak_bytes"] = peak_memory(functools.partial(_run, contender), device)
-            row["absolute_bytes"] = standing + row["peak_bytes"]
-        if contender.graph and device.type == "cuda" and contender.prepare is None:
-            row["graph_microseconds"] = graph_microseconds(contender.call)
-            if GRAPH_CALLS * row["graph_microseconds"] <= GRAPH_LONGEST * 1e6:
-                row["graph50_microseconds"] = graph_microseconds(contender.call, GRAPH_CALLS)
-    return rows
+        known = contender.first_seconds
+        if known is not None and known > SLOW and not contender.row.compiled:
+            once[contender.name] = known
+            continue
+        _, spent, contender.verdict = attempt(contender.run, device)
+        if known is None and not contender.verdict:
+            contender.first_seconds = spent
+            if spent <= SLOW or contender.row.compiled:
+                _, spent, contender.verdict = attempt(contender.run, device)
+        if not contender.verdict:
+            once[contender.name] = spent
+    return once
 
 
-def _run(contender: Contender) -> Any:
-    return contender.call() if contender.prepare is None else contender.call(contender.prepare())
+def _row(
+    contender: Contender, taken: list[float] | None, base: list[float] | None, device: torch.device, plan: Plan
+) -> Row:
+    row = replace(contender.row, status=contender.verdict or "ok")
+    if contender.verdict or taken is None:
+        return row
+    row.take(summary(taken))
+    if taken is base:
+        row.ratio = Ratio(1.0, 1.0, 1.0)
+    elif base is not None:
+        pairs = min(len(base), len(taken))  # one of a slow contender, many of a quick one
+        row.ratio = ratio(taken[:pairs], base[:pairs])
+    row.first_seconds = contender.first_seconds
+    if plan.memory and contender.prepare is None:
+        standing = living_bytes(device)
+        row.peak_bytes = peak_memory(contender.run, device)
+        row.absolute_bytes = standing + row.peak_bytes
+    if contender.graph and device.type == "cuda" and contender.prepare is None:
+        row.graph_microseconds = graph_microseconds(contender.call)
+        if GRAPH_CALLS * row.graph_microseconds <= GRAPH_LONGEST * 1e6:
+            row.graph50_microseconds = graph_microseconds(contender.call, GRAPH_CALLS)
+    return row
 
 
 def _samples(
     contenders: Iterable[Contender], rounds: int, device: torch.device, cold: bool, prime: int
 ) -> dict[str, list[float]]:
-    plain = [contender for contender in contenders if contender.prepare is None]
+    plain = {contender.name: contender.call for contender in contenders if contender.prepare is None}
     prepared = [contender for contender in contenders if contender.prepare is not None]
-    found: dict[str, list[float]] = {}
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in prepared}
     if plain:
-        calls = {contender.name: contender.call for contender in plain}
-        found |= samples(calls, rounds=rounds, warmup=0, prime=prime, device=device, cold=cold)
+        seconds |= samples(plain, rounds=rounds, warmup=0, prime=prime, device=device, cold=cold)
     for turn in range(rounds):
         for contender in prepared if turn % 2 == 0 else reversed(prepared):
             assert contender.prepare is not None
             ready = contender.prepare()
             once = {contender.name: functools.partial(contender.call, ready)}
-            taken = samples(once, rounds=1, warmup=0, device=device, cold=False)
-            found.setdefault(contender.name, []).extend(taken[contender.name])
+            seconds[contender.name] += samples(once, rounds=1, warmup=0, device=device)[contender.name]
             del ready, once
-    return found
+    return seconds
 
 
 def graph_microseconds(function: Callable[[], object], calls: int = 1) -> float:
@@ -189,42 +196,21 @@ def graph_microseconds(function: Callable[[], object], calls: int = 1) -> float:
     return summary(replay(min(REPLAYS, max(5, int(1 / max(once, 1e-9)))))).median * 1e6 / calls
 
 
-def share_of(
-    row: Row, ceilings: Mapping[str, float], *, least_bytes: float = 0, flops: float = 0, rate: str = "matmul_rate"
-) -> Row:
-    """Share of the measured ceilings that ``row`` reaches: bytes it must move over copy bandwidth, operations over the products' rate.
+def add_share(
+    row: Row, ceilings: Mapping[str, float], *, least_bytes: float = 0, flops: int = 0, rate: str = "matmul_rate"
+) -> None:
+    """Put the ceilings into a measured row, and the share of them that it reaches: bytes it must move over copy bandwidth, operations
+    over the products' rate.
 
     rate: which of the ceilings its products have; another than "matmul_rate" is named in the row, as ``matmul_ceiling``.
     """
-    if row["status"] != "ok":
-        return {}
-    found: Row = dict(ceilings)
+    if not row.measured:
+        return
+    for name, value in ceilings.items():
+        setattr(row, name, value)
     if least_bytes:
-        found["copy_fraction"] = least_bytes / row["median"] / ceilings["copy_bandwidth"]
+        row.copy_fraction = least_bytes / row.seconds / ceilings["copy_bandwidth"]
     if flops:
-        found |= {"flops": flops, "matmul_fraction": flops / row["median"] / ceilings[rate]}
+        row.flops, row.matmul_fraction = flops, flops / row.seconds / ceilings[rate]
         if rate != "matmul_rate":
-            found["matmul_ceiling"] = rate
-    return found
-
-
-def benchmark_rows(
-    benchmark: Any, rows: Sequence[Row], call: Callable[[], Any], others: Mapping[str, Callable[[], Any]]
-) -> None:
-    """Hand a case to pytest-benchmark: ``call`` is its own measurement, ``others`` run in turn with it, rows ride along.
-
-    Raises ``AssertionError`` where a row has a wrong result.
-    """
-    assert not [row for row in rows if row["status"].startswith("wrong")]
-    between: dict[str, list[float]] = {name: [] for name in others}
-
-    def setup() -> None:
-        for name, other in others.items():
-            between[name].append(interleaved({name: other}, rounds=1, warmup=0)[name].median)
-
-    benchmark.pedantic(call, setup=setup, rounds=15, warmup_rounds=1)
-    benchmark.extra_info["rows"] = list(rows)
-    if benchmark.stats is not None:  # none where pytest-benchmark is disabled
-        own = benchmark.stats.stats.data
-        ratios = {name: asdict(ratio(taken[-len(own) :], own)) for name, taken in between.items()}
-        benchmark.extra_info["ratio_to_this"] = ratios
+            row.matmul_ceiling = rate

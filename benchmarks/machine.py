@@ -8,7 +8,7 @@ import platform
 import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -20,7 +20,25 @@ COPY_BYTES = 1 << 31  # of a copy on a GPU: two orders of magnitude more than it
 GPU_SIDE = 8192  # of a product that keeps every unit of a GPU busy
 
 
-def environment(device: torch.device | str | None = None) -> dict[str, Any]:
+class Environment(TypedDict, total=False):
+    """The machine and the versions that a result was made with; results of earlier versions say less."""
+
+    cpu: str
+    cores: int | None
+    threads: int
+    memory_bytes: int
+    device: str
+    gpu: str | None
+    cuda: str | None
+    python: str
+    torch: str
+    triton: str | None
+    sfm_fast: str
+    commit: str | None
+    dirty: bool | None
+
+
+def environment(device: torch.device | str | None = None) -> Environment:
     """Hardware, versions, threads and commit, as they go into every result file. ``gpu`` is named where ``device`` is one."""
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     try:
@@ -97,11 +115,11 @@ def ceilings(device: torch.device) -> dict[str, float]:
     """
     if device.type == "cpu":
         return {"copy_bandwidth": copy_bandwidth(device), "matmul_rate": matmul_rate(device)}
-    found = {"copy_bandwidth": copy_bandwidth(device)}
+    rates = {"copy_bandwidth": copy_bandwidth(device)}
     for name, precision in (("matmul_rate", "ieee"), ("tf32_rate", "tf32")):
         with float32_products(precision):
-            found[name] = matmul_rate(device, GPU_SIDE)
-    return found | {"bf16_rate": matmul_rate(device, GPU_SIDE, torch.bfloat16)}
+            rates[name] = matmul_rate(device, GPU_SIDE)
+    return rates | {"bf16_rate": matmul_rate(device, GPU_SIDE, torch.bfloat16)}
 
 
 @contextlib.contextmanager

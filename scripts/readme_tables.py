@@ -18,8 +18,8 @@ from typing import Any
 from sfm_fast.benchmarks.accuracy.tables import full_tables, stored_table, summary, verdicts
 from sfm_fast.benchmarks.derivation.figure import findings_table
 from sfm_fast.benchmarks.gpu.tables import gpu_step_table, kernel_table, read_all, shown_kernels
-from sfm_fast.benchmarks.report.rows import read_result
 from sfm_fast.benchmarks.report.tables import claims_table, image_table, loss_table, step_table, where_we_lose
+from sfm_fast.benchmarks.rows import Row, read_claims, read_result
 from sfm_fast.demo.page import cost_table
 from sfm_fast.report.tables import plan_table
 
@@ -48,45 +48,42 @@ def cost() -> str:
     return f"{cost_table(result['costs'])}\n\n{facts['machine']}, torch {facts['torch']}; the whole demo took {result['seconds']:.0f} s."
 
 
-def laptop(suite: str) -> tuple[list[dict[str, Any]], str]:
+def laptop(suite: str) -> tuple[list[Row], str]:
     """Rows of a suite of the committed result, and the machine in words."""
     result = read_result(RESULTS / "laptop.json")
-    machine = result["environment"]
-    rows = [row for row in result["rows"] if row["suite"] == suite]
+    machine = result.environment
+    rows = [row for row in result.rows if row.suite == suite]
     return rows, f"{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}"
 
 
 def losses() -> str:
     """The shapes at both ends and the ones users have; the whole table stands beside its JSON."""
     rows, machine = laptop("losses")
-    rows += read_result(RESULTS / "full.json")["rows"]
+    rows += read_result(RESULTS / "full.json").rows
     shown = [f"{kind} {size}" for kind in ("global", "class", "pair") for size in ("1000x768", "21841x1024")]
-    rows = [row for row in rows if row["case"] in shown]
-    copy, product = (
-        statistics.median(row[key] for row in rows if key in row) / 1e9 for key in ("copy_bandwidth", "matmul_rate")
-    )
+    rows = [row for row in rows if row.case in shown]
+    copy = statistics.median(row.copy_bandwidth for row in rows if row.copy_bandwidth) / 1e9
+    product = statistics.median(row.matmul_rate for row in rows if row.matmul_rate) / 1e9
     note = f"{machine}, fp32; median of the ceilings measured beside each shape: copy {copy:.0f} GB/s, matrix product {product:.0f} GFLOP/s."
     return f"{loss_table(rows)}\n\n{note}"
 
 
 def images() -> str:
     rows, machine = laptop("images")
-    copy = statistics.median(row["copy_bandwidth"] for row in rows if "copy_bandwidth" in row) / 1e9
-    shown = [row for row in rows if row["canvas"] == 256]
+    copy = statistics.median(row.copy_bandwidth for row in rows if row.copy_bandwidth) / 1e9
+    shown = [row for row in rows if row.canvas == 256]
     return f"{image_table(shown)}\n\n{machine}; copy {copy:.0f} GB/s. Every size: `benchmarks/results/cpu/laptop.md`."
 
 
 def step() -> str:
     rows, machine = laptop("step")
-    return f"{step_table(row for row in rows if row['mode'] == 'step')}\n\n{machine}, fp32."
+    return f"{step_table(row for row in rows if row.mode == 'step')}\n\n{machine}, fp32."
 
 
 def claims() -> str:
-    result = json.loads((RESULTS / "claims.json").read_text())
-    machine = result["environment"]
-    return (
-        f"{claims_table(result['claims'])}\n\n{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}."
-    )
+    machine = json.loads((RESULTS / "claims.json").read_text())["environment"]
+    table = claims_table(read_claims(RESULTS / "claims.json"))
+    return f"{table}\n\n{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}."
 
 
 def losing() -> str:

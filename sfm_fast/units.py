@@ -1,4 +1,4 @@
-"""Amounts of memory and of time, as people write and read them."""
+"""Amounts of memory, of time and factors between them, as people write and read them: the one place that formats numbers."""
 
 from __future__ import annotations
 
@@ -25,3 +25,49 @@ def parse_bytes(text: str | int) -> int:
     if number * factor < 1:
         raise InputError(f"an amount of memory must be positive, got {text!r}")
     return int(number * factor)
+
+
+def digits(value: float) -> str:
+    """Three significant digits, more only before the point: 0.0123, 1.23, 12.3, 123, 1234."""
+    if value == 0:
+        return "0"
+    return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as milliseconds, without the unit."""
+    return digits(seconds * 1e3)
+
+
+def duration(seconds: float) -> str:
+    """Seconds with the unit that suits them: µs, ms or s."""
+    for scale, unit in ((1.0, "s"), (1e-3, "ms")):
+        if seconds >= scale:
+            return f"{digits(seconds / scale)} {unit}"
+    return f"{digits(seconds / 1e-6)} µs"
+
+
+def memory(count: float, places: int | None = None) -> str:
+    """Bytes in decimal units: B, kB, MB or GB. ``places`` behind the point; None: two for GB, else one."""
+    for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= scale:
+            behind = places if places is not None else 2 if unit == "GB" else 1
+            return f"{count / scale:.{behind}f} {unit}"
+    return f"{count:.0f} B"
+
+
+def megabytes(count: float) -> str:
+    """Bytes as decimal megabytes, for columns in which all have one unit."""
+    return f"{count / 1e6:.1f} MB"
+
+
+def times(value: float, low: float | None = None, high: float | None = None) -> str:
+    """A factor with its interval: 3.1x (2.9–3.3); two digits behind the point below 2, where they matter."""
+    places = 2 if value < 2 else 1 if value < 100 else 0
+    interval = "" if low is None or high is None else f" ({low:.{places}f}–{high:.{places}f})"
+    return f"{value:.{places}f}x{interval}"
+
+
+def percent(change: float) -> str:
+    """A relative change with its sign: +1.1 %."""
+    return f"{100 * change:+.1f} %"

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The accuracy of distilled images: `python -m benchmarks.accuracy` makes the table."""

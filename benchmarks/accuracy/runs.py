@@ -1,4 +1,4 @@
-"""What stands in the accuracy table, and the jobs that make it: runs to distil, cells to evaluate; each leaves one file."""
+"""What stands in the accuracy table, and the jobs that make it: runs to distil, which leave their images in files, and sets of images to evaluate."""
 
 from __future__ import annotations
 
@@ -6,16 +6,19 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from sfm_fast.backbones.backbone import Backbone
 from sfm_fast.backbones.efficientnet_lite import load_efficientnet_lite0
 from sfm_fast.backbones.load import load_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.sources import ImageSource
+from sfm_fast.demo.cost import Cost
 from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.config import DistillConfig, Execution
 from sfm_fast.evaluation.classifier import train_on_source
@@ -24,9 +27,9 @@ from sfm_fast.evaluation.heads import Classifier
 from sfm_fast.features.cache import FeatureCache
 from sfm_fast.features.compute import class_statistics
 from sfm_fast.features.statistics import ClassStatistics
-from sfm_fast.files import load_tensors, save_tensors, write_json
+from sfm_fast.files import load_tensors, save_tensors
 
-from .tables import LONG, OURS
+from .tables import LONG, OURS, Row
 
 BACKBONES = ("fashion_vit", "fashion_cnn", "tf_efficientnet_lite0")
 REFERENCES = ("full", "class-means", "random-real", "nearest-real", "neighbour-real")
@@ -38,7 +41,7 @@ STEPS: dict[int, dict[str, int]] = {
     10: {"fashion_vit": 60, "fashion_cnn": 60, "tf_efficientnet_lite0": 30},
 }
 # What `--recommended` changes beside method and level; LGM with the same shows how much of the gain is its.
-VIEWS: dict[str, Any] = {"noise": False, "min_area": 0.3, "average_last": 0.25}
+VIEWS: Mapping[str, Any] = {"noise": False, "min_area": 0.3, "average_last": 0.25}
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Run:
 
     label: str
     method: str
-    options: dict[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
     equal_time: str | None = None
 
 
@@ -73,7 +76,7 @@ RUNS: dict[int, tuple[Run, ...]] = {
 
 
 # Minutes a seed on this backbone, a quarter of an hour in all: only with --everything.
-DEAR = frozenset(
+SLOW_RUNS = frozenset(
     ("tf_efficientnet_lite0", ipc, label) for ipc, label in ((10, "lgm"), (1, "lgm, views as recommended"), (1, LONG))
 )
 
@@ -99,7 +102,7 @@ class Table:
         return self.steps or STEPS[ipc][phi]
 
 
-def config_of(table: Table, run: Run, phi: str, ipc: int, seed: int, costs: dict[str, dict[str, Any]]) -> DistillConfig:
+def config_of(table: Table, run: Run, phi: str, ipc: int, seed: int, costs: Mapping[str, Cost]) -> DistillConfig:
     """``costs``: rows of `compare_methods` on this backbone and ipc, by label."""
     steps = table.steps_of(phi, ipc)
     if run.equal_time is not None:
@@ -176,34 +179,36 @@ def prepare(table: Table, phi: str) -> None:
     classifier(table, phi)
 
 
-def distil(table: Table, phi: str, config: DistillConfig) -> dict[str, Any]:
-    """`distilled` for a cell of the table; the file is named after everything that its images depend on."""
-    key = json.dumps([backbone(phi).fingerprint, table.data, config.to_dict()])
-    name = hashlib.sha256(key.encode()).hexdigest()[:16]
-    path = table.work / "images" / f"{phi}-{config.method}-{config.ipc}-{config.seed}-{name}.safetensors"
+Images = tuple[Tensor, Tensor]  # and their labels
+
+
+def distil(table: Table, phi: str, config: DistillConfig) -> Images:
+    """`distilled` for the table; the file is named after everything that its images depend on."""
+    key = _digest([backbone(phi).fingerprint, table.data, config.to_dict()])
+    path = table.work / "images" / f"{phi}-{config.method}-{config.ipc}-{config.seed}-{key[:16]}.safetensors"
     clusters = config.ipc if config.level == "cluster" else 0
-    found = None if config.method == "lgm" else statistics(table, phi, clusters)
-    return distilled(path, config, backbone(phi), source(table.data, "train"), found)
+    centers = None if config.method == "lgm" else statistics(table, phi, clusters)
+    return distilled(path, config, backbone(phi), source(table.data, "train"), centers)
 
 
 def distilled(
-    path: Path, config: DistillConfig, model: Backbone, train: ImageSource, found: ClassStatistics | None
-) -> dict[str, Any]:
-    """Images, labels and configuration of a run: read from ``path``, or distilled and kept there."""
+    path: Path, config: DistillConfig, model: Backbone, train: ImageSource, centers: ClassStatistics | None
+) -> Images:
+    """Images and labels of a run: read from ``path``, or distilled and kept there."""
     if not path.exists() or DistillConfig.from_dict(load_tensors(path)[1]["config"]) != config:
-        # The same gradient up to rounding; several processes share the memory, and LGM's one-shot step takes up to 7 GB.
-        distiller = make_distiller(config, model, train, found, execution=Execution(memory_budget=MEMORY))
+        # The same gradient up to rounding; several processes are in the memory at once, and LGM's one-shot step takes up to 7 GB.
+        distiller = make_distiller(config, model, train, centers, execution=Execution(memory_budget=MEMORY))
         while distiller.steps_done < config.steps:
             distiller.step()
         made = distiller.result()
         save_tensors(path, {"images": made.images, "labels": made.labels}, {"config": config.to_dict()})
-    tensors, metadata = load_tensors(path)
-    return {**tensors, **metadata}
+    tensors, _ = load_tensors(path)
+    return tensors["images"], tensors["labels"]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One job of evaluation: a way to distil on ``phi``, or a reference, evaluated on ``psi`` in ``modes``."""
+class Job:
+    """Images of one kind to evaluate: a way to distil on ``phi``, or a reference, evaluated on ``psi`` in ``modes``."""
 
     phi: str
     psi: str
@@ -214,68 +219,58 @@ class Cell:
     reference: str | None = None
 
 
-def cells(table: Table, runs: dict[tuple[str, int], dict[str, tuple[DistillConfig, ...]]]) -> Iterator[Cell]:
-    """All jobs. ``runs``: by distilling backbone and ipc the configurations of every label, one a seed."""
+def jobs(table: Table, runs: Mapping[tuple[str, int], Mapping[str, tuple[DistillConfig, ...]]]) -> Iterator[Job]:
+    """All of them. ``runs``: by distilling backbone and ipc the configurations of every label, one a seed."""
     modes = ("probe", "inherit", "kd")
     for phi in table.backbones:
         for psi in table.backbones:
-            yield Cell(
-                phi, psi, 0, ("probe", "inherit") if phi == psi else ("inherit",), label="full", reference="full"
-            )
+            own = ("probe", "inherit") if phi == psi else ("inherit",)
+            yield Job(phi, psi, 0, own, label="full", reference="full")
             for ipc in table.ipcs:
                 made = runs[phi, ipc]
                 for name in REFERENCES[1:]:
                     if name == "class-means":
                         if phi == psi:
-                            yield Cell(phi, psi, ipc, ("probe",), label=name, reference=name)
+                            yield Job(phi, psi, ipc, ("probe",), label=name, reference=name)
                     else:
                         last = list(made.values())[-1] if name == "neighbour-real" else ()
-                        yield Cell(phi, psi, ipc, modes, last, name, name)
+                        yield Job(phi, psi, ipc, modes, last, name, name)
                 for label, configs in made.items():
-                    yield Cell(phi, psi, ipc, modes, configs, label)
+                    yield Job(phi, psi, ipc, modes, configs, label)
 
 
-def file_of(table: Table, cell: Cell) -> tuple[Path, str]:
-    """Where a cell's rows are kept, and all that they depend on."""
-    key = json.dumps(
-        [
-            table.data,
-            asdict(probe_config(table, cell.ipc)),
-            backbone(cell.phi).fingerprint,
-            backbone(cell.psi).fingerprint,
-            asdict(cell),
-        ]
-    )
-    return table.work / "rows" / f"{hashlib.sha256(key.encode()).hexdigest()[:20]}.json", key
+def name_of(table: Table, job: Job) -> str:
+    """A job's name, with a digest of all that its rows depend on."""
+    prints = [backbone(name).fingerprint for name in (job.phi, job.psi)]
+    key = _digest([table.data, asdict(probe_config(table, job.ipc)), *prints, asdict(job)])
+    return f"{job.label}, {job.ipc} a class, {job.phi} to {job.psi}: {key[:20]}"
 
 
-def evaluate(table: Table, cell: Cell) -> list[dict[str, Any]]:
-    """Rows of a cell: from its file, or computed and kept there."""
-    path, key = file_of(table, cell)
-    if path.exists():
-        rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"]
-        return rows
-    judge = evaluator(table, cell.phi, cell.psi, max(1, cell.ipc))
-    made = [distil(table, cell.phi, config) for config in cell.configs]
-    images, labels = [m["images"] for m in made], [m["labels"] for m in made]
-    if cell.reference == "neighbour-real":
-        size = backbone(cell.phi).image_size
-        pairs = [judge.neighbour_images(*both, size) for both in zip(images, labels, strict=True)]
-        rows = judge.evaluate(cell.label, [i for i, _ in pairs], [n for _, n in pairs], modes=cell.modes)
-    elif cell.reference is not None:
-        rows = judge.reference(cell.reference, max(1, cell.ipc), modes=cell.modes)
+def _digest(key: list[Any]) -> str:
+    return hashlib.sha256(json.dumps(key).encode()).hexdigest()
+
+
+def evaluate(table: Table, job: Job) -> list[Row]:
+    """The rows of a job."""
+    judge = evaluator(table, job.phi, job.psi, max(1, job.ipc))
+    made = [distil(table, job.phi, config) for config in job.configs]
+    if job.reference == "neighbour-real":
+        size = backbone(job.phi).image_size
+        pairs = [judge.neighbour_images(*one, size) for one in made]
+        rows = judge.evaluate(job.label, [i for i, _ in pairs], [n for _, n in pairs], modes=job.modes)
+    elif job.reference is not None:
+        rows = judge.reference(job.reference, max(1, job.ipc), modes=job.modes)
     else:
-        rows = judge.evaluate(cell.configs[0].method.split("-")[0], images, labels, modes=cell.modes)
-    steps = cell.configs[0].steps if cell.configs and cell.reference is None else None
-    rows = [
+        method = job.configs[0].method.split("-")[0]
+        rows = judge.evaluate(method, [i for i, _ in made], [n for _, n in made], modes=job.modes)
+    steps = job.configs[0].steps if job.configs and job.reference is None else None
+    return [
         row
         | {
-            "label": row["images"] if cell.reference == "class-means" else cell.label,
-            "distilled_on": cell.phi,
+            "label": row["images"] if job.reference == "class-means" else job.label,
+            "distilled_on": job.phi,
             "steps": steps,
-            "ipc": cell.ipc or row["ipc"],
+            "ipc": job.ipc or row["ipc"],
         }
         for row in rows
     ]
-    write_json(path, {"key": key, "rows": rows})
-    return rows

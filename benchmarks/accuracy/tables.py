@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypedDict
 
-from sfm_fast.report.tables import megabytes, text_table
+from sfm_fast.report.tables import text_table
+from sfm_fast.units import megabytes
 
 ALLOWED_LOSS = 0.5  # points below LGM at equal steps
 OURS = "sfm-decoupled, recommended"  # the run that the claims are made for
@@ -19,10 +20,18 @@ TITLES = {
     "kd": "a probe with the inherited classifier as teacher",
 }
 
-Rows = list[dict[str, Any]]
+Row = dict[str, Any]  # of `Evaluator`, with what the table adds: label, distilled_on, steps, and what distilling took
+Rows = list[Row]
 
 
-def summary(result: dict[str, Any]) -> str:
+class Result(TypedDict):
+    """The content of accuracy.json, as far as the tables read it."""
+
+    rows: Rows
+    backbones: list[Mapping[str, Any]]  # as `Backbone.describe` gives them
+
+
+def summary(result: Result) -> str:
     """A row a label: top-1 on the distilling backbone itself, and means over pairs of different ones in all modes.
 
     Only of distilling backbones that have every run (`compared`), or means of different cells would stand beside each other.
@@ -45,7 +54,7 @@ def summary(result: dict[str, Any]) -> str:
     return text_table(header, cells)
 
 
-def compared(result: dict[str, Any]) -> list[str]:
+def compared(result: Result) -> list[str]:
     """The distilling backbones on which every run of the table was made."""
     names = [backbone["name"] for backbone in result["backbones"]]
     made = {(row["label"], row["ipc"], row["distilled_on"]) for row in result["rows"] if row["steps"] is not None}
@@ -53,7 +62,7 @@ def compared(result: dict[str, Any]) -> list[str]:
     return [name for name in names if all((*run, name) in made for run in runs)]
 
 
-def full_tables(result: dict[str, Any]) -> str:
+def full_tables(result: Result) -> str:
     """For every number of images and mode a table of all pairs of backbones, as Markdown with headings."""
     parts = []
     names = [backbone["name"] for backbone in result["backbones"]]
@@ -77,7 +86,7 @@ def full_tables(result: dict[str, Any]) -> str:
     return "\n\n".join(parts)
 
 
-def stored_table(result: dict[str, Any]) -> str:
+def stored_table(result: Result) -> str:
     """What inheritance stores beside the evaluating backbone, and how long its fit takes, for every pair of backbones."""
     cells, seen = [], set()
     for row in result["rows"]:
@@ -98,13 +107,13 @@ def stored_table(result: dict[str, Any]) -> str:
     return text_table(("distilled on → used on", "numbers", "fp32", "bf16", "as one map, fp32", "ridge fit"), cells)
 
 
-def verdicts(result: dict[str, Any]) -> str:
-    """What was hoped for beside what was measured, a line each."""
+def verdicts(result: Result) -> str:
+    """Each claim with the difference it wants and the one measured, a line each."""
     rows, lines = result["rows"], []
-    found = {(row["label"], row["ipc"], row["mode"], row["distilled_on"], row["backbone"]): row for row in rows}
+    by_cell = {(row["label"], row["ipc"], row["mode"], row["distilled_on"], row["backbone"]): row for row in rows}
 
     def points(label: str, ipc: int, mode: str, pair: tuple[str, str]) -> float | None:
-        row = found.get((label, ipc, mode, *pair))
+        row = by_cell.get((label, ipc, mode, *pair))
         return None if row is None else 100 * float(row["top1_mean"])
 
     names = [backbone["name"] for backbone in result["backbones"]]
@@ -132,10 +141,10 @@ def _verdict(what: str, ipc: int, where: str, measured: float, least: float, met
     return [what, str(ipc), where, wanted, f"{measured:+.1f}", "met" if met else "missed"]
 
 
-def _labels(rows: Iterable[dict[str, Any]]) -> list[tuple[int, str]]:
+def _labels(rows: Iterable[Row]) -> list[tuple[int, str]]:
     """(ipc, label) in the order of the table: full data first, then by number of images, each as they come."""
-    found = dict.fromkeys((row["ipc"], row["label"]) for row in rows)
-    return sorted(found, key=lambda one: (one[1] != "full", one[0]))
+    labels = dict.fromkeys((row["ipc"], row["label"]) for row in rows)
+    return sorted(labels, key=lambda one: (one[1] != "full", one[0]))
 
 
 def _of_mode(rows: Rows, mode: str) -> Rows:
@@ -150,7 +159,7 @@ def _mean(rows: Rows) -> str:
     return f"{100 * mean:.1f} ± {100 * spread:.1f}"
 
 
-def _cell(row: dict[str, Any] | None) -> str:
+def _cell(row: Row | None) -> str:
     return "" if row is None else f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}"
 
 

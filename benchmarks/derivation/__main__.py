@@ -9,13 +9,13 @@ docs/derivation.md explains the figures. ``derivation.json`` has all numbers; ba
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import importlib.util
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,6 @@ from torch import Tensor
 from sfm_fast.backbones.backbone import Backbone
 from sfm_fast.backbones.load import load_backbone
 from sfm_fast.backbones.shipped import SHIPPED
-from sfm_fast.cli.common import add_list_argument
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.sources import ImageSource
 from sfm_fast.data.transforms import ImageTransform
@@ -34,9 +33,11 @@ from sfm_fast.features.compute import view_features
 from sfm_fast.files import check_output_file, write_json
 from sfm_fast.views import Augmentation
 
+from ..arguments import add_list
+from ..cells import Cell, fill
 from ..machine import environment
 from .figure import findings_table, write_figure
-from .rows import Features, augmentation, panels
+from .rows import Features, Measured, Result, augmentation, panels
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_MODULE = "sfm_fast.backbones.efficientnet_lite"
@@ -87,7 +88,7 @@ def balanced(labels: Tensor, classes: int, most: int | None = None) -> Tensor:
     return torch.cat([(labels == c).nonzero()[:each, 0] for c in range(classes)]).sort().values
 
 
-def measure(backbone: Backbone, source: ImageSource, cache: FeatureCache, draws: int, seed: int) -> dict[str, Any]:
+def measure(backbone: Backbone, source: ImageSource, cache: FeatureCache, draws: int, seed: int) -> Measured:
     """All numbers on one backbone."""
     z, labels = (tensor.cpu() for tensor in cache.features(source, backbone))
     classes = len(source.class_names)
@@ -124,7 +125,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--out", required=True, help="folder of derivation.json")
     parser.add_argument("--figure", help="the picture, .svg or .png (default: OUT/derivation.svg)")
-    add_list_argument(parser, "--backbones", help="default: all that are here: " + ", ".join(available()))
+    add_list(parser, "--backbones", help="default: all that are here: " + ", ".join(available()))
     parser.add_argument("--images", type=int, help="at most so many images, equally many of every class")
     parser.add_argument("--cache", help="folder of features that are computed once")
     parser.add_argument("--draws", type=int, default=100, help="of classifiers and batches, for each point")
@@ -145,18 +146,22 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--figure must end in .svg or .png, got {figure}")
     figure.parent.mkdir(parents=True, exist_ok=True)
     check_output_file(figure, "--figure")
-    result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    result: Result | None = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
     if args.plot_only and result is None:
         raise InputError(f"{path}: no such file, and --plot-only measures nothing")
     if not args.plot_only:
         source, cache = open_dataset(args.data, "train"), FeatureCache(args.cache)
         if args.images:
             source = FirstOfEachClass(source, args.images // len(source.class_names))
-        found = result["backbones"] if result and result["data"] == args.data else {}
-        for name in args.backbones or available():
-            found[name] = measure(open_backbone(name), source, cache, args.draws, args.seed)
-            result = {"data": args.data, "backbones": found}
-            write_json(path, result)
+        kept = result["backbones"] if result and result["data"] == args.data else {}
+        result = {"data": args.data, "backbones": kept}
+
+        def work(name: str) -> Measured:
+            return measure(open_backbone(name), source, cache, args.draws, args.seed)
+
+        cells = [Cell(name, functools.partial(work, name)) for name in args.backbones or available()]
+        for _ in fill(kept, cells, lambda: write_json(path, result), again=True):
+            pass
     assert result is not None
     write_figure(result, figure)
     print(findings_table(result))

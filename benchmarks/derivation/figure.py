@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sfm_fast.errors import require_package
 from sfm_fast.files import write_atomically
 from sfm_fast.report.tables import text_table
+
+from .rows import Measured, Point, Result
 
 # Okabe and Ito's palette: told apart by people who don't see all colours. A marker each, too.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#C65102", "#007A5A", "#A0508A"
@@ -36,14 +38,18 @@ class Label:
     align: str = "left"
 
 
-def _lines(axes: Any, rows: list[dict[str, Any]], x: str, labels: dict[str, Label]) -> None:
+def number(row: Point, name: str) -> float:
+    return cast(Mapping[str, float], row)[name]
+
+
+def _lines(axes: Any, rows: list[Point], x: str, labels: dict[str, Label]) -> None:
     """Measured band and median, first order (dashed) and bound (dotted) of each labelled series along ``x``."""
     for name, label in labels.items():
         color, marker = STYLES[name]
         log = axes.get_yscale() == "log"
         shown = [row for row in rows if row["series"] == name and (row["predicted"] > SMALLEST or not log)]
-        xs, medians = [row[x] for row in shown], [row["distance_median"] for row in shown]
-        band = ([row[f"distance_{end}"] for row in shown] for end in ("p10", "p90"))
+        xs, medians = [number(row, x) for row in shown], [row["distance_median"] for row in shown]
+        band = ([number(row, f"distance_{end}") for row in shown] for end in ("p10", "p90"))
         axes.fill_between(xs, *band, color=color, alpha=0.2, linewidth=0)
         axes.plot(xs, medians, color=color, marker=marker, markersize=4, linewidth=1.4)
         axes.plot(xs, [row["predicted"] for row in shown], color=color, linewidth=1.1, linestyle=DASHED)
@@ -69,7 +75,7 @@ def _mark(axes: Any, x: float, text: str) -> None:
     )
 
 
-def write_figure(result: dict[str, Any], path: Path) -> None:
+def write_figure(result: Result, path: Path) -> None:
     """Three panels of the result's first backbone, as .svg or .png by ``path``'s ending."""
     require_package("matplotlib", "the figure", "distill")
     import matplotlib
@@ -128,7 +134,7 @@ def write_figure(result: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.2)
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-    key: dict[str, Any] = {
+    key: Mapping[str, Any] = {
         f"measured median, 10–90 % of {found['draws']} draws": (
             Patch(facecolor="#888", alpha=0.3),
             Line2D([], [], color="#444", marker="o", markersize=4),
@@ -151,25 +157,25 @@ def write_figure(result: dict[str, Any], path: Path) -> None:
         )
 
 
-def findings(found: dict[str, Any]) -> Iterable[tuple[str, dict[str, Any]]]:
+def findings(measured: Measured) -> Iterable[tuple[str, Point]]:
     """The rows that matter of one backbone: LGM's own sigma and batch, one cause at a time and all together."""
-    panels, some = found["panels"], found["panels"]["spread"][0]["n"]
+    panels, some = measured["panels"], measured["panels"]["spread"][0]["n"]
     for row in panels["weights"]:
         if row["sigma"] == 0.01:
             yield f"all {row['n']} images, drawn W, {row['series']}", row
     for row in panels["batch"]:
         if row["n"] == some:
             yield f"{row['series']}, n = {some}", row
-    yield f"LGM on an augmented batch, n = {some}", found["augmentation"]["lgm"]
+    yield f"LGM on an augmented batch, n = {some}", measured["augmentation"]["lgm"]
 
 
-def findings_table(result: dict[str, Any]) -> str:
+def findings_table(result: Result) -> str:
     """Markdown table of `findings`, for every backbone."""
     header = ("gradient", "backbone", "distance (10–90 %)", "rms", "first order", "bound", "cosine", "mean of draws")
     rows = []
-    for name, found in result["backbones"].items():
-        for what, row in findings(found):
-            low, middle, high = (f"{row['distance_' + key]:.2f}" for key in ("p10", "median", "p90"))
-            numbers = (f"{row[key]:.2f}" for key in ("distance_rms", "predicted", "bound", "cosine_median"))
+    for name, measured in result["backbones"].items():
+        for what, row in findings(measured):
+            low, middle, high = (f"{number(row, 'distance_' + key):.2f}" for key in ("p10", "median", "p90"))
+            numbers = (f"{number(row, key):.2f}" for key in ("distance_rms", "predicted", "bound", "cosine_median"))
             rows.append((what, name, f"{middle} ({low}–{high})", *numbers, f"{row['distance_of_mean']:.2f}"))
     return text_table(header, rows)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Required, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sfm_fast.reference.gradient_matching import linear_gradient
 
+from ..machine import Environment
 from . import bound as flow_bound
 from .bound import Moments
 
@@ -83,6 +84,46 @@ class Features:
         return flow_bound.batch_bound(self.z, self.moments, n, series.sigma)
 
 
+class Point(TypedDict, total=False):
+    """One point of a line: the distances and cosines of draws to the flow, and what is predicted. sigma or scale: where it lies."""
+
+    series: Required[str]
+    n: Required[int]
+    sigma: float
+    scale: float
+    distance_rms: Required[float]
+    distance_p10: Required[float]
+    distance_median: Required[float]
+    distance_p90: Required[float]
+    distance_of_mean: Required[float]
+    cosine_p10: Required[float]
+    cosine_median: Required[float]
+    cosine_p90: Required[float]
+    predicted: Required[float]
+    bound: Required[float]
+    cosine_predicted: Required[float]
+    cosine_bound: Required[float]
+
+
+class Measured(TypedDict):
+    """All numbers of one backbone. panels: "weights" along sigma, "batch" along n, "spread" along the distance from the class mean."""
+
+    backbone: Mapping[str, Any]  # as `Backbone.describe` gives it
+    moments: Mapping[str, Any]
+    draws: int
+    seed: int
+    environment: Environment
+    augmentation: Mapping[str, Any]  # of `augmentation`
+    panels: dict[str, list[Point]]
+
+
+class Result(TypedDict):
+    """The content of derivation.json."""
+
+    data: str
+    backbones: dict[str, Measured]
+
+
 def summary(draw: Callable[[], Tensor], flow: Tensor, draws: int) -> dict[str, float]:
     """Relative distance and cosine to ``flow`` of ``draws`` gradients: medians, 10th and 90th percentiles."""
     distances, cosines, total = [], [], torch.zeros_like(flow)
@@ -91,29 +132,32 @@ def summary(draw: Callable[[], Tensor], flow: Tensor, draws: int) -> dict[str, f
         distances.append((gradient - flow).norm() / flow.norm())
         cosines.append(F.cosine_similarity(gradient, flow, dim=0))
         total += gradient
-    found: dict[str, float] = {"distance_rms": torch.stack(distances).square().mean().sqrt().item()}
+    numbers = {"distance_rms": torch.stack(distances).square().mean().sqrt().item()}
     for name, values in (("distance", distances), ("cosine", cosines)):
         for quantile, label in ((0.1, "p10"), (0.5, "median"), (0.9, "p90")):
-            found[f"{name}_{label}"] = torch.stack(values).quantile(quantile).item()
+            numbers[f"{name}_{label}"] = torch.stack(values).quantile(quantile).item()
     # Errors of a single draw against the error of their mean: g(W) is an unbiased estimate of the flow.
-    found["distance_of_mean"] = ((total / draws - flow).norm() / flow.norm()).item()
-    return found
+    numbers["distance_of_mean"] = ((total / draws - flow).norm() / flow.norm()).item()
+    return numbers
 
 
-def row(features: Features, n: int, series: Series, draws: int, seed: int, **x: float) -> dict[str, Any]:
+def row(features: Features, n: int, series: Series, draws: int, seed: int, **x: float) -> Point:
     """One point of a line; points of the same n have the same draws of W and batches, so that lines are smooth."""
     generator = torch.Generator().manual_seed(seed)
     predicted, bound = features.predicted(n, series), features.bound(n, series)
-    return {
-        "series": series.name,
-        "n": n,
+    return _point(
+        series.name,
+        n,
+        summary(lambda: features.draw(n, series, generator), features.flow, draws),
+        predicted,
+        bound,
         **x,
-        **summary(lambda: features.draw(n, series, generator), features.flow, draws),
-        "predicted": predicted,
-        "bound": bound,
-        "cosine_predicted": flow_bound.usual_cosine(predicted),
-        "cosine_bound": flow_bound.least_cosine(bound),
-    }
+    )
+
+
+def _point(name: str, n: int, measured: dict[str, float], predicted: float, bound: float, **x: float) -> Point:
+    cosines = {"cosine_predicted": flow_bound.usual_cosine(predicted), "cosine_bound": flow_bound.least_cosine(bound)}
+    return {"series": name, "n": n, **x, **measured, "predicted": predicted, "bound": bound, **cosines}  # type: ignore[typeddict-item]
 
 
 def batch_sizes(images: int, classes: int) -> Iterator[int]:
@@ -123,7 +167,7 @@ def batch_sizes(images: int, classes: int) -> Iterator[int]:
     yield images
 
 
-def panels(features: Features, draws: int, seed: int) -> dict[str, list[dict]]:
+def panels(features: Features, draws: int, seed: int) -> dict[str, list[Point]]:
     """Rows of the three panels: "weights" along sigma, "batch" along n, "spread" along the distance from the class mean."""
     everything, some = len(features.z), min(LGM_IMAGES * features.classes, len(features.z))
     centred = features.centred()
@@ -147,7 +191,7 @@ def panels(features: Features, draws: int, seed: int) -> dict[str, list[dict]]:
     return {"weights": weights, "batch": batch, "spread": spread}
 
 
-def augmentation(features: Features, views: Features, draws: int, seed: int) -> dict[str, Any]:
+def augmentation(features: Features, views: Features, draws: int, seed: int) -> Mapping[str, Any]:
     """What augmenting the real images adds: a bias of the flow, and LGM's gradient on augmented batches.
 
     ``views`` are features of one augmented view of each of the images, in the same order.
@@ -168,13 +212,7 @@ def augmentation(features: Features, views: Features, draws: int, seed: int) -> 
         "bias_cosine": F.cosine_similarity(views.flow, features.flow, dim=0).item(),
         "common_shift": shift,
         "moments": asdict(views.moments),
-        "lgm": {
-            "series": "LGM, augmented",
-            "n": n,
-            **summary(lambda: views.draw(n, lgm, generator), features.flow, draws),
-            "predicted": predicted,
-            "bound": bound,
-            "cosine_predicted": flow_bound.usual_cosine(predicted),
-            "cosine_bound": flow_bound.least_cosine(bound),
-        },
+        "lgm": _point(
+            "LGM, augmented", n, summary(lambda: views.draw(n, lgm, generator), features.flow, draws), predicted, bound
+        ),
     }

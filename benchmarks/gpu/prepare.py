@@ -15,8 +15,8 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -53,11 +53,11 @@ def size_of(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
-def read_contents(folder: Path) -> dict[str, Any]:
+def read_contents(folder: Path) -> Mapping[str, object]:
     """What an earlier run said of ``folder``; nothing where it didn't come to its end."""
     path = folder / "contents.json"
-    found: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    return found
+    contents: Mapping[str, object] = json.loads(path.read_text()) if path.exists() else {}
+    return contents
 
 
 def main() -> None:

@@ -26,27 +26,24 @@ KEPT = {"bench.json": ("kernels.json", times.FORMAT), "steps.json": ("steps.json
 def read(path: Path, wanted: str) -> dict[str, Any]:
     """A result file. Raises ``InputError`` where it is another one, or of a CPU."""
     try:
-        found = json.loads(path.read_text())
+        result = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: wanted a result of {wanted!r}, but it can't be read ({error})") from None
-    if not isinstance(found, dict) or found.get("format") != wanted:
-        raise InputError(
-            f"{path}: wanted the format {wanted!r}, got {found.get('format') if isinstance(found, dict) else type(found)!r}"
-        )
-    if not found["environment"].get("gpu"):
+    got = result.get("format") if isinstance(result, dict) else type(result)
+    if got != wanted:
+        raise InputError(f"{path}: wanted the format {wanted!r}, got {got!r}")
+    if not result["environment"].get("gpu"):
         raise InputError(f"{path}: was not measured on a GPU (a dry run?); its figures say nothing about one")
-    return found
+    return dict(result)
 
 
 def keep(folder: Path, name: str = "", results: Path = RESULTS) -> list[Path]:
     """Write what ``folder`` has of `KEPT` under ``results``; the files written. Raises ``InputError`` where it has nothing."""
-    found = {
-        source: read(folder / source, wanted) for source, (_, wanted) in KEPT.items() if (folder / source).exists()
-    }
-    if not found:
+    here = {source: read(folder / source, wanted) for source, (_, wanted) in KEPT.items() if (folder / source).exists()}
+    if not here:
         raise InputError(f"{folder}: wanted {' or '.join(KEPT)} in it, found neither")
     written = []
-    for source, result in found.items():
+    for source, result in here.items():
         summary = folder / ("summary.txt" if source == "bench.json" else "steps.txt")
         if summary.exists():
             result["summary"] = summary.read_text().splitlines()

@@ -101,10 +101,19 @@ class Plan:
         )
         stages.append(self.stage("times", 95, [*times, "--seconds", "80"]))
         workers = ["-n", "12"] if has_module("xdist") else []
-        stages.append(self.tests("correctness", 105, "tests/test_gpu.py", "-m", "gpu_quick", *workers, more=60))
         stages.append(
-            self.tests("alone", 30, "tests/test_gpu.py", "tests/test_gpu_step.py", "-m", "gpu_alone", more=15)
+            self.tests(
+                "correctness",
+                105,
+                "tests/gpu/test_gpu.py",
+                "tests/gpu/test_gpu_images.py",
+                "-m",
+                "gpu_quick",
+                *workers,
+                more=60,
+            )
         )
+        stages.append(self.tests("alone", 30, "tests/gpu", "-m", "gpu_alone", more=15))
         program = str(self.work / "smoke")
         for tool in TOOLS:
             command = [

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -26,16 +24,9 @@ from sfm_fast.measure.timing import samples, summary
 
 from ..harness import attempt, release
 from ..machine import card_memory, environment, matmul_rate
-from ..steps.contenders import (
-    Preset,
-    Setting,
-    Way,
-    check_device,
-    distilled,
-    find_preset,
-    lgm,
-    open_backbone,
-)
+from ..presets import StepShape
+from ..steps.contenders import Setting, Way, check_device, find_shape, lgm, micro_batch, one_shot, open_backbone
+from .record import Record, Taken, read_rows, why
 
 FORMAT = "sfm_fast GPU steps 1"
 MICRO_BATCHES = (32, 8)
@@ -44,7 +35,7 @@ AGAIN = "SFM one-shot, again"
 
 
 @dataclass
-class StepTime:
+class StepTime(Taken):
     """One row: a step of ``contender`` at ``preset``. peak_bytes: beyond weights, pyramid and Adam's state."""
 
     preset: str
@@ -63,12 +54,21 @@ class StepTime:
     predicted_bytes: int | None = None
     first_seconds: float | None = None
 
+    def line(self) -> str:
+        if self.seconds is None:
+            return f"{self.preset}, {self.contender}: {self.status}"
+        line = f"{self.preset}, {self.contender}: {self.seconds * 1e3:.4g} ms, {self.images_per_second:.4g} images/s"
+        if self.mfu is not None:
+            line += f", {100 * self.mfu:.0f} % of the products' rate"
+        if self.peak_bytes is not None and self.predicted_bytes is not None:
+            line += f", peak {self.peak_bytes / 1e9:.3g} GB (with all that stands, predicted {self.predicted_bytes / 1e9:.3g})"
+        return line + ("" if self.status == "ok" else f", {self.status}")
 
-def ways(preset: Preset) -> list[Way]:
-    found = [Way("SFM one-shot", distilled, preset.images)]
-    sizes = [size for size in MICRO_BATCHES if size < preset.images] or [max(1, preset.images // 2)]
-    found += [Way(f"SFM micro-batch {size}", distilled, size) for size in sizes]
-    return [*found, lgm(preset, "frozen"), lgm(preset, "stock"), Way(AGAIN, distilled, preset.images)]
+
+def ways(shape: StepShape) -> list[Way]:
+    sizes = [size for size in MICRO_BATCHES if size < shape.images] or [max(1, shape.images // 2)]
+    own = [one_shot(shape), *(micro_batch(size) for size in sizes)]
+    return [*own, lgm(shape, "frozen"), lgm(shape, "stock"), one_shot(shape, AGAIN)]
 
 
 Predicted = dict[str, dict[str, list[int]]]  # preset -> way -> peak bytes, operations
@@ -76,22 +76,22 @@ Predicted = dict[str, dict[str, list[int]]]  # preset -> way -> peak bytes, oper
 
 def predict(names: Sequence[str]) -> Predicted:
     """Of every way of these presets, on fake tensors: seconds each, which a run on a GPU need not spend."""
-    found: Predicted = {}
+    predicted: Predicted = {}
     for name in names:
-        preset = find_preset(name)
-        setting = Setting(preset, open_backbone(preset, torch.device("cpu"), weights=False))
-        found[name] = {}
-        for way in ways(preset):
+        shape = find_shape(name)
+        setting = Setting(shape, open_backbone(shape, torch.device("cpu"), weights=False))
+        predicted[name] = {}
+        for way in ways(shape):
             prediction = way.predict(setting)
             assert prediction is not None
-            found[name][way.name] = [prediction.peak_bytes, prediction.flops]
-    return found
+            predicted[name][way.name] = [prediction.peak_bytes, prediction.flops]
+    return predicted
 
 
 def measured(way: Way, setting: Setting, rate: float, predicted: Predicted) -> StepTime:
     """A step of ``way``: predicted first, and run where the prediction fits."""
-    device, name = setting.backbone.device, setting.preset.name
-    row = StepTime(name, way.name, images=setting.preset.images, micro_batch=way.micro_batch)
+    device, name = setting.backbone.device, setting.shape.name
+    row = StepTime(name, way.name, images=setting.shape.images, micro_batch=way.micro_batch)
     if way.name in predicted.get(name, {}):
         row.predicted_bytes, row.flops = predicted[name][way.name]
     elif (prediction := way.predict(setting)) is not None:
@@ -111,11 +111,11 @@ def measured(way: Way, setting: Setting, rate: float, predicted: Predicted) -> S
         once = summary(samples({"step": made.step}, rounds=1, device=device, events=True)["step"]).median
         longest = LONGEST if device.type == "cuda" else LONGEST / 8
         rounds = int(min(20, max(3 if device.type == "cuda" else 1, longest / max(once, 1e-9))))
-        found = summary(samples({"step": made.step}, rounds=rounds, warmup=0, device=device, events=True)["step"])
-        row.seconds, row.p20, row.p80, row.rounds = found.median, found.p20, found.p80, found.rounds
-        row.images_per_second = row.images / found.median
+        timing = summary(samples({"step": made.step}, rounds=rounds, warmup=0, device=device, events=True)["step"])
+        row.seconds, row.p20, row.p80, row.rounds = timing.median, timing.p20, timing.p80, timing.rounds
+        row.images_per_second = row.images / timing.median
         if row.flops:
-            row.mfu = row.flops / found.median / rate
+            row.mfu = row.flops / timing.median / rate
         row.peak_bytes = peak_memory(made.step, device)
 
     _, _, status = attempt(run, device)
@@ -123,46 +123,26 @@ def measured(way: Way, setting: Setting, rate: float, predicted: Predicted) -> S
     return row
 
 
-def said(row: StepTime) -> str:
-    if row.seconds is None:
-        return f"{row.preset}, {row.contender}: {row.status}"
-    line = f"{row.preset}, {row.contender}: {row.seconds * 1e3:.4g} ms, {row.images_per_second:.4g} images/s"
-    if row.mfu is not None:
-        line += f", {100 * row.mfu:.0f} % of the products' rate"
-    if row.peak_bytes is not None and row.predicted_bytes is not None:
-        line += (
-            f", peak {row.peak_bytes / 1e9:.3g} GB (with all that stands, predicted {row.predicted_bytes / 1e9:.3g})"
-        )
-    return line + ("" if row.status == "ok" else f", {row.status}")
-
-
 def run(name: str, device: torch.device, out: Path, seconds: float, predicted: Predicted) -> bool:
     """All ways of preset ``name`` until ``seconds`` are over; whether each was measured or left out for its memory."""
-    started = time.monotonic()
-    preset = find_preset(name)
-    check_device(preset, device)
-    result: dict[str, Any] = {"format": FORMAT, "environment": environment(device), "rows": []}
-    if out.exists():
-        before = json.loads(out.read_text())
-        result["rows"] = [row for row in before.get("rows", []) if row["preset"] != name]
-    setting = Setting(preset, open_backbone(preset, device))
+    shape = find_shape(name)
+    check_device(shape, device)
+    setting = Setting(shape, open_backbone(shape, device))
     backbone = setting.backbone
     rate = matmul_rate(device) if device.type == "cpu" else matmul_rate(device, 8192, backbone.dtype)
-    result["products_rate"] = rate
+    head = {"format": FORMAT, "environment": environment(device), "products_rate": rate}
+    record = Record(out, head, seconds, [row for row in read_rows(out) if row["preset"] != name])
     print("== losses by", sfm_fast.explain(torch.empty(1, 1, device=device)).backend, flush=True)
     right = True
-    for way in ways(preset):
-        if time.monotonic() - started > seconds:
-            print("== out of time:", way.name, "is left out", flush=True)
+    for way in ways(shape):
+        if record.over(f"{way.name} is"):
             continue
         try:
             row = measured(way, setting, rate, predicted)
         except Exception as error:  # whatever it is, it is this contender's alone
-            row = StepTime(name, way.name, f"error: {type(error).__name__}: {str(error)[:120]}")
+            row = StepTime(name, way.name, why(error))
         right = right and (row.status == "ok" or row.status.startswith("left out"))
-        result["rows"].append(asdict(row))
-        write_json(out, result)
-        print("==", said(row), flush=True)
+        record.add(row)
         release(device)
     return right
 

@@ -20,13 +20,10 @@ SHOWN = (
 Row = Mapping[str, Any]
 
 
-def read_all(results: Path, name: str) -> dict[str, dict[str, Any]]:
+def read_all(results: Path, name: str) -> dict[str, Mapping[str, Any]]:
     """Card -> the result ``name`` ("kernels.json", "steps.json") of each folder under ``results`` that has one."""
-    found = {}
-    for path in sorted(results.glob(f"*/{name}")):
-        result = json.loads(path.read_text())
-        found[str(result["environment"]["gpu"])] = result
-    return found
+    every = (json.loads(path.read_text()) for path in sorted(results.glob(f"*/{name}")))
+    return {str(result["environment"]["gpu"]): result for result in every}
 
 
 def kernel_table(results: Mapping[str, Mapping[str, Any]]) -> str:
@@ -38,7 +35,7 @@ def kernel_table(results: Mapping[str, Mapping[str, Any]]) -> str:
 
 def shown_kernels(results: Mapping[str, Mapping[str, Any]]) -> str:
     """`kernel_table` of the cases that say most, and of each the fastest contender."""
-    chosen: dict[str, dict[str, Any]] = {}
+    chosen: dict[str, Mapping[str, Any]] = {}
     for card, result in results.items():
         best: dict[str, Row] = {}
         for row in result["rows"]:

@@ -15,9 +15,8 @@ import argparse
 import json
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from torch import Tensor
 
 import sfm_fast
 from sfm_fast.distill.images import level_sizes
-from sfm_fast.files import write_json
 from sfm_fast.measure.memory import peak_memory
 from sfm_fast.measure.timing import samples, summary
 from sfm_fast.ops.augment import augment
@@ -38,6 +36,7 @@ from sfm_fast.views import draw_views
 from ..harness import attempt, graph_microseconds
 from ..machine import ceilings, environment
 from ..shapes import ImageShape, LossShape
+from .record import Record, Taken, why
 
 FORMAT = "sfm_fast GPU times 1"
 TF32_PRODUCTS = 3  # for one of float32
@@ -75,7 +74,7 @@ class Case:
 
 
 @dataclass
-class Time:
+class Time(Taken):
     """One row of the result: seconds are of forward + backward unless the case says otherwise."""
 
     case: str
@@ -88,7 +87,19 @@ class Time:
     peak_bytes: int | None = None
     first_seconds: float | None = None
     difference: float | None = None
-    facts: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, object] = field(default_factory=dict)
+
+    def line(self) -> str:
+        if self.seconds is None:
+            return f"{self.case}, {self.contender}: {self.status}"
+        line = f"{self.case}, {self.contender}: {self.seconds * 1e3:.4g} ms"
+        if self.warm_seconds is not None:
+            line += f" ({self.warm_seconds * 1e3:.4g} warm)"
+        if self.floor_seconds is not None and self.share is not None:
+            line += f", floor {self.floor_seconds * 1e3:.4g}, {100 * self.share:.0f} %"
+        if self.peak_bytes is not None:
+            line += f", {self.peak_bytes / 1e6:.0f} MB beyond its inputs"
+        return line + ("" if self.status == "ok" else f", {self.status}")
 
 
 def loss_inputs(shape: LossShape, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -259,51 +270,29 @@ def timed(
     return row, results
 
 
-def said(row: Time) -> str:
-    """A row as a line."""
-    if row.seconds is None:
-        return f"{row.case}, {row.contender}: {row.status}"
-    line = f"{row.case}, {row.contender}: {row.seconds * 1e3:.4g} ms"
-    if row.warm_seconds is not None:
-        line += f" ({row.warm_seconds * 1e3:.4g} warm)"
-    if row.floor_seconds is not None and row.share is not None:
-        line += f", floor {row.floor_seconds * 1e3:.4g}, {100 * row.share:.0f} %"
-    if row.peak_bytes is not None:
-        line += f", {row.peak_bytes / 1e6:.0f} MB beyond its inputs"
-    return line + ("" if row.status == "ok" else f", {row.status}")
-
-
 class Run:
     """Rows that are in ``out`` as soon as they are taken, until ``seconds`` are over. resume: the rows of ``out`` stay."""
 
     def __init__(self, device: torch.device, out: Path, seconds: float, resume: bool = False) -> None:
-        self.device, self.out, self.end = device, out, time.monotonic() + seconds
+        self.device = device
         if resume:
-            self.result: dict[str, Any] = json.loads(out.read_text())
+            head = json.loads(out.read_text())
+            self.ceilings = head["ceilings"]
+            self.record = Record(out, head, seconds, head.pop("rows"))
             return
-        measured = ceilings(device)
-        machine = environment(device)
-        self.result = {"format": FORMAT, "environment": machine, "ceilings": measured, "rows": []}
-        print("==", ", ".join(f"{name} {value:.3g}" for name, value in measured.items()), flush=True)
-
-    @property
-    def over(self) -> bool:
-        return time.monotonic() > self.end
+        self.ceilings = ceilings(device)
+        head = {"format": FORMAT, "environment": environment(device), "ceilings": self.ceilings}
+        self.record = Record(out, head, seconds)
+        print("==", ", ".join(f"{name} {value:.3g}" for name, value in self.ceilings.items()), flush=True)
 
     def has(self, case: str, contender: str) -> bool:
-        return any(row["case"] == case and row["contender"] == contender for row in self.result["rows"])
-
-    def add(self, row: Time) -> None:
-        self.result["rows"].append(asdict(row))
-        write_json(self.out, self.result)
-        print("==", said(row), flush=True)
+        return any(row["case"] == case and row["contender"] == contender for row in self.record.rows)
 
     def __call__(self) -> bool:
         """Whether every row is right."""
         for last in (False, True):
             for number, make in enumerate(cases(self.device)):
-                if self.over:
-                    print("== out of time: the cases that were to come are left out", flush=True)
+                if self.record.over("the cases that were to come are"):
                     break
                 group = f"group {number}"
                 try:
@@ -312,28 +301,25 @@ class Run:
                         del case
                 except Exception as error:  # of the inputs: a row says so, and the other groups have their turn
                     if not self.has(group, ""):
-                        self.add(Time(group, "", f"error: {type(error).__name__}: {str(error)[:120]}"))
+                        self.record.add(Time(group, "", why(error)))
                     self.go_on_if_lost()
                 self.go_on_if_lost()
         os.environ.pop("SFM_FAST_KERNELS", None)
-        return all(row["status"] == "ok" for row in self.result["rows"])
+        return all(row["status"] == "ok" for row in self.record.rows)
 
     def time(self, case: Case, last: bool) -> None:
         expected: Result | None = None
         for contender in contenders(case, self.device, last):
-            if self.over or self.has(case.name, contender.name):
+            if self.record.left < 0 or self.has(case.name, contender.name):
                 continue
             if last and expected is None:  # of the first round's first one, whose results are gone
                 expected = results_of(case, contenders(case, self.device, False)[:1], self.device)
             try:
-                row, results = timed(case, contender, expected, self.device, self.result["ceilings"])
+                row, results = timed(case, contender, expected, self.device, self.ceilings)
             except Exception as error:  # whatever it is, it is this contender's alone
-                row, results = (
-                    Time(case.name, contender.name, f"error: {type(error).__name__}: {str(error)[:120]}"),
-                    None,
-                )
+                row, results = Time(case.name, contender.name, why(error)), None
             expected = expected if expected is not None else results
-            self.add(row)
+            self.record.add(row)
             if row.status != "ok":
                 self.go_on_if_lost()
 
@@ -346,8 +332,8 @@ class Run:
             torch.cuda.empty_cache()
         except RuntimeError:
             print("== this process can't use the GPU any more: a new one goes on", flush=True)
-            words = ["--device", self.device.type, "--out", str(self.out), "--resume"]
-            words += ["--seconds", f"{max(0.0, self.end - time.monotonic()):.1f}"]
+            words = ["--device", self.device.type, "--out", str(self.record.out), "--resume"]
+            words += ["--seconds", f"{max(0.0, self.record.left):.1f}"]
             os.execv(sys.executable, [sys.executable, "-P", "-m", "sfm_fast.benchmarks.gpu.times", *words])
 
 

@@ -1,1 +1,1 @@
-"""Reports of benchmark results: tables, CSV, figures, where we lose, and the page of `sfm-fast bench`."""
+"""Reports of benchmark results: tables and CSV, where we lose, figures, and the page of `sfm-fast bench`."""

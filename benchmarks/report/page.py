@@ -5,39 +5,40 @@ from __future__ import annotations
 import base64
 import importlib.util
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 from sfm_fast.errors import InputError
 from sfm_fast.files import write_text
 from sfm_fast.report import html
 
-from .cells import LEGEND, NO_LOSSES, NOTHING_RUN, describe, environment_rows, only_predicted, suite_tables, warning
-from .curves import Drawing
-from .figures import drawings, looks_of
+from ..rows import Claim, Result
+from .figures import Drawing, Styles, drawings, styles_of
 from .losing import HEADER as LOSING_HEADER
-from .losing import losses
-from .plots import Style
-from .rows import check_result, hardware
-from .tables import CLAIMS_HEADER, claim_cells, csv_text, markdown
+from .losing import losses, words
+from .tables import (
+    CLAIMS_HEADER,
+    claim_cells,
+    csv_text,
+    describe,
+    environment_rows,
+    hardware,
+    legend,
+    markdown,
+    suite_tables,
+    warning,
+)
 
 _FOLDED = 30  # tables with more rows start closed
 
 
-def write_page(
-    path: str | os.PathLike[str], results: Sequence[dict[str, Any]], claims: Sequence[Mapping[str, Any]] | None = None
-) -> None:
-    """Write the page of ``results`` to ``path``, atomically: no script and no request, each result a section.
-
-    ``results``: as `read_result` gives them; ``claims``: rows of `claims_table`. Raises ``InputError`` naming the result and
-    the key that isn't as the format has it.
-    """
+def write_page(path: str | os.PathLike[str], results: Sequence[Result], claims: Sequence[Claim] | None = None) -> None:
+    """Write the page of ``results`` to ``path``, atomically: no script and no request, each result a section."""
     write_text(path, page_text(results, claims))
 
 
-def write_all(folder: str | os.PathLike[str], stem: str, result: dict[str, Any]) -> Path:
+def write_all(folder: str | os.PathLike[str], stem: str, result: Result) -> Path:
     """``stem``.md, .csv and .html of one result into ``folder``; returns what to look at: where there is no matplotlib, the tables."""
     write_text(Path(folder) / f"{stem}.md", markdown(result))
     write_text(Path(folder) / f"{stem}.csv", csv_text(result))
@@ -47,17 +48,16 @@ def write_all(folder: str | os.PathLike[str], stem: str, result: dict[str, Any])
     return Path(folder) / f"{stem}.html"
 
 
-def page_text(results: Sequence[dict[str, Any]], claims: Sequence[Mapping[str, Any]] | None = None) -> str:
+def page_text(results: Sequence[Result], claims: Sequence[Claim] | None = None) -> str:
     """The page's HTML; equal input gives equal bytes."""
-    if isinstance(results, Mapping) or not results:
+    if isinstance(results, Result) or not results:
         raise InputError("results: wanted a list of at least one benchmark result")
-    checked = [check_result(result, f"results[{place}]") for place, result in enumerate(results)]
-    looks = looks_of(checked)
+    styles = styles_of(results)
     sections = [] if claims is None else [("The claims", _claims(claims))]
-    for place, result in enumerate(checked):
-        counted = ", predicted" if only_predicted(result) else ""
-        heading = f"{result['preset']}{counted} on {hardware(result['environment'])}"
-        sections.append((heading, _section(result, looks, f"{place} {result['preset']}")))
+    for place, result in enumerate(results):
+        counted = ", predicted" if result.only_predicted else ""
+        heading = f"{result.preset}{counted} on {hardware(result.environment)}"
+        sections.append((heading, _section(result, styles, f"{place} {result.preset}")))
     lead = (
         "Time and memory of statistical flow matching and of linear gradient matching, and of each operation against plain torch: every contender "
         "checked for a right result first, then taken in turn in one run. What we lose stands here too."
@@ -65,9 +65,7 @@ def page_text(results: Sequence[dict[str, Any]], claims: Sequence[Mapping[str, A
     return html.page("sfm_fast: benchmarks", lead, sections)
 
 
-def _claims(claims: Sequence[Mapping[str, Any]]) -> str:
-    if isinstance(claims, Mapping):
-        raise InputError("claims: wanted a list of rows, got one object")
+def _claims(claims: Sequence[Claim]) -> str:
     text = (
         "The paper's figures and our own goals beside what was found. Found how: measured in a run, predicted (memory counted without running), "
         "or counted (operations)."
@@ -76,24 +74,24 @@ def _claims(claims: Sequence[Mapping[str, Any]]) -> str:
     return html.note(text) + (html.table(CLAIMS_HEADER, cells) if cells else html.note("No claim was checked."))
 
 
-def _section(result: dict[str, Any], looks: dict[str, Style], salt: str) -> str:
+def _section(result: Result, styles: Styles, salt: str) -> str:
     parts = [html.note(describe(result))]
     if warning(result):
         parts.append(f"<p><strong>{escape(warning(result))}</strong></p>")
-    figures = drawings(result, looks, salt)
+    figures = drawings(result, styles, salt)
     if figures:
         parts.append("<h3>Figures</h3>")
-        parts += [_figure(one, f"{result['preset']}-{place + 1}.svg") for place, one in enumerate(figures)]
+        parts += [_figure(one, f"{result.preset}-{place + 1}.svg") for place, one in enumerate(figures)]
     parts.append("<h3>Where we lose</h3>")
-    lost = [] if only_predicted(result) else losses(result)
+    lost = [] if result.only_predicted else losses(result)
     for kind in lost:
         parts.append(html.note(f"{kind.kind}. {kind.explanation}"))
         parts.append(_folded(html.table(LOSING_HEADER, kind.rows), kind.kind, len(kind.rows)))
     if not lost:
-        parts.append(html.note(NOTHING_RUN if only_predicted(result) else NO_LOSSES))
-    tables = suite_tables(result)
+        parts.append(html.note(words(result)))
+    tables = suite_tables(result.rows)
     if tables:
-        parts += ["<h3>All rows</h3>", html.note(LEGEND)]
+        parts += ["<h3>All rows</h3>", html.note(legend(result))]
     for table in tables:
         parts.append(_folded(html.table(table.header, table.rows), table.title, len(table.rows)))
     parts += ["<h3>Made on</h3>", html.table(("what", "value"), environment_rows(result))]
@@ -115,9 +113,9 @@ def _folded(table: str, title: str, count: int) -> str:
     return f'<details{state} style="margin: .8rem 0; font-size: .85rem"><summary>{escape(title)}, {rows}</summary>{table}</details>'
 
 
-def _command(result: dict[str, Any]) -> str:
-    environment = result["environment"]
-    where = f" at commit <code>{escape(str(environment['commit']))}</code>" if environment.get("commit") else ""
+def _command(result: Result) -> str:
+    environment = result.environment
+    where = f" at commit <code>{escape(str(environment.get('commit')))}</code>" if environment.get("commit") else ""
     changed = ", with changes that were not committed" if environment.get("dirty") else ""
-    predict, machine = (" --predict", "any machine") if only_predicted(result) else ("", "the machine above")
-    return f"<code>sfm-fast bench --preset {escape(result['preset'])}{predict}</code>{where}{changed}, on {machine}."
+    predict, machine = (" --predict", "any machine") if result.only_predicted else ("", "the machine above")
+    return f"<code>sfm-fast bench --preset {escape(result.preset)}{predict}</code>{where}{changed}, on {machine}."

@@ -1,30 +1,165 @@
-"""Benchmark results as Markdown tables and CSV: every row of every suite, where we lose, and the smaller tables of the README."""
+"""Benchmark results as tables, Markdown and CSV: every row of every suite, where we lose, claims, and the smaller tables of the README."""
 
 from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from sfm_fast.errors import InputError
-from sfm_fast.report.tables import megabytes, text_table
+from sfm_fast.report.tables import text_table
+from sfm_fast.units import digits, duration, megabytes, memory, milliseconds
 
-from .cells import (
-    LEGEND,
-    NO_LOSSES,
-    NOTHING_RUN,
-    describe,
-    images_a_second,
-    only_predicted,
-    status,
-    suite_tables,
-    warning,
-)
+from ..machine import Environment
+from ..registry import suites
+from ..rows import SIGN_TEST, Claim, Result, Row, groups
 from .losing import HEADER as LOSING_HEADER
-from .losing import losses
-from .rows import Row, ceiling, check_result, groups, is_measured, milliseconds, predicted_delta, ratio
+from .losing import factor_of, losses, words
+
+_NO_ROWS = "This result has no measured row: nothing ran to its end, see the status of each row."
+_PREDICTED = "Predicted, not measured: nothing of this result was run."
+_LEGEND = (
+    "ms: median time of a call, with the 20th and 80th percentile. Modes: both is forward + backward, step one step, steps five in a row. "
+    "x first: time over the case's first contender's (ours, where ours takes part): the median of the rounds' ratios, not the quotient of the medians, with its 95 % "
+    "{interval}. Of ceiling: share of the copy or matrix-product rate "
+    "measured in the same run (above 100 %: what stays in the caches, or a kernel quicker than torch's product). Memory: peak beyond what stood before the call; "
+    "absolute: everything the process held at that peak, other contenders' tensors too. images/s: synthetic images, in loading real ones. First call: at this size, with compiling and tuning; of a whole process: start-up."
+)
+_INTERVALS = {
+    True: "interval by the sign test, which fewer than 6 rounds don't have",
+    False: "bootstrap interval, which with fewer than 6 rounds is no more than their range",
+}
+_STATUS_LENGTH = 160  # a failure can bring a whole traceback; the CSV has it all
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as plain text, not escaped yet."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+
+
+def legend(result: Result) -> str:
+    return _LEGEND.format(interval=_INTERVALS[result.interval == SIGN_TEST])
+
+
+def status(row: Row) -> str:
+    """The row's status in one line of bounded length."""
+    text = " ".join(row.status.split())
+    return text if len(text) <= _STATUS_LENGTH else text[: _STATUS_LENGTH - 1] + "…"
+
+
+def suite_tables(rows: Iterable[Row]) -> list[Table]:
+    """One table a suite that has rows, known suites first; columns nobody fills are left out."""
+    rows, known = list(rows), suites()
+    tables = []
+    for name in dict.fromkeys([*known, *(row.suite for row in rows)]):
+        cells = [_cells(row) for row in rows if row.suite == name]
+        if cells:
+            header = tuple(column for column in cells[0] if any(row[column] for row in cells))
+            title = known[name].title if name in known else name
+            tables.append(Table(title, header, [tuple(row[column] for column in header) for row in cells]))
+    return tables
+
+
+def _written(value: float | None, write: Callable[[float], str] = str) -> str:
+    return "" if value is None else write(value)
+
+
+def _cells(row: Row) -> dict[str, str]:
+    """Every column of a row in the full tables."""
+    timing = row.timing
+    return {
+        "case": row.case,
+        "contender": row.contender,
+        "mode": row.mode,
+        "ms": status(row) if timing is None else milliseconds(timing.median),
+        "p20–p80": "" if timing is None else f"{milliseconds(timing.p20)}–{milliseconds(timing.p80)}",
+        "rounds": "" if timing is None else _written(row.rounds),
+        "x first": "" if timing is None else factor_of(row),
+        "of ceiling": "" if timing is None else ceiling(row),
+        "images/s": images_a_second(row),
+        "memory": "" if row.predicted else _written(row.peak_bytes, memory),
+        "absolute": "" if row.predicted else _written(row.absolute_bytes, memory),
+        "predicted memory": _written(row.predicted_delta, memory),
+        "predicted absolute": _written(row.predicted_total, memory),
+        "GFLOP": _written(row.flops, lambda count: digits(count / 1e9)),
+        "first call": _written(row.first_seconds, duration),
+    }
+
+
+def ceiling(row: Row) -> str:
+    """The share of the ceiling that binds, the larger one: "copy 12 %" or "matmul 45 %"."""
+    both = ((row.copy_fraction, "copy"), (row.matmul_fraction, "matmul"))
+    shares = [(share, name) for share, name in both if share is not None]
+    if not shares:
+        return ""
+    share, name = max(shares)
+    return f"{name} {100 * share:.{0 if share >= 0.01 else 1}f} %"
+
+
+def images_a_second(row: Row) -> str:
+    """Throughput of a measured row of whole steps or of loading; empty elsewhere."""
+    steps = row.suite in ("step", "loading", "scaling")
+    count = (row.images or 0) * (row.steps or 1)
+    return digits(count / row.seconds) if steps and row.measured and count and row.seconds else ""
+
+
+def warning(result: Result) -> str:
+    """What a reader must know first of a result without a measured row; empty where there is one."""
+    if any(row.measured for row in result.rows):
+        return ""
+    return _PREDICTED if result.only_predicted else _NO_ROWS
+
+
+def hardware(environment: Environment) -> str:
+    """The machine in a few words: GPU where one was used, else the CPU, its cores and threads."""
+    threads, cpu = environment.get("threads"), environment.get("cpu") or "CPU not recorded"
+    counted = f", {threads} thread{'' if threads == 1 else 's'}" if threads is not None else ""
+    if environment.get("gpu"):
+        return f"{environment['gpu']} (host: {cpu}{counted})"
+    cores = f", {environment['cores']} cores" if environment.get("cores") is not None else ""
+    return f"{cpu}{cores}{counted}"
+
+
+def describe(result: Result) -> str:
+    """Hardware, versions and number format in one sentence."""
+    environment = result.environment
+    told = [
+        f"torch {environment.get('torch')}",
+        f"triton {environment.get('triton')}",
+        f"python {environment.get('python')}",
+    ]
+    commit = f" at commit {environment['commit']}" if environment.get("commit") else ""
+    changed = " with uncommitted changes" if environment.get("dirty") else ""
+    own = f"sfm_fast {environment.get('sfm_fast') or 'of unknown version'}{commit}{changed}"
+    known = [text for text in told if not text.endswith(" None")]
+    return f"{hardware(environment)}; {', '.join([*known, own])}; {dtypes(result.rows)}."
+
+
+def dtypes(rows: Iterable[Row]) -> str:
+    """The number formats the rows name, or that they name none."""
+    long = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+    names = {row.dtype or row.precision for row in rows} - {None}
+    return ", ".join(sorted({long.get(str(name), str(name)) for name in names})) or "dtype not recorded"
+
+
+def environment_rows(result: Result) -> list[tuple[str, str]]:
+    """What the result was made on and with, name by name."""
+    rows = [("preset", result.preset)]
+    for name, value in result.environment.items():
+        if name == "dirty":
+            rows.append(("uncommitted changes", "yes" if value else "no"))
+        elif name.endswith("_bytes") and isinstance(value, int | float):
+            rows.append((name.removesuffix("_bytes"), memory(value)))
+        elif value is not None:
+            rows.append((name, str(value)))
+    return rows
+
+
+# --- Markdown and CSV --------------------------------------------------------------------------------------------------
 
 
 def _cell(text: str) -> str:
@@ -36,38 +171,30 @@ def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str
     return text_table(header, [[_cell(text) for text in row] for row in rows])
 
 
-def markdown(result: dict[str, Any]) -> str:
-    """Everything of one result: what it was made on, a table a suite, and where we lose.
-
-    Raises ``InputError`` naming the key that isn't as the format has it.
-    """
-    check_result(result)
-    parts = [f"# Benchmarks: {_cell(result['preset'])}", _cell(describe(result)), LEGEND]
+def markdown(result: Result) -> str:
+    """Everything of one result: what it was made on, a table a suite, and where we lose."""
+    parts = [f"# Benchmarks: {_cell(result.preset)}", _cell(describe(result)), legend(result)]
     if warning(result):
         parts.append(f"**{warning(result)}**")
-    for table in suite_tables(result):
+    for table in suite_tables(result.rows):
         parts += [f"## {_cell(table.title)}", _markdown_table(table.header, table.rows)]
     return "\n\n".join([*parts, "## Where we lose", where_we_lose(result)]) + "\n"
 
 
 def rows_table(rows: Iterable[Row]) -> str:
     """Any rows as full tables, one a suite."""
-    tables = suite_tables({"rows": list(rows)})
-    return "\n\n".join(_markdown_table(table.header, table.rows) for table in tables)
+    return "\n\n".join(_markdown_table(table.header, table.rows) for table in suite_tables(rows))
 
 
-def where_we_lose(result: dict[str, Any]) -> str:
+def where_we_lose(result: Result) -> str:
     """What is slower, larger or longer to start than another contender, kind by kind, the worst first; says so where nothing is."""
-    check_result(result)
-    if only_predicted(result):
-        return NOTHING_RUN
     parts = []
-    for kind in losses(result):
+    for kind in [] if result.only_predicted else losses(result):
         parts += [f"**{kind.kind}.** {kind.explanation}", _markdown_table(LOSING_HEADER, kind.rows)]
-    return "\n\n".join(parts) or NO_LOSSES
+    return "\n\n".join(parts) or words(result)
 
 
-def csv_text(*results: dict[str, Any]) -> str:
+def csv_text(*results: Result) -> str:
     """Every row of every result as a line of CSV, with its preset; ``ratio`` becomes ratio_median, ratio_low and ratio_high, other objects their keys likewise.
 
     Columns: those every result has, then the union of all other keys by name. Missing values are empty.
@@ -76,9 +203,7 @@ def csv_text(*results: dict[str, Any]) -> str:
         "preset", "suite", "case", "contender", "mode", "status", "median", "p20", "p80", "rounds", "ratio_median", "ratio_low",
         "ratio_high", "first_seconds", "peak_bytes", "absolute_bytes", "flops", "copy_fraction", "matmul_fraction",
     )  # fmt: skip
-    rows = [
-        _flat({"preset": result["preset"], **row}) for result in map(check_result, results) for row in result["rows"]
-    ]
+    rows = [_flat({"preset": result.preset, **row.to_json()}) for result in results for row in result.rows]
     others = sorted({key for row in rows for key in row} - set(first))
     text = io.StringIO()
     writer = csv.DictWriter(text, [*first, *others], restval="", lineterminator="\n")
@@ -87,87 +212,75 @@ def csv_text(*results: dict[str, Any]) -> str:
     return text.getvalue()
 
 
-def _flat(values: Row, prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
+    flat: dict[str, object] = {}
     for key, value in values.items():
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}_")
         else:
-            text = json.dumps(value) if isinstance(value, list) else value
             # A spreadsheet would take it for a formula.
-            formula = isinstance(text, str) and text.startswith(("=", "+", "-", "@"))
-            flat[prefix + key] = "'" + text if formula else text
+            formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@"))
+            flat[prefix + key] = f"'{value}" if formula else value
     return flat
+
+
+# --- the README's tables -----------------------------------------------------------------------------------------------
 
 
 def loss_table(rows: Iterable[Row]) -> str:
     """Forward + backward of every contender on every shape: time, times the first, share of the ceiling, memory."""
     lines = []
     for row in rows:
-        if row["mode"] != "both":
+        if row.mode != "both":
             continue
-        name = row["case"]
-        if {"alignment", "classes", "dim"} <= row.keys():
-            several = f", ipc {row['ipc']}" if (row.get("ipc") or 1) > 1 else ""
-            name = f"{row['alignment']} {row['classes']} x {row['dim']}{several}"
-        if not is_measured(row):
-            lines.append([name, row["contender"], status(row), "", "", ""])
-            continue
-        cells = [milliseconds(row["median"]), ratio(row), ceiling(row), _size(row, "peak_bytes")]
-        lines.append([name, row["contender"], *cells])
+        several = f", ipc {row.ipc}" if (row.ipc or 1) > 1 else ""
+        name = f"{row.alignment} {row.classes} x {row.dim}{several}" if row.alignment else row.case
+        cells = [status(row), "", "", ""]
+        if row.measured:
+            cells = [milliseconds(row.seconds), factor_of(row), ceiling(row), _written(row.peak_bytes, megabytes)]
+        lines.append([name, row.contender, *cells])
     return _markdown_table(("loss, C x D", "contender", "ms", "x ours", "of ceiling", "memory"), lines)
-
-
-def _size(row: Row, key: str) -> str:
-    return "" if row.get(key) is None else megabytes(row[key])
 
 
 def image_table(rows: Iterable[Row]) -> str:
     """Every contender of the image path: forward, forward + backward, times the first, share of the ceiling, memory."""
     cases: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
-        cases.setdefault((row["case"], row["contender"]), {})[row["mode"]] = row
+        cases.setdefault((row.case, row.contender), {})[row.mode] = row
     lines = []
     for (name, contender), modes in cases.items():
-        any_row = next(iter(modes.values()))
-        if {"images", "channels", "canvas", "size", "dtype"} <= any_row.keys():
-            name = "{images} x {channels} x {canvas}² to {size}², {dtype}".format_map(any_row)
-        both, forward = modes.get("both", any_row), modes.get("forward")
-        alone = "" if forward is None else milliseconds(forward["median"]) if is_measured(forward) else status(forward)
-        if not is_measured(both):
-            lines.append([name, contender, alone, status(both), "", "", "", ""])
-            continue
-        cells = [milliseconds(both["median"]), ratio(both), ceiling(both)]
-        lines.append([name, contender, alone, *cells, _size(both, "extra_bytes"), _size(both, "peak_bytes")])
+        some = next(iter(modes.values()))
+        if some.canvas is not None:
+            name = f"{some.images} x {some.channels} x {some.canvas}² to {some.size}², {some.dtype}"
+        both, forward = modes.get("both", some), modes.get("forward")
+        alone = "" if forward is None else milliseconds(forward.seconds) if forward.measured else status(forward)
+        cells = [status(both), "", "", "", ""]
+        if both.measured:
+            sizes = (_written(size, megabytes) for size in (both.extra_bytes, both.peak_bytes))
+            cells = [milliseconds(both.seconds), factor_of(both), ceiling(both), *sizes]
+        lines.append([name, contender, alone, *cells])
     header = ("images", "contender", "forward ms", "both ms", "x ours", "of ceiling", "extra memory", "with results")
     return _markdown_table(header, lines)
 
 
 def step_table(rows: Iterable[Row]) -> str:
     """Whole steps: time, images a second, memory beyond weights and state measured and predicted, each beside the first's."""
-    found = groups(rows)
-    lines = []
-    for group in found:
-        first = next((row for row in group if is_measured(row)), None)
+    every, lines = groups(rows), []
+    for group in every:
+        first = next((row for row in group if row.measured), None)
         for row in group:
-            name = row["contender"] if len(found) == 1 else f"{row['case']}, {row['mode']}: {row['contender']}"
-            delta = predicted_delta(row)
-            predicted = "" if delta is None else megabytes(delta)
-            if not is_measured(row) or first is None:
+            name = row.contender if len(every) == 1 else f"{row.case}, {row.mode}: {row.contender}"
+            predicted = _written(row.predicted_delta, megabytes)
+            if not row.measured or first is None:
                 lines.append([name, status(row), "", "", "", predicted, ""])
                 continue
-            share = ""
-            if row.get("peak_bytes") is not None and first.get("peak_bytes"):
-                share = f"{row['peak_bytes'] / first['peak_bytes']:.2f}"
-            cells = [
-                milliseconds(row["median"]),
-                ratio(row),
-                images_a_second(row),
-                _size(row, "peak_bytes"),
-                predicted,
-                share,
-            ]
-            lines.append([name, *cells])
+            share = (
+                f"{row.peak_bytes / first.peak_bytes:.2f}" if row.peak_bytes is not None and first.peak_bytes else ""
+            )
+            size = _written(row.peak_bytes, megabytes)
+            lines.append(
+                [name, milliseconds(row.seconds), factor_of(row), images_a_second(row), size, predicted, share]
+            )
     header = ("one step", "ms", "time x", "images/s", "memory of a step", "predicted", "memory x")
     return _markdown_table(header, lines)
 
@@ -175,36 +288,27 @@ def step_table(rows: Iterable[Row]) -> str:
 CLAIMS_HEADER = ("claim", "setting", "contender", "paper: at least", "own goal", "found", "how")
 
 
-def claim_cells(rows: Iterable[Row]) -> list[tuple[str, ...]]:
-    """Claims under `CLAIMS_HEADER`. Raises ``InputError`` naming the row and the key that is missing or of the wrong kind."""
-    found = []
-    for place, row in enumerate(rows):
-        wanted = ("claim", "setting", "contender", "kind", "unit", "paper", "goal", "measured", "met_paper", "met_goal")
-        missing = [key for key in wanted if not isinstance(row, Mapping) or key not in row]
-        if missing:
-            raise InputError(f"claims[{place}]: key {missing[0]!r} is missing")
-        for key in ("paper", "goal", "measured", "standard_error"):
-            if not isinstance(row.get(key), int | float | None) or isinstance(row.get(key), bool):
-                raise InputError(f"claims[{place}]: key {key!r}: wanted a number, got {row[key]!r}")
-        for key in ("met_paper", "met_goal"):
-            if not isinstance(row[key], bool | None):
-                raise InputError(f"claims[{place}]: key {key!r}: wanted true, false or null, got {row[key]!r}")
-        met = {None: "", True: " (met)", False: " (missed)"}
-        wishes = ["" if row[key] is None else f"{row[key]:g}{met[row[f'met_{key}']]}" for key in ("paper", "goal")]
-        names = [str(row[key]) for key in ("claim", "setting", "contender")]
-        found.append((*names, *wishes, _found(row), str(row["kind"])))
-    return found
+def claim_cells(claims: Iterable[Claim]) -> list[tuple[str, ...]]:
+    """Claims under `CLAIMS_HEADER`."""
+    met = {None: "", True: " (met)", False: " (missed)"}
+    return [
+        (
+            one.claim, one.setting, one.contender,
+            *("" if wish is None else f"{wish:g}{met[reached]}" for wish, reached in ((one.paper, one.met_paper), (one.goal, one.met_goal))),
+            _amount(one), one.kind,
+        )
+        for one in claims
+    ]  # fmt: skip
 
 
-def _found(claim: Row) -> str:
+def _amount(claim: Claim) -> str:
     """ "54.6x less memory", "-0.31 ± 0.12 points": three digits, the standard error where there is one."""
-    if claim["measured"] is None:
+    if claim.measured is None:
         return ""
-    error = f" ± {claim['standard_error']:.2g}" if claim.get("standard_error") is not None else ""
-    unit = str(claim["unit"] or "")
-    return f"{claim['measured']:.3g}{error}{'' if unit[:1] in ('', 'x') else ' '}{unit}"
+    error = f" ± {claim.standard_error:.2g}" if claim.standard_error is not None else ""
+    return f"{claim.measured:.3g}{error}{'' if claim.unit[:1] in ('', 'x') else ' '}{claim.unit}"
 
 
-def claims_table(rows: Iterable[Row]) -> str:
+def claims_table(claims: Iterable[Claim]) -> str:
     """Each claim with the paper's figure, our goal, and what was measured, predicted or counted."""
-    return _markdown_table(CLAIMS_HEADER, claim_cells(rows))
+    return _markdown_table(CLAIMS_HEADER, claim_cells(claims))

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Whole distillation steps: every way of running one, checked, predicted and measured."""

@@ -1,4 +1,4 @@
-"""Rows of steps: the verdict on every contender's gradient, its facts and prediction, and its measurement on a CPU or a GPU."""
+"""Rows of steps: the verdict on every contender's gradient, its prediction, and its measurement on a CPU or a GPU."""
 
 from __future__ import annotations
 
@@ -15,28 +15,30 @@ from sfm_fast.backbones.backbone import Backbone
 from sfm_fast.distill.predict import Prediction
 from sfm_fast.measure.memory import living_bytes
 
-from ..harness import Contender, Row, attempt, measure, release
+from ..harness import Contender, Plan, attempt, measure, release
 from ..machine import card_memory
-from ..report.rows import STANDING
-from .contenders import Made, Preset, Setting, Way, lgm, reference
+from ..presets import StepShape
+from ..rows import STANDING, Row
+from .contenders import Made, Setting, Way, lgm, reference
 
 STEPS = 5  # of mode "steps"
 TOLERANCE = {"cpu": 1e-3, "cuda": 2e-2}  # of the gradient, relative; a GPU's convolutions round to TF32
-SHRUNKEN = 8  # classes of a large preset on which results are compared
+SHRUNKEN = 8  # classes of a large shape on which results are compared
+Predictions = dict[str, Prediction | None]  # by contender
 
 
-def shrunken(preset: Preset) -> Preset:
-    """``preset``, or a few classes of a large one."""
-    return replace(preset, classes=SHRUNKEN, lgm_views=2) if preset.large else preset
+def shrunken(shape: StepShape) -> StepShape:
+    """``shape``, or a few classes of a large one."""
+    return replace(shape, classes=SHRUNKEN, lgm_views=2) if shape.large else shape
 
 
-def verdicts(ways: Sequence[Way], preset: Preset, backbone: Backbone) -> dict[str, str]:
-    """Name -> "" where the gradient of the first step is right, else the status that says why not; on the `shrunken` preset, in float32.
+def verdicts(ways: Sequence[Way], shape: StepShape, backbone: Backbone) -> dict[str, str]:
+    """Name -> "" where the gradient of the first step is right, else the status that says why not; on the `shrunken` shape, in float32.
 
     Right is: SFM as autograd has it for the definition in plain torch (without noise for a way whose noise isn't the package's),
     LGM as double backward has it. In bfloat16 random weights leave too little of a feature's difference between images to compare.
     """
-    small, device = shrunken(preset), backbone.device
+    small, device = shrunken(shape), backbone.device
     exact = replace(backbone, model=copy.deepcopy(backbone.model).float(), precision="fp32", run=None)
     expected: dict[tuple[bool, bool], Tensor] = {}
 
@@ -45,61 +47,54 @@ def verdicts(ways: Sequence[Way], preset: Preset, backbone: Backbone) -> dict[st
         made.step()
         return made.gradient().float().cpu()
 
-    found = {}
+    checked = {}
     for way in ways:
         judge = lgm(small, "frozen") if way.is_lgm else Way("SFM reference", reference, small.images)
-        found[way.name] = ""
+        checked[way.name] = ""
         if way.name == judge.name:
             continue
         key = (way.is_lgm, way.replays_noise)
         if key not in expected:
             expected[key] = first_gradient(judge, way.replays_noise)
-        part = replace(way, micro_batch=max(1, way.micro_batch * small.images // preset.images))
+        part = replace(way, micro_batch=max(1, way.micro_batch * small.images // shape.images))
         gradient, _, verdict = attempt(functools.partial(first_gradient, part, part.replays_noise), device)
         if not verdict:
             off = float((gradient - expected[key]).norm() / expected[key].norm())
             if not off <= TOLERANCE[device.type]:
                 verdict = f"wrong result: gradient off by {off:.0e}"
-        found[way.name] = verdict
-    return found
+        checked[way.name] = verdict
+    return checked
 
 
-def facts_of(way: Way, setting: Setting, prediction: Prediction | None, steps: int = 1) -> dict[str, Any]:
-    """What a row says of its contender besides what is measured."""
-    preset, config = setting.preset, setting.config(way.options)
-    found: dict[str, Any] = {
-        "images": preset.images,
-        "views": config.views_per_step,
-        "micro_batch": way.micro_batch,
-        "steps": steps,
-    }
+def case_of(suite: str, name: str, setting: Setting) -> Row:
+    """What all rows of the case ``name`` say."""
+    shape, backbone = setting.shape, setting.backbone
+    return Row(
+        suite, name, backbone=backbone.name, precision=backbone.precision, classes=shape.classes, ipc=shape.ipc,
+        dim=backbone.num_features, image_size=backbone.image_size,
+    )  # fmt: skip
+
+
+def row_of(case: Row, way: Way, setting: Setting, prediction: Prediction | None = None, steps: int = 1) -> Row:
+    """``case`` of one contender, with what is known of it without a measurement."""
+    row = replace(
+        case, contender=way.name, mode="step" if steps == 1 else "steps", ours=way.ours, micro_batch=way.micro_batch,
+        compiled=setting.backbone.run is not None, images=setting.shape.images, steps=steps,
+        views=setting.config(way.config).views_per_step,
+    )  # fmt: skip
     if prediction is not None:
-        found |= {"predicted_bytes": prediction.peak_bytes, "by_category": prediction.by_category}
-        found["flops"] = prediction.flops * steps
-    return found
+        row.predicted_bytes, row.by_category = prediction.peak_bytes, prediction.by_category
+        row.flops = prediction.flops * steps
+    return row
 
 
-def predicted_row(case: dict[str, Any], way: Way, setting: Setting, prediction: Prediction) -> Row:
+def predicted_row(case: Row, way: Way, setting: Setting, prediction: Prediction) -> Row:
     """A row without times: ``peak_bytes`` beyond weights, pyramid and Adam, ``absolute_bytes`` with them."""
-    facts = facts_of(way, setting, prediction)
-    total = facts.pop("predicted_bytes")
-    standing = sum(prediction.by_category[name] for name in STANDING)
-    row = {**case, "contender": way.name, "mode": "step", **facts, "status": "predicted"}
-    return row | {"peak_bytes": total - standing, "absolute_bytes": total, "host_bytes": prediction.host_bytes}
-
-
-def case_of(setting: Setting, name: str) -> dict[str, Any]:
-    """The case ``name`` and its numbers, as every row has them."""
-    preset, backbone = setting.preset, setting.backbone
-    return {
-        "case": name,
-        "backbone": backbone.name,
-        "precision": backbone.precision,
-        "classes": preset.classes,
-        "ipc": preset.ipc,
-        "dim": backbone.num_features,
-        "image_size": backbone.image_size,
-    }
+    total, standing = prediction.peak_bytes, sum(prediction.by_category[name] for name in STANDING)
+    return replace(
+        row_of(case, way, setting, prediction), status="predicted", predicted_bytes=None, peak_bytes=total - standing,
+        absolute_bytes=total, host_bytes=prediction.host_bytes,
+    )  # fmt: skip
 
 
 @dataclass
@@ -114,15 +109,14 @@ class _Alive:
 
 @dataclass
 class StepRun:
-    """Measures contenders on ``setting``. checked: of `verdicts`. predictions: by contender, to stand beside what is measured."""
+    """Measures contenders on ``setting``. case: of `case_of`. checked: of `verdicts`. predictions: to stand beside what is measured."""
 
     setting: Setting
-    case: dict[str, Any]
+    case: Row
     device: torch.device
-    seconds: float
+    plan: Plan
     checked: dict[str, str]
-    predictions: dict[str, Prediction | None]
-    min_rounds: int = 5
+    predictions: Predictions
 
     def measured(self, ways: Sequence[Way], modes: Sequence[str]) -> Iterator[list[Row]]:
         """The rows of each mode ("step", "steps"), one for each of ``ways``."""
@@ -149,22 +143,14 @@ class StepRun:
     def _rows(self, every: Sequence[_Alive], mode: str) -> list[Row]:
         steps, contenders = STEPS if mode == "steps" else 1, []
         for one in every:
-            facts = facts_of(one.way, self.setting, self.predictions[one.way.name], steps)
+            row = row_of(self.case, one.way, self.setting, self.predictions[one.way.name], steps)
             call = _several(one.made.step if one.made is not None else _nothing, steps)
-            contenders.append(Contender(one.way.name, call, one.verdict, one.first, facts=facts))
-        found = measure(
-            contenders,
-            suite=self.case["suite"],
-            case=self.case,
-            mode=mode,
-            device=self.device,
-            seconds=self.seconds,
-            min_rounds=self.min_rounds,
-        )
+            contenders.append(Contender(row, call, one.verdict, one.first))
+        rows = measure(contenders, self.device, self.plan)
         if mode == "steps" or self.setting.backbone.run is None:
-            for row in found:
-                row.pop("first_seconds", None)  # the verdict's step came before; only compiling is still to do
-        return found
+            for row in rows:
+                row.first_seconds = None  # the verdict's step came before; only compiling is still to do
+        return rows
 
     def _together(self, ways: Sequence[Way], modes: Sequence[str]) -> Iterator[list[Row]]:
         """All alive at once and measured in turn."""
@@ -175,21 +161,18 @@ class StepRun:
     def _one_by_one(self, ways: Sequence[Way], modes: Sequence[str]) -> Iterator[list[Row]]:
         """For a GPU's memory: each alive alone but for the first, which all take turns with; between steps that is a pyramid and two moments."""
         base, base_bytes = self._first(ways[0])
-        found = {mode: self._rows([base], mode) for mode in modes}
+        rows = {mode: self._rows([base], mode) for mode in modes}
         for way in ways[1:]:
             group = self._beside(base, way, modes)
-            if any(
-                row["status"] == "out of memory" for row in group.values()
-            ):  # once more with all memory, but no ratio
+            if any(row.status == "out of memory" for row in group.values()):  # once more with all memory, but no ratio
                 base.made, base.verdict, base_bytes = None, "out of memory", 0
                 group = self._beside(base, way, modes)
                 base, base_bytes = self._first(ways[0])
             for mode, row in group.items():
-                if "absolute_bytes" in row:
-                    row["absolute_bytes"] -= base_bytes
-                found[mode].append(row)
-        for mode in modes:
-            yield found[mode]
+                if row.absolute_bytes is not None:
+                    row.absolute_bytes -= base_bytes
+                rows[mode].append(row)
+        yield from rows.values()
 
     def _first(self, way: Way) -> tuple[_Alive, int]:
         """The contender, and the bytes it takes between steps."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""What is measured, one module a suite; `presets.SUITES` lists them."""

@@ -1,7 +1,6 @@
 """Time and memory of the image path (render, augment, both) beside the same operation by operation in torch.
 
     sfm-fast bench --suite images
-    pytest benchmarks/suites/images.py --benchmark-enable       # small shapes
 
 Every contender's picture and gradients are first checked against float64, without noise where its noise isn't ours; a wrong one
 gets no time. ``extra_bytes`` is the peak beyond inputs and the results themselves (views and levels' gradients), which all must make.
@@ -11,11 +10,10 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -26,9 +24,13 @@ from sfm_fast.ops.render_augment import render_augment
 from sfm_fast.views import Views
 
 from ..baselines import images as baseline
-from ..harness import Contender, Row, attempt, benchmark_rows, measure, share_of
+from ..cells import Cell
+from ..harness import Contender, Plan, add_share, attempt, measure
 from ..machine import ceilings
-from ..shapes import IMAGE_SHAPES, ImageShape
+from ..presets import IMAGE_SHAPES
+from ..registry import Cells, Options, suite
+from ..rows import Row
+from ..shapes import ImageShape
 
 ImagePath = Callable[[list[Tensor], Views], Tensor]
 SUITE = "images"
@@ -36,24 +38,38 @@ MODES = ("forward", "both")
 SECONDS = 1.5  # that each contender of a shape may take for each mode
 
 
-def paths(shape: ImageShape, device: torch.device) -> dict[str, ImagePath]:
-    """Name -> views of (levels, views). Ours first, on every backend that is here."""
+@dataclass(frozen=True)
+class Entry:
+    """One image path: views of (levels, views). backend: of ours; "" for a baseline."""
+
+    path: ImagePath
+    backend: str = ""
+    compiled: bool = False
+
+
+def paths(shape: ImageShape, device: torch.device) -> dict[str, Entry]:
+    """Every path by name. Ours first, on every backend that is here."""
     dtype, canvas, probe = getattr(torch, shape.dtype), shape.canvas, torch.empty(1, device=device)
     automatic = backends.explain_images(probe).backend
-    found: dict[str, ImagePath] = {}
+    every: dict[str, Entry] = {}
     for backend in dict.fromkeys([automatic, "cuda", "triton"]):
         try:
             backends.explain_images(probe, backend=backend)
         except ValueError:
             continue
-        found[f"sfm_fast {backend}"] = functools.partial(_fused, canvas, dtype, backend)
-        found[f"sfm_fast {backend}, render then augment"] = functools.partial(_in_turn, canvas, dtype, backend)
-    found["sfm_fast torch"] = functools.partial(_fused, canvas, dtype, "torch")
-    found["operation by operation"] = lambda levels, views: baseline.render_augment(levels, canvas, views).to(dtype)
+        every[f"sfm_fast {backend}"] = Entry(functools.partial(_fused, canvas, dtype, backend), backend)
+        in_turn = functools.partial(_in_turn, canvas, dtype, backend)
+        every[f"sfm_fast {backend}, render then augment"] = Entry(in_turn, backend)
+    every["sfm_fast torch"] = Entry(functools.partial(_fused, canvas, dtype, "torch"), "torch")
+    every["operation by operation"] = Entry(
+        lambda levels, views: baseline.render_augment(levels, canvas, views).to(dtype)
+    )
     if shape.compiled:
         compiled = torch.compile(baseline.render_augment)
-        found["torch.compile of it"] = lambda levels, views: compiled(levels, canvas, views).to(dtype)
-    return found
+        every["torch.compile of it"] = Entry(
+            lambda levels, views: compiled(levels, canvas, views).to(dtype), compiled=True
+        )
+    return every
 
 
 def _fused(canvas: int, dtype: torch.dtype, backend: str, levels: list[Tensor], views: Views) -> Tensor:
@@ -64,23 +80,22 @@ def _in_turn(canvas: int, dtype: torch.dtype, backend: str, levels: list[Tensor]
     return augment(render(levels, canvas, backend=backend), views, dtype=dtype, backend=backend)
 
 
-def verdicts(shape: ImageShape, every: dict[str, ImagePath], levels: list[Tensor], views: Views) -> dict[str, str]:
+def verdicts(shape: ImageShape, every: Mapping[str, Entry], levels: list[Tensor], views: Views) -> dict[str, str]:
     """Name -> "" or why it is wrong, on the first images."""
     few = min(3, shape.images)
     part = [level[:few].detach() for level in levels]
     silent = replace(views.select(slice(few)), noise_items=torch.full_like(views.noise_items[:few], -1))
     grad = torch.randn(few, shape.channels, shape.size, shape.size, device=part[0].device)
-    exact = [level.double() for level in part]
     expected, gradients = _gradients(
         lambda leaves, chosen: render_augment(leaves, shape.canvas, chosen, backend="torch"),
-        exact,
+        [level.double() for level in part],
         silent,
         grad.double(),
     )
     bound = 2e-2 if shape.dtype == "bfloat16" else 2e-3
-    found = {}
-    for name, path in every.items():
-        value, _, verdict = attempt(lambda path=path: _gradients(path, part, silent, grad), grad.device)
+    checked = {}
+    for name, entry in every.items():
+        value, _, verdict = attempt(functools.partial(_gradients, entry.path, part, silent, grad), grad.device)
         if not verdict:
             shown, mine = value
             off = max(
@@ -88,8 +103,8 @@ def verdicts(shape: ImageShape, every: dict[str, ImagePath], levels: list[Tensor
                 for ours, theirs in zip((shown.double(), *mine), (expected, *gradients), strict=True)
             )
             verdict = "" if off <= bound else f"wrong result: off by {off:.0e}"
-        found[name] = verdict
-    return found
+        checked[name] = verdict
+    return checked
 
 
 def _gradients(path: ImagePath, levels: list[Tensor], views: Views, grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -100,35 +115,41 @@ def _gradients(path: ImagePath, levels: list[Tensor], views: Views, grad: Tensor
 
 def shape_rows(shape: ImageShape, device: torch.device, seconds: float = SECONDS) -> list[Row]:
     """One row for each contender and mode ("forward", "both")."""
-    measured = ceilings(device)
+    rates = ceilings(device)
     levels, views = shape.inputs(device)
     every = paths(shape, device)
     checked = verdicts(shape, every, levels, views)
     leaves = [level.requires_grad_() for level in levels]
-    dtype = getattr(torch, shape.dtype)
-    grad = torch.randn(shape.images, shape.channels, shape.size, shape.size, device=device).to(dtype)
+    grad = output_gradient(shape, device)
     level_bytes, view_bytes = sum(level.nbytes for level in levels), grad.nbytes
-    case = {"case": shape.name, **{key: value for key, value in asdict(shape).items() if key != "compiled"}}
+    case = Row(
+        SUITE, shape.name, images=shape.images, canvas=shape.canvas, size=shape.size, channels=shape.channels,
+        dtype=shape.dtype,
+    )  # fmt: skip
     rows = []
     for mode in MODES:
         chosen = []
-        for name, path in every.items():
-            verdict = checked[name]
-            call = _both(path, leaves, views, grad) if mode == "both" else _forward(path, leaves, views)
-            ours = name.startswith("sfm_fast") and "torch" not in name
-            chosen.append(Contender(name, call, verdict, compiles="compile" in name, graph=ours))
+        for name, entry in every.items():
+            row = replace(case, contender=name, mode=mode, ours=bool(entry.backend), compiled=entry.compiled)
+            call = both(entry.path, leaves, views, grad) if mode == "both" else _forward(entry.path, leaves, views)
+            chosen.append(Contender(row, call, checked[name], graph=entry.backend not in ("", "torch")))
         # Read the levels, write the views; read their gradient and the levels again, write the levels' gradients.
         least = level_bytes + view_bytes + (0 if mode == "forward" else 2 * level_bytes + view_bytes)
         results = view_bytes + (0 if mode == "forward" else level_bytes)
-        found = measure(chosen, suite=SUITE, case=case, mode=mode, device=device, seconds=seconds, cold=True)
-        for row in found:
-            row |= share_of(row, measured, least_bytes=least)
-            if "peak_bytes" in row:
-                row["extra_bytes"] = max(0, row["peak_bytes"] - results)
+        for row in measure(chosen, device, Plan(seconds, cold=True)):
+            add_share(row, rates, least_bytes=least)
+            if row.peak_bytes is not None:
+                row.extra_bytes = max(0, row.peak_bytes - results)
             rows.append(row)
     torch.compiler.reset()
     gc.collect()
     return rows
+
+
+def output_gradient(shape: ImageShape, device: torch.device) -> Tensor:
+    """A gradient of the views, in their dtype."""
+    size = (shape.images, shape.channels, shape.size, shape.size)
+    return torch.randn(size, device=device).to(getattr(torch, shape.dtype))
 
 
 def _forward(path: ImagePath, leaves: list[Tensor], views: Views) -> Callable[[], Any]:
@@ -139,7 +160,9 @@ def _forward(path: ImagePath, leaves: list[Tensor], views: Views) -> Callable[[]
     return call
 
 
-def _both(path: ImagePath, leaves: list[Tensor], views: Views, grad: Tensor) -> Callable[[], Any]:
+def both(path: ImagePath, leaves: list[Tensor], views: Views, grad: Tensor) -> Callable[[], Any]:
+    """Forward + backward."""
+
     def call() -> Any:
         shown = path(leaves, views)
         return shown, *torch.autograd.grad(shown, leaves, grad)
@@ -147,19 +170,13 @@ def _both(path: ImagePath, leaves: list[Tensor], views: Views, grad: Tensor) -> 
     return call
 
 
-def rows(preset: str, device: torch.device, only: str = "") -> Iterator[list[Row]]:
-    """The rows of each shape of ``preset`` whose name contains ``only``, as they come."""
-    for shape in IMAGE_SHAPES.get(preset, ()):
-        if only in shape.name:
-            yield shape_rows(shape, device, 0.1 if preset == "small" else SECONDS)
-
-
-@pytest.mark.parametrize("shape", IMAGE_SHAPES["small"], ids=lambda shape: shape.name)
-def test_render_augment(benchmark: Any, shape: ImageShape) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    levels, views = shape.inputs(device)
-    leaves = [level.requires_grad_() for level in levels]
-    grad = torch.randn(shape.images, shape.channels, shape.size, shape.size, device=device)
-    ours, *others = (_both(path, leaves, views, grad) for path in paths(shape, device).values())
-    names = list(paths(shape, device))[1:]
-    benchmark_rows(benchmark, shape_rows(shape, device), ours, dict(zip(names, others, strict=True)))
+@suite(
+    SUITE,
+    "Rendering and augmenting",
+    "the same operation by operation, torch.compile of it, render then augment",
+    presets=IMAGE_SHAPES,
+)
+def cells(preset: str, device: torch.device, options: Options) -> Cells:
+    seconds = 0.1 if preset == "small" else SECONDS
+    for shape in IMAGE_SHAPES[preset]:
+        yield Cell(shape.name, functools.partial(shape_rows, shape, device, seconds))

@@ -14,7 +14,7 @@ import itertools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +27,18 @@ from sfm_fast.backbones.load import shape_of_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.sources import ImageSource, MapSource
 from sfm_fast.data.transforms import ImageTransform
-from sfm_fast.errors import InputError, require_package
+from sfm_fast.errors import require_package
 
-from ..harness import Contender, Row, attempt, measure
-from ..steps.contenders import Preset, Setting, check_device, find_preset, lgm, open_backbone
-from ..steps.rows import case_of, facts_of
+from ..cells import Cell
+from ..harness import Contender, Plan, attempt, measure
+from ..presets import STEPS, StepShape
+from ..registry import Cells, Options, suite
+from ..rows import Row
+from ..steps.contenders import Setting, check_device, find_shape, lgm, open_backbone
+from ..steps.rows import case_of, row_of
 
 SUITE = "loading"
-SECONDS = 2.0  # that the slowest contender of a case may take
+PLAN = Plan(seconds=2.0, memory=False)
 PHOTO = (500, 375)  # pixels, ImageNet's usual size
 DISTINCT = 100  # pictures drawn; the other files are links to them
 TOLERANCE = {".png": 1e-6, ".jpg": 0.05}  # mean error of a pixel in 0..1, of what is read against what was written
@@ -50,14 +54,14 @@ class Files:
     drawn: list[np.ndarray]
 
 
-def write_files(preset: Preset, folder: Path) -> Files:
-    """Enough files for two batches of LGM: the preset's data as PNG, or random smooth photographs as JPEG."""
+def write_files(shape: StepShape, folder: Path) -> Files:
+    """Enough files for two batches of LGM: the shape's data as PNG, or random smooth photographs as JPEG."""
     require_package("PIL", "writing images", "distill")
-    count = 2 * preset.lgm_batch
-    pictures, suffix = (_embedded(preset), ".png") if preset.data else (_photographs(), ".jpg")
-    each, first = -(-count // preset.classes), []
+    count = 2 * shape.lgm_batch
+    pictures, suffix = (_embedded(shape), ".png") if shape.data else (_photographs(), ".jpg")
+    each, first = -(-count // shape.classes), []
     originals: list[Path] = []
-    for number in range(each * preset.classes):
+    for number in range(each * shape.classes):
         target = folder / f"{number // each:05d}" / f"{number % each:05d}{suffix}"
         target.parent.mkdir(exist_ok=True)
         picture = next(pictures, None)
@@ -71,12 +75,12 @@ def write_files(preset: Preset, folder: Path) -> Files:
     return Files(folder, suffix, size, first)
 
 
-def _embedded(preset: Preset) -> Iterator[np.ndarray]:
+def _embedded(shape: StepShape) -> Iterator[np.ndarray]:
     """The data set's own images, sorted by class, as bytes."""
-    source, each = open_dataset(preset.data, "train"), -(-2 * preset.lgm_batch // preset.classes)
+    source, each = open_dataset(shape.data, "train"), -(-2 * shape.lgm_batch // shape.classes)
     labels: Tensor = source.labels  # type: ignore[attr-defined]
     images: Tensor = source.images  # type: ignore[attr-defined]
-    for label in range(preset.classes):
+    for label in range(shape.classes):
         for image in images[labels == label][:each]:
             yield image.permute(1, 2, 0).squeeze(2).numpy()
 
@@ -89,8 +93,8 @@ def _photographs() -> Iterator[np.ndarray]:
     for _ in range(DISTINCT):
         total = np.zeros((PHOTO[1], PHOTO[0], 3), np.float32)
         for cells, strength in ((8, 60), (40, 30), (200, 32)):
-            shape = (cells * PHOTO[1] // PHOTO[0], cells, 3)
-            coarse = generator.integers(0, 256, shape, dtype=np.uint8)
+            size = (cells * PHOTO[1] // PHOTO[0], cells, 3)
+            coarse = generator.integers(0, 256, size, dtype=np.uint8)
             smooth = np.asarray(Image.fromarray(coarse).resize(PHOTO, Image.Resampling.BICUBIC), np.float32)
             total += (smooth - 128) * (strength / 74)  # 74: the deviation of uniform bytes
         yield np.clip(total + 128, 0, 255).astype(np.uint8)
@@ -165,93 +169,90 @@ def verdict_of(source: ImageSource, files: Files, transform: ImageTransform) -> 
     return "" if off <= TOLERANCE[files.suffix] else f"wrong result: pixels off by {off:.0e}"
 
 
-def rows(
-    preset: str | Preset,
-    device: torch.device,
-    only: str = "",
-    *,
-    seconds: float = SECONDS,
-    workers: int | None = None,
-) -> Iterator[list[Row]]:
-    """The rows of each case whose name contains ``only``: one batch (mode "load"), and LGM's step (mode "step").
+@dataclass(frozen=True)
+class Loading:
+    """The two cases at ``shape``: one batch alone (mode "load"), and LGM's step with it (mode "step"). workers: processes that decode."""
 
-    workers: processes that decode; None takes one a core, at most 8. A large preset's step is left out on a CPU. Raises ``InputError``
-    for an unknown preset.
-    """
-    preset = find_preset(preset)
-    count = min(8, os.cpu_count() or 1) if workers is None else workers
-    if count < 1:
-        raise InputError(f"workers must be at least 1, got {workers}")
-    cases: tuple[tuple[str, Callable[..., list[Row]]], ...] = (
-        (f"{preset.name}: a batch of {preset.lgm_batch} images", _load_rows),
-        (f"{preset.name}: a step of LGM closed-form", _step_rows),
-    )
-    wanted = [(name, make) for name, make in cases if only in name]
-    if not wanted:
-        return
-    with tempfile.TemporaryDirectory(prefix="sfm_fast_loading_") as folder:
-        files = write_files(preset, Path(folder))
-        for name, make in wanted:
-            if make is _step_rows and preset.large and device.type != "cuda":
-                continue
-            yield make(name, preset, device, files, seconds, count)
+    shape: StepShape
+    device: torch.device
+    workers: int
+    plan: Plan = PLAN
 
+    def cells(self) -> Cells:
+        """Both; the files are written when the first is run. A large shape's step is left out on a CPU."""
+        with tempfile.TemporaryDirectory(prefix="sfm_fast_loading_") as folder:
+            files = functools.cache(lambda: write_files(self.shape, Path(folder)))
+            yield Cell(self._name(f"a batch of {self.shape.lgm_batch} images"), lambda: self.load_rows(files()))
+            if not self.shape.large or self.device.type == "cuda":
+                yield Cell(self._name("a step of LGM closed-form"), lambda: self.step_rows(files()))
 
-def _facts(preset: Preset, files: Files, workers: int) -> dict[str, Any]:
-    return {
-        "images": preset.lgm_batch,
-        "workers": workers,
-        "file_bytes": round(files.bytes_each),
-        "file_type": files.suffix[1:],
-    }
+    def _name(self, what: str) -> str:
+        return f"{self.shape.name}: {what}"
 
+    def _row(self, row: Row, files: Files, workers: int) -> Row:
+        return replace(row, workers=workers, file_bytes=round(files.bytes_each), file_type=files.suffix[1:])
 
-def _load_rows(
-    name: str, preset: Preset, device: torch.device, files: Files, seconds: float, workers: int
-) -> list[Row]:
-    shape = shape_of_backbone(preset.backbone, image_size=preset.image_size, precision="fp32")
-    transform, batch = _transform(preset, shape), preset.lgm_batch
-    contenders, loader = [], None
-    for kind, used in (("open_dataset", 0), ("open_dataset", workers), ("loader kept open", workers)):
-        source = open_dataset(str(files.folder), "train", channels=preset.channels, workers=used)
-        verdict = verdict_of(source, files, transform)
-        if kind == "loader kept open":
-            assert isinstance(source, MapSource)
-            source = loader = OpenLoader(source, batch, transform, used)
-        title = f"{kind}, {used} workers" if used else f"{kind}, this process"
-        call = _taking(source, batch, transform)
-        contenders.append(Contender(title, call, verdict, facts=_facts(preset, files, used)))
-    case = {"suite": SUITE, "case": name, "classes": preset.classes, "ipc": preset.ipc, "views": preset.lgm_views}
-    assert loader is not None
-    found = _measure(contenders, loader, case, "load", torch.device("cpu"), seconds)
-    for row in found:
-        if row["status"] == "ok":
-            row["images_per_second"] = preset.lgm_batch / row["median"]
-    return found
+    def _open(self, files: Files, workers: int) -> MapSource:
+        source = open_dataset(str(files.folder), "train", channels=self.shape.channels, workers=workers)
+        assert isinstance(source, MapSource)
+        return source
 
+    def load_rows(self, files: Files) -> list[Row]:
+        shape, batch = self.shape, self.shape.lgm_batch
+        backbone = shape_of_backbone(shape.backbone, image_size=shape.image_size, precision="fp32")
+        transform = self._transform(backbone)
+        name = self._name(f"a batch of {batch} images")
+        case = Row(SUITE, name, mode="load", classes=shape.classes, ipc=shape.ipc, views=shape.lgm_views, images=batch)
+        loader = OpenLoader(self._open(files, self.workers), batch, transform, self.workers)
+        sources: list[tuple[str, int, ImageSource]] = [
+            ("open_dataset, this process", 0, self._open(files, 0)),
+            (f"open_dataset, {self.workers} workers", self.workers, self._open(files, self.workers)),
+            (f"loader kept open, {self.workers} workers", self.workers, loader),
+        ]
+        contenders = []
+        for title, used, source in sources:
+            verdict = verdict_of(self._open(files, used) if source is loader else source, files, transform)
+            row = self._row(replace(case, contender=title), files, used)
+            contenders.append(Contender(row, _taking(source, batch, transform), verdict))
+        rows = self._measure(contenders, loader, torch.device("cpu"))
+        for row in rows:
+            if row.measured:
+                row.images_per_second = batch / row.seconds
+        return rows
 
-def _measure(
-    contenders: list[Contender],
-    loader: OpenLoader,
-    case: dict[str, Any],
-    mode: str,
-    device: torch.device,
-    seconds: float,
-) -> list[Row]:
-    """All in turn, but the last, the open loader's, alone and without a ratio."""
-    found = []
-    try:
-        for group in (contenders[:-1], contenders[-1:]):
-            found += measure(group, suite=SUITE, case=case, mode=mode, device=device, seconds=seconds, memory=False)
-    finally:
-        loader.close()
-    found[-1].pop("ratio", None)
-    return found
+    def step_rows(self, files: Files) -> list[Row]:
+        check_device(self.shape, self.device)
+        backbone = open_backbone(self.shape, self.device)
+        transform, decoded = self._transform(backbone), self._open(files, self.workers)
+        loader = OpenLoader(decoded, self.shape.lgm_batch, transform, self.workers)
+        way, wrong = lgm(self.shape, "closed-form"), verdict_of(decoded, files, transform)
+        sources: dict[str, tuple[ImageSource | None, str]] = {
+            "LGM closed-form, images in memory": (None, ""),
+            f"LGM closed-form, open_dataset with {self.workers} workers": (decoded, wrong),
+            f"LGM closed-form, loader kept open with {self.workers} workers": (loader, wrong),
+        }
+        setting = Setting(self.shape, backbone)
+        case = row_of(case_of(SUITE, self._name("a step of LGM closed-form"), setting), way, setting)
+        contenders = []
+        for title, (source, verdict) in sources.items():
+            one = Setting(self.shape, backbone, source=source)
+            made, _, failed = attempt(functools.partial(way.make, one, way), self.device)
+            row = self._row(replace(case, contender=title), files, 0 if source is None else self.workers)
+            contenders.append(Contender(row, list if failed else made.step, verdict or failed))
+        return self._measure(contenders, loader, self.device)
 
+    def _measure(self, contenders: list[Contender], loader: OpenLoader, device: torch.device) -> list[Row]:
+        """All in turn, but the last, the open loader's, alone and without a ratio."""
+        try:
+            rows = [row for part in (contenders[:-1], contenders[-1:]) for row in measure(part, device, self.plan)]
+        finally:
+            loader.close()
+        rows[-1].ratio = None
+        return rows
 
-def _transform(preset: Preset, backbone: Backbone) -> ImageTransform:
-    """How LGM's objective reads its real images."""
-    return ImageTransform(backbone.image_size, backbone.image_size, preset.channels)
+    def _transform(self, backbone: Backbone) -> ImageTransform:
+        """How LGM's objective reads its real images."""
+        return ImageTransform(backbone.image_size, backbone.image_size, self.shape.channels)
 
 
 def _taking(source: ImageSource, batch: int, transform: ImageTransform) -> Callable[[], Any]:
@@ -264,27 +265,6 @@ def _taking(source: ImageSource, batch: int, transform: ImageTransform) -> Calla
     return call
 
 
-def _step_rows(
-    name: str, preset: Preset, device: torch.device, files: Files, seconds: float, workers: int
-) -> list[Row]:
-    check_device(preset, device)
-    backbone = open_backbone(preset, device)
-    transform = _transform(preset, backbone)
-    decoded = open_dataset(str(files.folder), "train", channels=preset.channels, workers=workers)
-    assert isinstance(decoded, MapSource)
-    loader = OpenLoader(decoded, preset.lgm_batch, transform, workers)
-    way, wrong = lgm(preset, "closed-form"), verdict_of(decoded, files, transform)
-    sources: dict[str, tuple[ImageSource | None, str]] = {
-        "LGM closed-form, images in memory": (None, ""),
-        f"LGM closed-form, open_dataset with {workers} workers": (decoded, wrong),
-        f"LGM closed-form, loader kept open with {workers} workers": (loader, wrong),
-    }
-    contenders, setting = [], Setting(preset, backbone)
-    for title, (source, verdict) in sources.items():
-        one = Setting(preset, backbone, source=source)
-        made, _, failed = attempt(functools.partial(way.make, one, way), device)
-        facts = facts_of(way, setting, None) | _facts(preset, files, 0 if source is None else workers)
-        facts["images"] = preset.images
-        contenders.append(Contender(title, list if failed else made.step, verdict or failed, facts=facts))
-    case = {"suite": SUITE, **case_of(setting, name)}
-    return _measure(contenders, loader, case, "step", device, seconds)
+@suite(SUITE, "Data loading", "the same images in memory", presets=[name for name in STEPS if name != "small"])
+def cells(preset: str, device: torch.device, options: Options) -> Cells:
+    return Loading(find_shape(preset), device, workers=min(8, os.cpu_count() or 1)).cells()

@@ -5,55 +5,59 @@ sfm-fast bench --suite startup
 
 from __future__ import annotations
 
+import functools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 
 import torch
 
-from sfm_fast.measure.timing import ratio, summary
+from sfm_fast.measure.timing import Ratio, ratio, summary
 
-from ..harness import Row
+from ..cells import Cell
+from ..registry import Cells, Options, suite
+from ..rows import Row
 
 SUITE = "startup"
-ROUNDS = 3
+ROUNDS = 6  # fewer have no interval
+_PACKAGE = __name__.rpartition(".suites.")[0]
 _LOSS = (
     "import torch, sfm_fast\n"
-    "from sfm_fast.benchmarks.baselines import flow_alignment as baseline\n"
+    f"from {_PACKAGE}.baselines import flow_alignment as baseline\n"
     "c = torch.randn(100, 384, device=DEVICE); x = torch.randn(100, 384, device=DEVICE, requires_grad=True)\n"
     "def run(loss):\n    loss(x, c).backward()\n    torch.cuda.synchronize() if c.is_cuda else None\n"
 )
 _IMAGES = (
     "import torch, sfm_fast\n"
-    "from sfm_fast.benchmarks.baselines import images as baseline\n"
-    "from sfm_fast.benchmarks.shapes import ImageShape\n"
+    f"from {_PACKAGE}.baselines import images as baseline\n"
+    f"from {_PACKAGE}.shapes import ImageShape\n"
     "levels, views = ImageShape(10, 64, 56).inputs(torch.device(DEVICE))\n"
     "levels = [level.requires_grad_() for level in levels]\n"
     "def run(path):\n    path(levels, 64, views).sum().backward()\n    torch.cuda.synchronize() if levels[0].is_cuda else None\n"
 )
+_OURS = "sfm_fast"
 _PAIR = "run(lambda x, c: sfm_fast.flow_alignment_loss(x, c, alignment='pair'))"
 # Case -> contender -> (what comes before, what is timed); each in a process of its own.
 CASES: dict[str, dict[str, tuple[str, str]]] = {
-    "import": {"sfm_fast": ("", "import torch, sfm_fast"), "torch alone": ("", "import torch")},
+    "import": {_OURS: ("", "import torch, sfm_fast"), "torch alone": ("", "import torch")},
     "first global loss 100x384": {
-        "sfm_fast": (_LOSS, "run(sfm_fast.flow_alignment_loss)"),
+        _OURS: (_LOSS, "run(sfm_fast.flow_alignment_loss)"),
         "eager": (_LOSS, "run(baseline.paper_global)"),
     },
     "second global loss 100x384": {
-        "sfm_fast": (_LOSS + "run(sfm_fast.flow_alignment_loss)\n", "run(sfm_fast.flow_alignment_loss)"),
+        _OURS: (_LOSS + "run(sfm_fast.flow_alignment_loss)\n", "run(sfm_fast.flow_alignment_loss)"),
         "eager": (_LOSS + "run(baseline.paper_global)\n", "run(baseline.paper_global)"),
     },
     "first pair loss 100x384": {
-        "sfm_fast": (_LOSS, _PAIR),
+        _OURS: (_LOSS, _PAIR),
         "Gram matrices": (
             _LOSS + "real = baseline.gram_constants(c)\n",
             "run(lambda x, c: baseline.gram_pair(x, real))",
         ),
     },
     "first images 10x3x64 to 56": {
-        "sfm_fast": (_IMAGES, "run(sfm_fast.render_augment)"),
+        _OURS: (_IMAGES, "run(sfm_fast.render_augment)"),
         "operation by operation": (_IMAGES, "run(baseline.render_augment)"),
     },
 }
@@ -80,21 +84,22 @@ def case_rows(case: str, contenders: Mapping[str, tuple[str, str]], device: torc
                     seconds[name].append(_seconds(before, timed, device))
                 except RuntimeError as error:
                     failed[name] = f"failed: {error}"
-    base = seconds[next(iter(contenders))]
-    rows = []
-    for name in contenders:
-        row: Row = {"suite": SUITE, "case": case, "contender": name, "mode": "once", "status": failed.get(name, "ok")}
-        if name not in failed:
-            row |= asdict(summary(seconds[name]))
-            if len(base) == len(seconds[name]):
-                row["ratio"] = asdict(ratio(seconds[name], base))
+    base, rows = seconds[next(iter(contenders))], []
+    for name, taken in seconds.items():
+        row = Row(SUITE, case, name, "once", failed.get(name, "ok"), ours=name == _OURS)
+        if row.measured:
+            row.take(summary(taken))
+            if taken is base:
+                row.ratio = Ratio(1.0, 1.0, 1.0)
+            elif len(base) == len(taken):
+                row.ratio = ratio(taken, base)
         rows.append(row)
     return rows
 
 
-def rows(preset: str, device: torch.device, only: str = "") -> Iterator[list[Row]]:
-    """The rows of each case whose name contains ``only``; the same whatever the preset, but for "small": the first two, once."""
+@suite(SUITE, "Start-up", "torch alone, and the baselines' own first calls", presets=("laptop", "small"))
+def cells(preset: str, device: torch.device, options: Options) -> Cells:
+    """The same whatever the preset, but for "small": the first two, once."""
     small = preset == "small"
     for case, contenders in list(CASES.items())[: 2 if small else None]:
-        if only in case:
-            yield case_rows(case, contenders, device, rounds=1 if small else ROUNDS)
+        yield Cell(case, functools.partial(case_rows, case, contenders, device, rounds=1 if small else ROUNDS))

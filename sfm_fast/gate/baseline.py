@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
 
@@ -21,24 +21,49 @@ _BASELINE = {
 UPDATED = "updated"  # the verdict of a value that shall be written
 
 
-def read_baseline(path: Path) -> dict[str, dict[str, Any]]:
-    """Name -> {"value", "unit", "torch"}; nothing where there is no file. Raises ``InputError`` where it is damaged."""
+class Expected(TypedDict):
+    """What the baseline holds under a name; ``torch``: the version that it was measured with."""
+
+    value: float
+    unit: str
+    torch: str
+
+
+class Measurement(TypedDict, total=False):
+    """One measurement of a test, as it goes into the report. limit: what it is held against. low to rounds: of a ratio alone."""
+
+    test: str
+    what: str
+    name: str
+    verdict: str
+    text: str
+    measured: float
+    limit: float | None
+    unit: str
+    low: float
+    high: float | None
+    control: float
+    rounds: int
+
+
+def read_baseline(path: Path) -> dict[str, Expected]:
+    """The expected values by name; nothing where there is no file. Raises ``InputError`` where it is damaged."""
     if not path.exists():
         return {}
     try:
         content = files.parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: damaged, or not a baseline of performance_gate ({error})") from error
-    values: dict[str, dict[str, Any]] = check(path, content, _BASELINE, "baseline of performance_gate")["values"]
+    values: dict[str, Expected] = check(path, content, _BASELINE, "baseline of performance_gate")["values"]
     return values
 
 
-def update_baseline(path: Path, records: Iterable[Mapping[str, Any]]) -> list[str]:
+def update_baseline(path: Path, records: Iterable[Measurement]) -> list[str]:
     """Put the values of the records with verdict "updated" into the file; other names stay. Returns what changed, in words.
 
     Raises ``InputError`` where two tests gave one name different values; then nothing is written.
     """
-    fresh: dict[str, Mapping[str, Any]] = {}
+    fresh: dict[str, Measurement] = {}
     for record in records:
         if record["verdict"] != UPDATED:
             continue
@@ -51,7 +76,7 @@ def update_baseline(path: Path, records: Iterable[Mapping[str, Any]]) -> list[st
     values = read_baseline(path)
     notes = []
     for name, record in sorted(fresh.items()):
-        entry = {"value": record["measured"], "unit": record["unit"], "torch": str(torch.__version__)}
+        entry = Expected(value=record["measured"], unit=record["unit"], torch=str(torch.__version__))
         before = values.get(name)
         if before is None or (before["value"], before["unit"]) != (entry["value"], entry["unit"]):
             notes.append(f"{path.name}: {name} {'new' if before is None else before['value']} -> {entry['value']}")
@@ -61,6 +86,6 @@ def update_baseline(path: Path, records: Iterable[Mapping[str, Any]]) -> list[st
     return notes
 
 
-def write_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+def write_records(path: Path, records: Sequence[Measurement]) -> None:
     """Write all measurements of a run as JSON."""
     files.write_json(path, {"format": RECORDS_FORMAT, "measurements": list(records)})

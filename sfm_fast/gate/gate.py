@@ -8,22 +8,23 @@ import numbers
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 
 from ..errors import InputError
 from ..measure.memory import peak_memory
 from ..measure.timing import Ratio
-from .baseline import UPDATED, read_baseline
-from .paired import FAILED, INCONCLUSIVE, PASSED, Comparison, check_options, compare, rounds_of
+from ..units import memory, parse_bytes, percent
+from .baseline import UPDATED, Measurement, read_baseline
+from .paired import FAILED, INCONCLUSIVE, PASSED, check_options, compare, rounds_of
 
 FELL_TO_NOTHING = "nothing was counted, so what took its place may be work that isn't counted; compare times instead"
 POLICIES = ("skip", "fail", "pass")
 
 
 class Gate:
-    """One test's assertions. Each measurement is given to ``record`` as a dict that JSON can hold, whatever its verdict.
+    """One test's assertions. Each measurement is given to ``record``, in a form that JSON can hold, whatever its verdict.
 
     Args:
         test: the test's name in the report.
@@ -38,7 +39,7 @@ class Gate:
         self,
         test: str = "",
         *,
-        record: Callable[[dict[str, Any]], None] = lambda measurement: None,
+        record: Callable[[Measurement], None] = lambda measurement: None,
         inconclusive: str = "skip",
         baseline: Path | str = "performance-baseline.json",
         update: bool = False,
@@ -58,14 +59,13 @@ class Gate:
         memory there, else the CPU, where torch's allocator is counted (not a library's own malloc, nor numpy's).
         """
         __tracebackhide__ = True
-        from ..units import parse_bytes
-
         limit = parse_bytes(at_most)
         measured = self.allocated(function, device)
-        text = f"{_bytes(measured)} of at most {_bytes(limit)}"
+        text = f"{memory(measured, 2)} of at most {memory(limit, 2)}"
         if measured > limit:
-            text += f", {_bytes(measured - limit)} ({_percent(measured, limit)}) over"
-        self._note("peak memory", "", PASSED if measured <= limit else FAILED, text, measured, limit, "bytes")
+            text += f", {memory(measured - limit, 2)} ({_percent(measured, limit)}) over"
+        verdict = PASSED if measured <= limit else FAILED
+        self._note(what="peak memory", verdict=verdict, text=text, measured=measured, limit=limit, unit="bytes")
         if measured > limit:
             raise AssertionError(f"peak memory: {text}")
         return measured
@@ -95,23 +95,28 @@ class Gate:
         _complete(baseline(), "baseline")
         if device is None:
             device = "cuda" if torch.cuda.is_initialized() else "cpu"
-        options = {"confidence": confidence, "rounds": rounds, "retries": retries, "seconds": seconds}
-        found: Comparison = compare(rounds_of(function, baseline, device), at_most, **options)  # type: ignore[arg-type]
-        facts = {
-            "low": found.ratio.low,
-            "high": found.ratio.high,
-            "control": found.control.median,
-            "rounds": found.rounds,
-        }
-        text = f"at most {at_most:g} wanted; {found.reason}"
-        self._note("time ratio", "", found.verdict, text, found.ratio.median, at_most, "", **facts)
-        if found.verdict == FAILED:
+        comparison = compare(
+            rounds_of(function, baseline, device),
+            at_most,
+            confidence=confidence,
+            rounds=rounds,
+            retries=retries,
+            seconds=seconds,
+        )
+        ratio = comparison.ratio
+        text = f"at most {at_most:g} wanted; {comparison.reason}"
+        self._note(
+            what="time ratio", verdict=comparison.verdict, text=text, measured=ratio.median, limit=at_most,
+            low=ratio.low, high=None if math.isinf(ratio.high) else ratio.high, control=comparison.control.median,
+            rounds=comparison.rounds,
+        )  # fmt: skip
+        if comparison.verdict == FAILED:
             raise AssertionError(
-                f"time ratio {found.ratio.median:.3f} is {_percent(found.ratio.median, at_most)} over the limit: {text}"
+                f"time ratio {ratio.median:.3f} is {_percent(ratio.median, at_most)} over the limit: {text}"
             )
-        if found.verdict == INCONCLUSIVE:
+        if comparison.verdict == INCONCLUSIVE:
             self._undecided(f"inconclusive: {text}")
-        return found.ratio
+        return ratio
 
     def unchanged(self, name: str, value: float, *, tolerance: float = 0.01, unit: str = "") -> None:
         """Assert that a deterministic ``value`` is at most ``tolerance`` (a fraction) above the one that the baseline file holds.
@@ -130,14 +135,18 @@ class Gate:
         )  # numpy's too; records travel as JSON
         if not 0 <= tolerance < 1:
             raise InputError(f"tolerance must be a fraction from 0 to below 1, got {tolerance!r}")
+
+        def note(verdict: str, text: str, limit: float | None) -> None:
+            self._note(what="unchanged", name=name, verdict=verdict, text=text, measured=value, limit=limit, unit=unit)
+
         known = read_baseline(self.baseline).get(name)
         measured = f"{value:,} {unit}".strip()
         if self.update:
-            self._note("unchanged", name, UPDATED, measured, value, value, unit)
+            note(UPDATED, measured, value)
             return
         if known is None:
             text = f"{measured}, and {self.baseline} doesn't know {name!r}: run pytest with --gate-update, and commit the file"
-            self._note("unchanged", name, FAILED, text, value, None, unit)
+            note(FAILED, text, None)
             raise AssertionError(text)
         if known["unit"] != unit:
             raise InputError(f"unit of {name!r} is {unit!r}, {self.baseline} has {known['unit']!r}")
@@ -145,7 +154,7 @@ class Gate:
         text = f"{measured}, baseline {limit:,}"
         if not value and limit:
             text += f": {FELL_TO_NOTHING}; where it is truly gone, --gate-update"
-            self._note("unchanged", name, FAILED, text, value, limit, unit)
+            note(FAILED, text, limit)
             raise AssertionError(f"{name}: {text}")
         grown = value > limit * (1 + tolerance)
         if value != limit:
@@ -156,7 +165,7 @@ class Gate:
             text += f", more than {tolerance:.1%} over"
             if known["torch"] != torch.__version__:
                 text += f"; the baseline was measured with torch {known['torch']}, this is {torch.__version__}"
-        self._note("unchanged", name, FAILED if grown else PASSED, text, value, limit, unit)
+        note(FAILED if grown else PASSED, text, limit)
         if grown:
             raise AssertionError(f"{name}: {text}")
 
@@ -193,24 +202,8 @@ class Gate:
         counts = count_instructions(setup, {"statement": statement}, library=library, pythonpath=self.pythonpath)
         return counts["statement"]
 
-    def _note(
-        self, what: str, name: str, verdict: str, text: str, measured: Any, limit: Any, unit: str, **more: Any
-    ) -> None:
-        # JSON has no infinity: an interval that too few rounds left open
-        facts = {key: None if isinstance(value, float) and math.isinf(value) else value for key, value in more.items()}
-        self.record(
-            {
-                "test": self.test,
-                "what": what,
-                "name": name,
-                "verdict": verdict,
-                "text": text,
-                "measured": measured,
-                "limit": limit,
-                "unit": unit,
-                **facts,
-            }
-        )
+    def _note(self, **measurement: Unpack[Measurement]) -> None:
+        self.record({"test": self.test, "name": "", "unit": "", **measurement})
 
     def _undecided(self, text: str) -> None:
         __tracebackhide__ = True
@@ -234,12 +227,5 @@ def _complete(result: Any, argument: str) -> None:
         )
 
 
-def _bytes(count: int) -> str:
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.2f} {unit}"
-    return f"{count} bytes"
-
-
 def _percent(value: float, limit: float) -> str:
-    return f"{100 * (value / limit - 1):+.1f} %" if limit else "the baseline is 0"
+    return percent(value / limit - 1) if limit else "the baseline is 0"

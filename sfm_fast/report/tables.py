@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from ..units import megabytes as megabytes
 
 
 def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -25,12 +27,12 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join([line(cells[0]), rule, *map(line, cells[1:])])
 
 
-def accuracy_table(rows: Iterable[dict[str, Any]]) -> str:
+def accuracy_table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Rows of `Evaluator` as a table: accuracies in percent, mean ± std over seeds; time of a fit; float32 bytes that predicting takes
     beside the backbone."""
     rows = list(rows)
 
-    def percent(row: dict[str, Any], key: str) -> str:
+    def percent(row: Mapping[str, Any], key: str) -> str:
         spread = f" ± {100 * row[key + '_std']:.1f}" if row.get("seeds", 2) > 1 else ""
         return f"{100 * row[key + '_mean']:.1f}{spread}"
 
@@ -55,12 +57,7 @@ def accuracy_table(rows: Iterable[dict[str, Any]]) -> str:
     return text_table(header, cells)
 
 
-def megabytes(count: float) -> str:
-    """Bytes as decimal megabytes."""
-    return f"{count / 1e6:.1f} MB"
-
-
-def plan_table(rows: Iterable[dict[str, Any]]) -> str:
+def plan_table(rows: Iterable[Mapping[str, Any]]) -> str:
     """Predicted steps: peak and what it is made of in GB, operations, and memory beside the recommended way of SFM."""
     rows = list(rows)
     ours = next((row["peak_bytes"] for row in rows if row["recommended"]), min(row["peak_bytes"] for row in rows))

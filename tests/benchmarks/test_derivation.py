@@ -19,7 +19,7 @@ from sfm_fast.benchmarks.derivation import rows as derivation_rows
 from sfm_fast.benchmarks.derivation.figure import findings_table
 from sfm_fast.reference.gradient_matching import gradient_distance, linear_gradient
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 COMMITTED = ROOT / "benchmarks" / "results" / "cpu" / "derivation.json"
 
 

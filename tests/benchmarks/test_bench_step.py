@@ -11,21 +11,28 @@ import pytest
 import torch
 
 from sfm_fast import InputError
-from sfm_fast.benchmarks import machine
+from sfm_fast.benchmarks import machine, runner
 from sfm_fast.benchmarks.baselines import images as baseline
 from sfm_fast.benchmarks.baselines.step import PlainStep
+from sfm_fast.benchmarks.harness import Plan
+from sfm_fast.benchmarks.presets import STEPS as SHAPES
+from sfm_fast.benchmarks.presets import StepShape
+from sfm_fast.benchmarks.registry import Options
+from sfm_fast.benchmarks.rows import STANDING, Row
 from sfm_fast.benchmarks.steps import rows as step_rows
-from sfm_fast.benchmarks.steps.contenders import PRESETS, Made, Preset, Setting, Way, open_backbone, ways_of
-from sfm_fast.benchmarks.steps.rows import STANDING, STEPS, verdicts
+from sfm_fast.benchmarks.steps.contenders import Made, Setting, Way, open_backbone, ways_of
+from sfm_fast.benchmarks.steps.rows import STEPS, verdicts
 from sfm_fast.benchmarks.suites import loading as bench_loading
 from sfm_fast.benchmarks.suites import scaling as bench_scaling
 from sfm_fast.benchmarks.suites import step as bench_step
 from sfm_fast.distill.distiller import Distiller
 
 CPU = torch.device("cpu")
-SMALL = PRESETS["small"]
+SMALL = SHAPES["small"]
+QUICK = Plan(0.01, least=2)
+PREDICT = Options(predict=True)
 # Large ones run on GPUs alone; this one's shape is theirs, in a CPU's size.
-TINY = Preset("tiny", "test_vit", 32, 3, 3, 2, (2, 1), precision="bf16", large=True)
+TINY = StepShape("tiny", "test_vit", 32, 3, 3, 2, (2, 1), precision="bf16", large=True)
 
 
 class WithoutFlip(PlainStep):
@@ -41,8 +48,14 @@ class WithoutFlip(PlainStep):
 
 def without_flip(setting, way):
     centers = setting.statistics.centers.float()
-    step = WithoutFlip(setting.backbone, centers, setting.images(), setting.labels, 1, setting.config({}).augmentation)
+    step = WithoutFlip(
+        setting.backbone, centers, setting.images(), setting.labels, 1, setting.config(way.config).augmentation
+    )
     return Made(step, step.gradient)
+
+
+def dicts(rows: list[Row]) -> list[dict]:
+    return [row.to_json() for row in rows]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -55,7 +68,7 @@ def _quick_ceiling():
 
 @pytest.fixture(scope="module")
 def small_rows():
-    return [row for rows in bench_step.rows("small", CPU, seconds=0.01, min_rounds=3) for row in rows]
+    return dicts(bench_step.rows("small", CPU, plan=Plan(0.01, least=3)))
 
 
 def test_every_contender_is_right_and_a_wrong_one_is_caught():
@@ -67,12 +80,11 @@ def test_every_contender_is_right_and_a_wrong_one_is_caught():
 
 def test_a_micro_batched_step_with_another_gradient_is_caught():
     def other_loss(setting, way):
-        return ways_of(SMALL)[0].make(setting, replace(way, options={"alignment": "class"}))
+        return ways_of(SMALL)[0].make(setting, replace(way, config=replace(way.config, alignment="class")))
 
     wrong = Way("SFM micro-batch 2", other_loss, 2)
     ways = [ways_of(SMALL)[0], wrong]
-    (rows,) = bench_step.rows(SMALL, CPU, modes=("step",), seconds=0.01, min_rounds=2, ways=ways)
-    right, row = rows
+    right, row = dicts(bench_step.rows(SMALL, CPU, modes=("step",), plan=QUICK, ways=ways))
     assert right["status"] == "ok"
     assert row["status"].startswith("wrong result")
     assert not {"median", "ratio", "peak_bytes"} & row.keys()
@@ -81,7 +93,7 @@ def test_a_micro_batched_step_with_another_gradient_is_caught():
 def test_wrong_lgm_is_caught():
     lgm = [way for way in ways_of(SMALL) if way.is_lgm]
     assert [way.name for way in lgm] == ["LGM closed-form", "LGM frozen", "LGM stock"]
-    brighter = replace(lgm[0], options={**lgm[0].options, "min_area": 0.9})
+    brighter = replace(lgm[0], config=replace(lgm[0].config, min_area=0.9))
     found = verdicts([brighter, *lgm[1:]], SMALL, open_backbone(SMALL, CPU))
     assert found["LGM closed-form"].startswith("wrong result")
     assert found["LGM stock"] == found["LGM frozen"] == ""
@@ -96,7 +108,8 @@ def test_rows_of_steps(small_rows):
         assert row["status"] == "ok", row
         assert (row["suite"], row["case"]) == ("step", "small: 4 classes, ipc 1")
         assert 0 < row["p20"] <= row["median"] <= row["p80"]
-        assert row["ratio"]["low"] <= row["ratio"]["median"] <= row["ratio"]["high"]
+        assert row["ratio"]["low"] <= row["ratio"]["median"]
+        assert row["ours"] == (row["contender"].startswith("SFM") and row["contender"] != "SFM plain torch")
         assert row["peak_bytes"] > 0
         assert row["steps"] == (STEPS if row["mode"] == "steps" else 1)
         assert "first_seconds" not in row  # the verdict's step came before
@@ -125,7 +138,7 @@ def test_micro_batches_cost_a_forward(small_rows):
 
 @pytest.mark.parametrize("preset", ["laptop", TINY], ids=["laptop", "tiny"])
 def test_predicted_rows(preset):
-    (rows,) = bench_step.rows(preset, CPU, predict=True)
+    rows = dicts(bench_step.rows(preset, CPU, options=PREDICT))
     names = [row["contender"] for row in rows]
     assert {"SFM one-shot", "LGM closed-form", "LGM frozen", "LGM stock"} < set(names)
     assert any("micro-batch" in name for name in names)
@@ -139,7 +152,7 @@ def test_predicted_rows(preset):
 
 
 def test_presets_of_imagenet_have_the_papers_numbers():
-    hundred, thousand = PRESETS["imagenet-100"], PRESETS["imagenet-1k"]
+    hundred, thousand = SHAPES["imagenet-100"], SHAPES["imagenet-1k"]
     assert (hundred.classes, hundred.lgm_views, thousand.classes, thousand.lgm_views) == (100, 10, 1000, 3)
     assert {hundred.backbone, thousand.backbone} == {"vit_base_patch14_dinov2"}
     assert {hundred.image_size, thousand.image_size} == {224}
@@ -147,23 +160,24 @@ def test_presets_of_imagenet_have_the_papers_numbers():
 
 def test_a_large_preset_is_refused_on_a_cpu():
     with pytest.raises(InputError, match=r"imagenet-100.*needs a CUDA GPU.*predict"):
-        next(bench_step.rows("imagenet-100", CPU))
+        bench_step.rows("imagenet-100", CPU)
     with pytest.raises(InputError, match="preset must be one of"):
-        next(bench_step.rows("desktop", CPU))
+        bench_step.rows("desktop", CPU)
 
 
 def test_a_tiny_preset_like_imagenets_runs():
     preset = replace(TINY, large=False)
-    options = {"modes": ("step",), "seconds": 0.01, "min_rounds": 2}
-    (rows,) = bench_step.rows(preset, CPU, ways=ways_of(preset)[:1], **options)
+    rows = dicts(bench_step.rows(preset, CPU, ways=ways_of(preset)[:1], modes=("step",), plan=QUICK))
     assert [(row["contender"], row["status"]) for row in rows] == [("SFM one-shot", "ok")]
     assert rows[0]["precision"] == "bf16"
 
 
 def test_cases_are_chosen_by_name_and_keep_all_contenders():
-    (rows,) = bench_step.rows("small", CPU, "4 classes", predict=True)
-    assert {"SFM one-shot", "LGM frozen"} < {row["contender"] for row in rows}
-    assert not list(bench_step.rows("small", CPU, "LGM"))  # ratios are over ours: it can't be left out
+    options = {"chosen": ["step"], "options": PREDICT}
+    ((rows, _),) = runner.run("laptop", CPU, lambda result: None, only="10 classes", **options)
+    assert {"SFM one-shot", "LGM frozen"} < {row.contender for row in rows}
+    # Ratios are over ours: it can't be left out.
+    assert not list(runner.run("laptop", CPU, lambda result: None, only="LGM", **options))
 
 
 def test_a_step_that_ran_in_smaller_micro_batches_is_out_of_memory(monkeypatch):
@@ -189,10 +203,10 @@ def test_one_by_one_as_on_a_gpu(monkeypatch):
 
     ways = [one_shot, Way("SFM hungry", hungry, 4), parts]
     run = step_rows.StepRun(
-        setting, {"suite": "step", "case": "x"}, CPU, 0.01, dict.fromkeys((way.name for way in ways), ""),
-        dict.fromkeys(way.name for way in ways), 2,
+        setting, Row("step", "x"), CPU, QUICK, dict.fromkeys((way.name for way in ways), ""),
+        dict.fromkeys(way.name for way in ways),
     )  # fmt: skip
-    (rows,) = run._one_by_one(ways, ["step"])
+    (rows,) = map(dicts, run._one_by_one(ways, ["step"]))
     assert [row["contender"] for row in rows] == [way.name for way in ways]
     assert [row["status"] for row in rows] == ["ok", "out of memory", "ok"]
     assert rows[0]["ratio"] == {"median": 1, "low": 1, "high": 1}
@@ -212,10 +226,9 @@ def test_a_step_that_the_card_has_no_room_for_is_not_tried(monkeypatch):
     guesses = {way.name: way.predict(setting) for way in ways}
     small, large = (guesses[way.name].peak_bytes for way in ways)
     assert small < large
-    case, checked = {"suite": "step", "case": "x"}, dict.fromkeys(guesses, "")
-    run = step_rows.StepRun(setting, case, CPU, 0.01, checked, guesses, 2)
+    run = step_rows.StepRun(setting, Row("step", "x"), CPU, QUICK, dict.fromkeys(guesses, ""), guesses)
     monkeypatch.setattr(step_rows, "card_memory", lambda device: large - 1)
-    (rows,) = run._one_by_one(ways, ["step"])
+    (rows,) = map(dicts, run._one_by_one(ways, ["step"]))
     assert tried == ["SFM one-shot"]
     assert rows[0]["status"] == "ok"
     assert (
@@ -224,14 +237,15 @@ def test_a_step_that_the_card_has_no_room_for_is_not_tried(monkeypatch):
     assert rows[1]["predicted_bytes"] == large
     assert "median" not in rows[1]
     monkeypatch.setattr(step_rows, "card_memory", lambda device: large)
-    (rows,) = run._one_by_one(ways, ["step"])
+    (rows,) = map(dicts, run._one_by_one(ways, ["step"]))
     assert [row["status"] for row in rows] == ["ok", "ok"]
 
 
 @pytest.fixture(scope="module")
 def loading_rows():
     preset = replace(SMALL, data="embedded", classes=10)
-    return [row for rows in bench_loading.rows(preset, CPU, seconds=0.05, workers=1) for row in rows]
+    loading = bench_loading.Loading(preset, CPU, 1, Plan(0.05, least=2, memory=False))
+    return dicts([row for cell in loading.cells() for row in cell.work()])
 
 
 def test_rows_of_loading(loading_rows):
@@ -273,7 +287,7 @@ def test_photographs_are_as_large_as_imagenets(tmp_path, monkeypatch):
 
 
 def test_rows_of_scaling():
-    found = [row for rows in bench_scaling.rows("small", CPU, seconds=0.01) for row in rows]
+    found = dicts([row for cell in bench_scaling.cases("small", CPU, plan=QUICK) for row in cell.work()])
     axes = {row["varied"]: sorted({r["value"] for r in found if r["varied"] == row["varied"]}) for row in found}
     assert axes == {"classes": [2, 4], "ipc": [1, 2], "views": [1], "dim": [64]}
     assert {row["contender"] for row in found} == {"SFM one-shot", "SFM micro-batch 2", "LGM frozen"}
@@ -288,16 +302,18 @@ def test_rows_of_scaling():
 
 
 def test_scaling_out_of_time_is_predicted():
-    (rows,) = bench_scaling.rows("small", CPU, "classes 4", budget=0.0)
-    assert {row["status"] for row in rows} == {"predicted"}
-    assert all(row["flops"] > 0 and row["peak_bytes"] > 0 for row in rows)
+    (cell,) = (cell for cell in bench_scaling.cases("small", CPU, budget=0.0) if cell.name == "classes 4")
+    rows = cell.work()
+    assert {row.status for row in rows} == {"predicted"}
+    assert all(row.flops > 0 and row.peak_bytes > 0 for row in rows)
 
 
 def test_scaling_of_imagenet_is_predicted_without_a_gpu():
-    rows = next(bench_scaling.rows("imagenet-100", CPU, "classes 1000", predict=True))
+    cells = bench_scaling.cases("imagenet-100", CPU, predict=True)
+    rows = dicts(next(cell for cell in cells if cell.name == "classes 1000").work())
     assert [row["contender"] for row in rows] == ["SFM one-shot", "SFM micro-batch 32", "LGM frozen"]
     assert rows[2]["absolute_bytes"] > 9 * rows[0]["absolute_bytes"]
     with pytest.raises(InputError, match="needs a CUDA GPU"):
-        next(bench_scaling.rows("imagenet-100", CPU))
+        next(bench_scaling.cases("imagenet-100", CPU))
     with pytest.raises(InputError, match="suite 'scaling'"):
-        next(bench_scaling.rows("imagenet-1k", CPU))
+        next(bench_scaling.cases("imagenet-1k", CPU))

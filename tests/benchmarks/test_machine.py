@@ -9,6 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sfm_fast.benchmarks import harness, machine
+from sfm_fast.benchmarks.rows import Row
 from sfm_fast.benchmarks.suites import losses as bench_flow_alignment
 from sfm_fast.measure import timing as perf
 
@@ -157,18 +158,20 @@ def test_rows_have_both_graph_times_where_a_launch_matters(monkeypatch, microsec
     monkeypatch.setattr(harness, "graph_microseconds", graph)
     monkeypatch.setattr(harness, "samples", lambda functions, **options: {name: [1.0] * 5 for name in functions})
     monkeypatch.setattr(harness, "attempt", lambda function, device: (None, 0.001, ""))
-    one = harness.Contender("ours", lambda: None, graph=True)
-    (row,) = harness.measure([one], suite="s", case={"case": "c"}, mode="both", device=GPU, seconds=0.01, memory=False)
+    one = harness.Contender(Row("s", "c", "ours", "both"), lambda: None, graph=True)
+    (row,) = harness.measure([one], GPU, harness.Plan(0.01, memory=False))
     assert asked == wanted
-    assert row["graph_microseconds"] == microseconds
-    assert row.get("graph50_microseconds") == (microseconds / 50 if 50 in wanted else None)
+    assert row.graph_microseconds == microseconds
+    assert row.graph50_microseconds == (microseconds / 50 if 50 in wanted else None)
 
 
 def test_the_ceiling_of_pairs():
     gpu = {"matmul_rate": 1.0, "tf32_rate": 8.0}
     ceiling = bench_flow_alignment._rate
-    for name in ("sfm_fast cuda", "sfm_fast cuda, high", "sfm_fast triton"):
-        assert ceiling(name, gpu) == "tf32_rate"
-        assert ceiling(name, {"matmul_rate": 1.0}) == "matmul_rate"
-    for name in ("sfm_fast torch", "Gram matrices", "torch.compile of Gram matrices", "KeOps"):
-        assert ceiling(name, gpu) == "matmul_rate"
+    for backend in ("cuda", "triton"):
+        for exact in (True, False):
+            ours = bench_flow_alignment.Entry(abs, backend, exact)
+            assert ceiling(ours, gpu) == "tf32_rate"
+            assert ceiling(ours, {"matmul_rate": 1.0}) == "matmul_rate"
+    for other in (bench_flow_alignment.Entry(abs, "torch"), bench_flow_alignment.Entry(abs)):
+        assert ceiling(other, gpu) == "matmul_rate"

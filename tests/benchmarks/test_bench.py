@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
+import math
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sfm_fast.benchmarks import runner as suites
-from sfm_fast.benchmarks.harness import SLOW, Contender, measure, share_of
+from sfm_fast.benchmarks import runner
+from sfm_fast.benchmarks.cells import Cell, fill
+from sfm_fast.benchmarks.harness import SLOW, Contender, Plan, add_share, measure
 from sfm_fast.benchmarks.machine import environment
-from sfm_fast.benchmarks.report.rows import read_result
-from sfm_fast.benchmarks.shapes import IMAGE_SHAPES, LOSS_SHAPES
+from sfm_fast.benchmarks.presets import IMAGE_SHAPES, LOSS_SHAPES, PRESETS
+from sfm_fast.benchmarks.registry import Options, suites
+from sfm_fast.benchmarks.rows import BOOTSTRAP, Result, Row, read_result
 from sfm_fast.benchmarks.suites import images as bench_render_augment
 from sfm_fast.benchmarks.suites import losses as bench_flow_alignment
 from sfm_fast.cli import main as cli
@@ -23,13 +28,17 @@ from sfm_fast.measure import timing as perf
 CPU = torch.device("cpu")
 
 
+def named(name: str, call, verdict: str = "", **options) -> Contender:
+    """A contender of a case with one number."""
+    facts = {key: options.pop(key) for key in ("views", "compiled") if key in options}
+    return Contender(Row("s", "c", name, "both", size=3, **facts), call, verdict, **options)
+
+
 def rows_of(*contenders: Contender, **options) -> dict[str, dict]:
-    found = measure(
-        contenders, suite="s", case={"case": "c", "size": 3}, mode="both", device=CPU, **{"seconds": 0.02} | options
-    )
-    assert [row["contender"] for row in found] == [contender.name for contender in contenders]
-    assert all((row["suite"], row["case"], row["size"], row["mode"]) == ("s", "c", 3, "both") for row in found)
-    return {row["contender"]: row for row in found}
+    found = measure(contenders, CPU, Plan(**{"seconds": 0.02} | options))
+    assert [row.contender for row in found] == [contender.name for contender in contenders]
+    assert all((row.suite, row.case, row.size, row.mode) == ("s", "c", 3, "both") for row in found)
+    return {row.contender: row.to_json() for row in found}
 
 
 def test_a_wrong_failing_or_too_large_contender_has_no_time():
@@ -44,11 +53,11 @@ def test_a_wrong_failing_or_too_large_contender_has_no_time():
 
     a = torch.randn(64, 64)
     rows = rows_of(
-        Contender("ours", lambda: a @ a),
-        Contender("wrong", never, "wrong result: off by 1"),
-        Contender("missing", missing),
-        Contender("broken", broken),
-        Contender("large", lambda: torch.empty(1 << 60)),
+        named("ours", lambda: a @ a),
+        named("wrong", never, "wrong result: off by 1"),
+        named("missing", missing),
+        named("broken", broken),
+        named("large", lambda: torch.empty(1 << 60)),
     )
     assert {name: row["status"] for name, row in rows.items()} == {
         "ours": "ok",
@@ -62,7 +71,7 @@ def test_a_wrong_failing_or_too_large_contender_has_no_time():
 
 def test_other_errors_are_not_swallowed():
     with pytest.raises(KeyError):
-        rows_of(Contender("ours", lambda: {}["x"]))
+        rows_of(named("ours", lambda: {}["x"]))
 
 
 @pytest.fixture
@@ -81,8 +90,8 @@ def test_ratio_memory_and_first_call(clock):
         return [a @ a for _ in range(times)]
 
     rows = rows_of(
-        Contender("ours", lambda: work(4), facts={"views": 7}),
-        Contender("slower", lambda: work(12), first_seconds=123.0, compiles=True),
+        named("ours", lambda: work(4), views=7),
+        named("slower", lambda: work(12), first_seconds=123.0, compiled=True),
         seconds=1.25,
     )
     assert rows["ours"]["ratio"] == {"median": 1.0, "low": 1.0, "high": 1.0}
@@ -99,8 +108,8 @@ def test_ratio_memory_and_first_call(clock):
 def test_a_slow_contender_is_not_run_again():
     calls = []
     rows = rows_of(
-        Contender("ours", lambda: calls.append("ours")),
-        Contender("slow", lambda: calls.append("slow"), first_seconds=2 * SLOW),
+        named("ours", lambda: calls.append("ours")),
+        named("slow", lambda: calls.append("slow"), first_seconds=2 * SLOW),
         memory=False,
     )
     assert "slow" not in calls
@@ -120,21 +129,26 @@ def test_what_is_prepared_is_not_timed(clock):
         clock[0] += 0.001
         taken.append(ready)
 
-    row = rows_of(Contender("ours", call, prepare=prepare), max_rounds=5)["ours"]
+    row = rows_of(named("ours", call, prepare=prepare), most=5)["ours"]
     assert set(taken) == {5}
     assert len(made) == len(taken) >= row["rounds"]
     assert (row["median"], row["p80"]) == pytest.approx((0.001, 0.001))
 
 
 def test_share_of_a_ceiling():
-    row = {"status": "ok", "median": 0.5}
+    def share(status: str, ceilings: dict[str, float], **options) -> Row:
+        row = Row("s", "c", "ours", "both", status, median=0.5)
+        add_share(row, ceilings, **options)
+        return row
+
     ceilings = {"copy_bandwidth": 100.0, "matmul_rate": 40.0}
-    found = share_of(row, ceilings, least_bytes=10, flops=5)
-    assert (found["copy_fraction"], found["matmul_fraction"], found["flops"]) == (0.2, 0.25, 5)
-    assert "matmul_ceiling" not in found
-    assert share_of({"status": "out of memory"}, ceilings, flops=5) == {}
-    found = share_of(row, ceilings | {"tf32_rate": 100.0}, flops=5, rate="tf32_rate")
-    assert (found["matmul_fraction"], found["matmul_ceiling"], found["matmul_rate"]) == (0.1, "tf32_rate", 40.0)
+    found = share("ok", ceilings, least_bytes=10, flops=5)
+    assert (found.copy_fraction, found.matmul_fraction, found.flops) == (0.2, 0.25, 5)
+    assert found.matmul_ceiling is None
+    lost = share("out of memory", ceilings, flops=5)
+    assert lost == Row("s", "c", "ours", "both", "out of memory", median=0.5)
+    found = share("ok", ceilings | {"tf32_rate": 100.0}, flops=5, rate="tf32_rate")
+    assert (found.matmul_fraction, found.matmul_ceiling, found.matmul_rate) == (0.1, "tf32_rate", 40.0)
 
 
 def test_interval_of_a_ratio_covers_the_truth():
@@ -151,7 +165,8 @@ def test_interval_of_a_ratio_covers_the_truth():
     assert 180 <= covered <= 200
     with pytest.raises(ValueError, match="as many seconds"):
         perf.ratio([1.0], [1.0, 2.0])
-    assert perf.ratio([2.0, 6.0], [1.0, 2.0]) == perf.Ratio(2.5, 2.0, 3.0)
+    assert perf.ratio([2.0, 6.0], [1.0, 2.0]) == perf.Ratio(2.5, 0.0, math.inf)  # too few rounds to say
+    assert perf.ratio([2.0, 3.0, 4.0, 5.0, 6.0, 7.0], [1.0] * 6) == perf.Ratio(4.5, 2.0, 7.0)
 
 
 def test_rounds_turn_the_order():
@@ -198,8 +213,8 @@ def test_a_wrong_loss_is_found_out():
     features, centers, labels = shape.inputs(CPU)
     every = bench_flow_alignment.losses(shape, centers)
     every.pop("sfm_fast triton", None)
-    right = every["eager"]
-    every["planted"] = lambda features, labels: 1.1 * right(features, labels)
+    right = every["eager"].loss
+    every["planted"] = bench_flow_alignment.Entry(lambda features, labels: 1.1 * right(features, labels))
     found = bench_flow_alignment.contenders(shape, every, features.requires_grad_(), centers, labels)
     assert {contender.name: contender.verdict for contender in found if contender.verdict} == {
         "planted": "wrong result: gradient off by 1e-01"
@@ -212,27 +227,63 @@ def test_a_wrong_image_path_is_found_out():
     every = bench_render_augment.paths(shape, CPU)
     every.pop("sfm_fast triton", None)
     every.pop("sfm_fast triton, render then augment", None)
-    right = every["operation by operation"]
-    every["planted"] = lambda levels, views: right(levels, views).flip(3)
+    right = every["operation by operation"].path
+    every["planted"] = bench_render_augment.Entry(lambda levels, views: right(levels, views).flip(3))
     found = bench_render_augment.verdicts(shape, every, levels, views)
     assert {name for name, verdict in found.items() if verdict} == {"planted"}
 
 
-def row(suite: str, case: str, contender: str = "ours", mode: str = "both", **more) -> dict:
-    return {"suite": suite, "case": case, "contender": contender, "mode": mode, "status": "ok", **more}
+def row(suite: str, case: str, contender: str = "ours", mode: str = "both", **more) -> Row:
+    return Row(suite, case, contender, mode, **more)
+
+
+def merged(old: list[Row], *fresh: Row) -> list[Row]:
+    """``old`` with the rows of one case measured again."""
+    kept: dict[tuple[str, str], list[Row]] = {}
+    for one in old:
+        kept.setdefault((one.suite, one.case), []).append(one)
+    list(fill(kept, [Cell((fresh[0].suite, fresh[0].case), lambda: list(fresh))], lambda: None, again=True))
+    return runner.in_order(kept)
 
 
 def test_results_merge_in_their_old_order():
     old = [row("a", "1", value=1), row("a", "1", "eager", value=1), row("a", "2", value=1), row("b", "1", value=1)]
-    again = suites.merged(old, [row("a", "1", value=2)])
-    assert [(r["case"], r["contender"], r["value"]) for r in again] == [
-        ("1", "ours", 2),
-        ("2", "ours", 1),
-        ("1", "ours", 1),
+    again = merged(old, row("a", "1", value=2))
+    assert [(r.case, r.contender, r.value) for r in again] == [("1", "ours", 2), ("2", "ours", 1), ("1", "ours", 1)]
+    more = merged(old, row("a", "3", value=2))
+    assert [r.case for r in more] == ["1", "1", "2", "3", "1"]
+    assert merged([], row("a", "1")) == [row("a", "1")]
+
+
+def test_cells_that_are_there_are_not_run_again():
+    """An interrupted table goes on: each result is saved before the next cell runs."""
+    kept, saved = {"b": 7}, []
+
+    def cell(name: str) -> Cell[str, str]:
+        return Cell(name, lambda: f"{name} after {sorted(map(str, saved[-1:]))}")
+
+    assert list(fill(kept, map(cell, "abc"), lambda: saved.append(dict(kept)))) == [
+        ("a", "a after []"),
+        ("c", "c after [\"{'b': 7, 'a': 'a after []'}\"]"),
     ]
-    more = suites.merged(old, [row("a", "3", value=2)])
-    assert [r["case"] for r in more] == ["1", "1", "2", "3", "1"]
-    assert suites.merged([], [row("a", "1")]) == [row("a", "1")]
+    assert list(kept) == ["b", "a", "c"]
+
+
+def test_rows_of_another_interval_or_machine_are_not_mixed():
+    old = Result("small", environment(CPU), interval=BOOTSTRAP)
+    with pytest.raises(InputError, match="bootstrap intervals"):
+        next(runner.run("small", CPU, lambda result: None, before=old))
+    old = Result("small", environment(CPU) | {"threads": 1000})
+    with pytest.raises(InputError, match="threads 1000"):
+        next(runner.run("small", CPU, lambda result: None, before=old))
+
+
+def test_every_suite_has_presets_and_every_preset_suites():
+    for suite in suites().values():
+        assert set(suite.presets) <= set(PRESETS)
+        assert suite.title
+        assert suite.beside
+    assert {name for suite in suites().values() for name in suite.presets} == set(PRESETS)
 
 
 def test_environment_says_what_a_reader_needs():
@@ -248,15 +299,15 @@ def test_environment_says_what_a_reader_needs():
     [
         (("nothing",), "preset must be one of"),
         (("laptop", ["gpu"]), "preset laptop has losses"),
-        (("full", (), "", True), "has none"),
+        (("full", (), "", Options(predict=True)), "has none"),
         (("imagenet-1k",), "wants a GPU"),
     ],
 )
 def test_bad_choices_are_refused_before_any_work(arguments, wanted):
     preset, *rest = arguments
-    names = ("suites", "only", "predict")
+    options = dict(zip(("chosen", "only", "options"), rest, strict=False))
     with pytest.raises(InputError, match=wanted):
-        next(suites.run(preset, CPU, **dict(zip(names, rest, strict=False))))
+        next(runner.run(preset, CPU, lambda result: None, **options))
 
 
 def test_the_command_writes_every_form(tmp_path, capsys):
@@ -264,8 +315,9 @@ def test_the_command_writes_every_form(tmp_path, capsys):
     only = ["bench", "--preset", "small", "--out", str(folder), "--device", "cpu", "--only"]
     assert cli.main([*only, "10x384", "--json", "-"]) == 0
     result = read_result(folder / "small.json")
-    assert json.loads(capsys.readouterr().out) == result
-    assert {row["case"] for row in result["rows"]} == {"global 10x384"}
+    assert json.loads(capsys.readouterr().out) == result.to_json()
+    assert {row.case for row in result.rows} == {"global 10x384"}
+    assert result.interval == "sign test"
     assert {path.name for path in folder.iterdir()} == {"small.json", "small.md", "small.csv", "small.html"}
     assert cli.main(["bench", "report", str(folder / "small.json"), "--out", str(page)]) == 0
     assert "global 10x384" in page.read_text()
@@ -274,14 +326,28 @@ def test_the_command_writes_every_form(tmp_path, capsys):
     assert read_result(folder / "small.json") == result
 
 
-def test_an_interrupted_run_leaves_the_old_result(tmp_path, monkeypatch, capsys):
-    def interrupted(*_, **__):
-        yield [row("losses", "fresh", median=1.0, p20=1.0, p80=1.0)], {"rows": []}
-        raise KeyboardInterrupt
+def test_an_interrupted_run_leaves_the_old_result_and_goes_on(tmp_path, monkeypatch, capsys):
+    def measured(work):
+        ran.append(work)
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        return [row("losses", work, median=1.0, p20=1.0, p80=1.0)]
 
-    monkeypatch.setattr(suites, "run", interrupted)
+    def cells(preset, device, options):
+        return (Cell(name, functools.partial(measured, name)) for name in "abc")
+
+    ran = []
+    losses = dataclasses.replace(suites()["losses"], cells=cells)
+    monkeypatch.setattr(runner, "suites", lambda: {"losses": losses})
     old = tmp_path / "small.json"
     old.write_text("old")
-    assert cli.main(["bench", "--preset", "small", "--out", str(tmp_path), "--device", "cpu"]) == 130
+    words = ["bench", "--preset", "small", "--out", str(tmp_path), "--device", "cpu"]
+    assert cli.main(words) == 130
     assert old.read_text() == "old"
     assert (tmp_path / "small.part.json").exists()
+    assert cli.main([*words, "--resume"]) == 0
+    assert ran == ["a", "b", "b", "c"]
+    assert [one.case for one in read_result(old).rows] == ["a", "b", "c"]
+    assert not (tmp_path / "small.part.json").exists()
+    assert cli.main([*words, "--resume"]) == 1
+    assert "nothing was interrupted" in capsys.readouterr().err

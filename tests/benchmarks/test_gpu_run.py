@@ -18,7 +18,7 @@ from sfm_fast.benchmarks.gpu.stages import run as run_stages
 from sfm_fast.benchmarks.gpu.tables import NOTHING, gpu_step_table, kernel_table, read_all, shown_kernels
 from sfm_fast.errors import InputError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def stage(name: str, code: str, limit: float = 20.0, **options: object) -> Stage:
@@ -279,7 +279,7 @@ def test_predictions_made_beforehand_are_taken(tmp_path):
     """A GPU's seconds are not spent on fake tensors; what is predicted not to fit is left out."""
     import torch
 
-    preset = steps.find_preset("small")
+    preset = steps.find_shape("small")
     setting = steps.Setting(preset, steps.open_backbone(preset, torch.device("cpu")))
     way = steps.ways(preset)[0]
     row = steps.measured(way, setting, 1e12, {"small": {way.name: [123, 456]}})
@@ -301,7 +301,7 @@ def test_a_wrong_kernel_gets_no_time():
     row, _ = times.timed(case, times.Contender("cpu", "old"), (right,), torch.device("cpu"), CEILINGS)
     assert row.seconds is None
     assert row.status.startswith("differs from the first contender by")
-    assert "differs" in times.said(row)
+    assert "differs" in row.line()
     for value in (float("nan"), float("inf")):
         bad = times.Case("case", lambda backend, value=value: lambda: (torch.full((4,), value), right), 16.0)
         for expected in (None, (right, right)):

@@ -9,20 +9,21 @@ import pytest
 import torch
 
 from sfm_fast.benchmarks import claims
-from sfm_fast.benchmarks.claims import accuracy_claim, broken, claim, imagenet_claims, step_claims
+from sfm_fast.benchmarks.claims import Goals, accuracy_claim, broken, imagenet_claims, step_claims
 from sfm_fast.benchmarks.report.tables import claims_table
+from sfm_fast.benchmarks.rows import Claim, Row, read_claims
 
 PARTS = {"parameters": 10, "pyramid": 20, "adam": 40, "activations": 300, "workspace": 30}
 GOALS = {
-    "memory": {"paper": 10.0, "goal": 50.0, "SFM parts": "paper"},
-    "time": {"paper": 4.0, "goal": 10.0, "SFM parts": "goal"},
+    "memory": Goals(10.0, 50.0, {"SFM parts": "paper"}),
+    "time": Goals(4.0, 10.0, {"SFM parts": "goal"}),
 }
 
 
 def row(name, status="ok", **values):
     defaults = {"absolute_bytes": 400, "peak_bytes": 330, "predicted_bytes": 400, "by_category": PARTS, "flops": 1000}
     times = {"median": 1.0} if status == "ok" else {}
-    return {"contender": name, "status": status, **defaults, **times, **values}
+    return Row("step", "here", name, "step", status, ours=name != "LGM frozen", **{**defaults, **times, **values})
 
 
 def step_rows(**values):
@@ -34,26 +35,26 @@ def step_rows(**values):
 
 
 def found(rows, **options):
-    return {(c["contender"], c["claim"]): c for c in step_claims(rows, "here", GOALS, **({"whole": True} | options))}
+    return {(c.contender, c.claim): c for c in step_claims(rows, "here", GOALS, **({"whole": True} | options))}
 
 
 def test_memory_and_time_of_the_same_contender_stand_beside_each_other():
     told = found(step_rows())
     assert list(told) == [(name, what) for name in ("SFM one-shot", "SFM parts") for what in ("memory", "time")]
     memory, time = told["SFM parts", "memory"], told["SFM parts", "time"]
-    assert (memory["measured"], memory["met_paper"], memory["met_goal"], memory["kind"]) == (
+    assert (memory.measured, memory.met_paper, memory.met_goal, memory.kind) == (
         12,
         True,
         False,
         "measured",
     )
-    assert time["measured"] == pytest.approx(11)
-    assert time["met_paper"]
-    assert time["met_goal"]
+    assert time.measured == pytest.approx(11)
+    assert time.met_paper
+    assert time.met_goal
     missed = told["SFM one-shot", "memory"]
-    assert (missed["measured"], missed["met_paper"], missed["stands_for"]) == (2.4, False, "")
+    assert (missed.measured, missed.met_paper, missed.stands_for) == (2.4, False, "")
     assert not broken(list(told.values()))
-    assert found(step_rows(), whole=False)["SFM parts", "memory"]["measured"] == pytest.approx(1130 / 30)
+    assert found(step_rows(), whole=False)["SFM parts", "memory"].measured == pytest.approx(1130 / 30)
 
 
 @pytest.mark.parametrize(
@@ -75,26 +76,26 @@ def test_what_did_not_run_is_predicted_and_counted():
     rows[2] = row("LGM frozen", "out of memory", predicted_bytes=5000, flops=9000)
     told = found(rows)
     memory, counted = told["SFM parts", "memory"], told["SFM parts", "operations"]
-    assert (memory["measured"], memory["kind"]) == (12.5, "predicted")
-    assert (counted["measured"], counted["kind"], counted["unit"]) == (9, "counted", "x fewer")
-    assert (counted["met_paper"], counted["met_goal"], counted["stands_for"]) == (None, None, "")
+    assert (memory.measured, memory.kind) == (12.5, "predicted")
+    assert (counted.measured, counted.kind, counted.unit) == (9, "counted", "x fewer")
+    assert (counted.met_paper, counted.met_goal, counted.stands_for) == (None, None, "")
     assert ("SFM parts", "time") not in told  # operations are not time, and meet no claim of it
     beyond = found(rows, whole=False)["SFM parts", "memory"]
-    assert beyond["measured"] == pytest.approx((5000 - 70) / (400 - 70))
+    assert beyond.measured == pytest.approx((5000 - 70) / (400 - 70))
 
 
 def test_accuracy_is_paired():
     told = accuracy_claim("here", "sfm-decoupled", [71.0, 73.0, 72.0], [70.0, 71.0, 71.5], "paper")
-    assert told["measured"] == pytest.approx((1 + 2 + 0.5) / 3)
-    assert told["standard_error"] == pytest.approx(0.441, abs=1e-3)
-    assert told["met_paper"]
-    assert told["met_goal"] is None
+    assert told.measured == pytest.approx((1 + 2 + 0.5) / 3)
+    assert told.standard_error == pytest.approx(0.441, abs=1e-3)
+    assert told.met_paper
+    assert told.met_goal is None
     assert not broken([told])
     worse = accuracy_claim("here", "sfm-decoupled", [70.0, 70.0, 70.0], [70.0, 71.0, 71.0], "paper")
-    assert not worse["met_paper"]
+    assert not worse.met_paper
     assert broken([worse])
     honest = accuracy_claim("here", "sfm", [60.0, 60.0], [70.0, 70.0], "")
-    assert not honest["met_paper"]
+    assert not honest.met_paper
     assert not broken([honest])
     assert "-0.5 (missed)" in claims_table([honest])
 
@@ -106,21 +107,21 @@ def test_the_table_says_what_was_missed():
     assert "10 (met)" in lines["SFM partsmemory"]
     assert "50 (missed)" in lines["SFM partsmemory"]
     assert "x faster" in lines["SFM partstime"]
-    unclaimed = claim("operations", "here", "SFM", measured=3.0, kind="counted", unit="x fewer")
-    assert (unclaimed["met_paper"], unclaimed["met_goal"]) == (None, None)
+    unclaimed = Claim("operations", "here", "SFM", measured=3.0, kind="counted", unit="x fewer")
+    assert (unclaimed.met_paper, unclaimed.met_goal) == (None, None)
     assert "met" not in claims_table([unclaimed])
 
 
 def test_imagenet_as_predicted():
     told = imagenet_claims(torch.device("cpu"))
     assert not broken(told)
-    stood = {(c["setting"], c["contender"], c["claim"]) for c in told if c["stands_for"] == "goal"}
+    stood = {(c.setting, c.contender, c.claim) for c in told if c.stands_for == "goal"}
     hundred = "ImageNet-100, A = 10"
     assert (hundred, "SFM micro-batch 8", "memory") in stood
     assert ("ImageNet-1k, A = 3", "SFM micro-batch 16", "memory") in stood
-    assert {c["kind"] for c in told if c["claim"] == "memory"} == {"predicted"}
-    assert {c["kind"] for c in told if c["claim"] != "memory"} == {"counted"}
-    json.dumps(told)
+    assert {c.kind for c in told if c.claim == "memory"} == {"predicted"}
+    assert {c.kind for c in told if c.claim != "memory"} == {"counted"}
+    json.dumps([c.to_json() for c in told])
 
 
 @pytest.mark.parametrize("wrong", [True, False])
@@ -130,7 +131,8 @@ def test_the_command_writes_the_table_and_fails_on_a_broken_claim(wrong, tmp_pat
     monkeypatch.setattr(claims, "laptop_claims", list)
     monkeypatch.setattr("sys.argv", ["claims", "--out", str(tmp_path / "claims.json"), "--fast"])
     assert claims.main() == int(wrong)
-    assert json.loads((tmp_path / "claims.json").read_text())["claims"] == told
+    assert json.loads((tmp_path / "claims.json").read_text())["claims"] == [one.to_json() for one in told]
+    assert read_claims(tmp_path / "claims.json") == told
     assert ("wanted 10" in capsys.readouterr().out) == wrong
 
 
@@ -138,6 +140,6 @@ def test_the_command_writes_the_table_and_fails_on_a_broken_claim(wrong, tmp_pat
 def test_a_wrong_contender_claims_nothing(status):
     rows = step_rows()
     rows[1] = row("SFM parts", status, predicted_bytes=100, flops=1)
-    told = [each for each in step_claims(rows, "here", GOALS, whole=True) if each["contender"] == "SFM parts"]
-    assert not any(each["met_paper"] for each in told)
+    told = [each for each in step_claims(rows, "here", GOALS, whole=True) if each.contender == "SFM parts"]
+    assert not any(each.met_paper for each in told)
     assert len(broken(told)) >= 1

@@ -1,0 +1,199 @@
+"""The presets, and all sizes that they run at, suite by suite; tests check every backend at those that are small enough."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, replace
+
+from sfm_fast.backbones.shipped import DEFAULT
+from sfm_fast.data.datasets import EMBEDDED
+
+from .shapes import ImageShape, LossShape
+
+SUITES = (
+    "losses",
+    "images",
+    "step",
+    "loading",
+    "scaling",
+    "startup",
+)  # modules of benchmarks/suites, in the order they run
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A choice of sizes for one kind of machine. gpu: without one it can only be predicted."""
+
+    about: str
+    gpu: bool = False
+
+
+PRESETS = {
+    "laptop": Preset("embedded data and the shipped backbone, about twelve minutes on 2 cores"),
+    "imagenet-100": Preset("ViT-B/14 and 100 classes, for a GPU or --predict", gpu=True),
+    "imagenet-1k": Preset("ViT-B/14 and 1000 classes, for a GPU or --predict", gpu=True),
+    "full": Preset("the losses at every number of classes and features: half an hour on 2 cores"),
+    "small": Preset("small shapes: does everything run"),
+}
+
+
+# --- losses ------------------------------------------------------------------------------------------------------------
+
+
+def _losses(alignment: str, classes: tuple[int, ...], dims: tuple[int, ...], ipc: int = 1) -> tuple[LossShape, ...]:
+    """Along the classes at 768 features and along the features at 1000 classes, each shape once."""
+    sizes = [(count, 768) for count in classes] + [(1000, dim) for dim in dims]
+    return tuple(LossShape(alignment, count, dim, ipc, naive=count != 1000) for count, dim in dict.fromkeys(sizes))
+
+
+def _compiled(names: tuple[str, ...], shapes: tuple[LossShape, ...]) -> tuple[LossShape, ...]:
+    """torch.compile too at the shapes of these names: every further one costs its half a minute."""
+    return tuple(replace(shape, compiled=True) if shape.name in names else shape for shape in shapes)
+
+
+LOSS_SHAPES: dict[str, tuple[LossShape, ...]] = {
+    "small": (
+        LossShape("global", 10, 384),
+        LossShape("class", 100, 384, 10),
+        LossShape("pair", 100, 384),
+        LossShape("global", 1000, 768),
+    ),
+    "laptop": _compiled(
+        ("global 1000x768", "pair 1000x768"),
+        (
+            *_losses("global", (10, 100, 1000, 10_000), (384, 1024)),
+            LossShape("global", 1000, 768, 10),
+            LossShape("global", 21_841, 1024),
+            *_losses("class", (10, 100, 1000, 10_000), (384, 1024)),
+            LossShape("class", 1000, 768, 10),
+            *_losses("pair", (10, 100, 1000, 4000), (384, 1024)),
+        ),
+    ),
+    # What a few minutes of a GPU are best spent on.
+    "imagenet-100": tuple(LossShape(alignment, 100, 768) for alignment in ("global", "class", "pair")),
+    "imagenet-1k": (
+        LossShape("global", 1000, 768, compiled=True),
+        LossShape("global", 21_841, 1024),
+        LossShape("global", 200_000, 1024),
+        LossShape("class", 21_841, 1024),
+        LossShape("pair", 1000, 768, compiled=True),
+        LossShape("pair", 21_841, 1024),
+    ),
+    "full": _compiled(
+        ("global 10x384", "global 1000x768", "global 21841x1024", "class 1000x768", "pair 10x384", "pair 1000x768"),
+        tuple(
+            LossShape(alignment, classes, dim, ipc, keops=alignment == "pair" and (classes, dim) in ((10, 384), (1000, 768)))
+            for alignment in ("global", "class", "pair")
+            for classes in (10, 100, 1000, 10_000, 21_841)
+            for dim in (384, 768, 1024)
+            for ipc in ((1, 10) if alignment != "pair" else (1,))
+        ),
+    ),
+}  # fmt: skip
+
+
+# --- the image path ----------------------------------------------------------------------------------------------------
+
+IMAGE_SHAPES: dict[str, tuple[ImageShape, ...]] = {
+    "small": (ImageShape(10, 28, 28, 1), ImageShape(2, 64, 56)),
+    "laptop": (
+        ImageShape(10, 28, 28, 1),
+        ImageShape(10, 256, 224, compiled=True),
+        ImageShape(100, 256, 224),
+        ImageShape(100, 256, 224, dtype="bfloat16"),
+    ),
+    "imagenet-100": (ImageShape(100, 256, 224, compiled=True), ImageShape(100, 256, 224, dtype="bfloat16")),
+    "imagenet-1k": (ImageShape(1000, 256, 224, dtype="bfloat16"),),
+}
+
+
+# --- whole steps, loading ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """A setting in which steps are compared.
+
+    channels: of the synthetic images. views, lgm_views: of an image a step, with SFM and with LGM. micro_batches: sizes tried, the
+    largest first. data: a data set's name, or "" for random images. large: runs on a GPU alone; anywhere it can be predicted.
+    """
+
+    name: str
+    backbone: str
+    image_size: int | None
+    classes: int
+    channels: int
+    lgm_views: int
+    micro_batches: tuple[int, ...]
+    ipc: int = 1
+    views: int = 1
+    precision: str = "fp32"
+    data: str = ""
+    large: bool = False
+
+    @property
+    def images(self) -> int:
+        return self.classes * self.ipc
+
+    @property
+    def lgm_batch(self) -> int:
+        """Real images in a step of LGM."""
+        return self.ipc * self.lgm_views * self.classes
+
+
+VIT_B = "vit_base_patch14_dinov2"
+STEPS = {
+    shape.name: shape
+    for shape in (
+        StepShape("small", DEFAULT, None, 4, 1, 2, (2,)),
+        StepShape("laptop", DEFAULT, None, 10, 1, 10, (5, 2), data=EMBEDDED),
+        StepShape("imagenet-100", VIT_B, 224, 100, 3, 10, (64, 32, 8), precision="bf16", large=True),
+        StepShape("imagenet-1k", VIT_B, 224, 1000, 3, 3, (128, 64, 16), precision="bf16", large=True),
+    )
+}
+
+
+# --- scaling -----------------------------------------------------------------------------------------------------------
+
+VIT = "vit_of_width_"  # and a number: a ViT like the shipped one, of that width
+
+
+@dataclass(frozen=True)
+class Axes:
+    """What is varied from ``shape``. backbones: of different widths."""
+
+    shape: StepShape
+    classes: tuple[int, ...]
+    ipc: tuple[int, ...]
+    views: tuple[int, ...]
+    backbones: tuple[str, ...]
+
+    def points(self) -> list[tuple[str, int | None, StepShape]]:
+        """(what is varied, its value, the shape with it), the small ones of every axis first; None: a width, which the backbone knows."""
+        shape = self.shape
+        axes: list[list[tuple[str, int | None, StepShape]]] = [
+            [("classes", value, replace(shape, classes=value)) for value in self.classes],
+            [("ipc", value, replace(shape, ipc=value)) for value in self.ipc],
+            [("views", value, replace(shape, views=value, lgm_views=value)) for value in self.views],
+            [("dim", None, replace(shape, backbone=name)) for name in self.backbones],
+        ]
+        return [point for places in itertools.zip_longest(*axes) for point in places if point is not None]
+
+
+SCALING = {
+    "small": Axes(replace(STEPS["small"], backbone=f"{VIT}64"), (2, 4), (1, 2), (1,), (f"{VIT}64",)),
+    "laptop": Axes(
+        replace(STEPS["laptop"], backbone=f"{VIT}192", data=""),  # a backbone like the shipped one
+        (10, 20, 50, 100),
+        (1, 2, 5, 10),
+        (1, 3, 4, 10),
+        tuple(f"{VIT}{width}" for width in (96, 192, 384, 768)),
+    ),
+    "imagenet-100": Axes(
+        STEPS["imagenet-100"],
+        (10, 100, 1000, 10000),
+        (1, 2, 5, 10),
+        (1, 3, 4, 10),
+        tuple(f"vit_{size}_patch14_dinov2" for size in ("small", "base", "large")),
+    ),
+}
