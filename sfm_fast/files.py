@@ -79,7 +79,7 @@ def check_output_file(path: str | os.PathLike[str], argument: str) -> None:
 
 
 def check_replaces_json(path: str | os.PathLike[str], argument: str) -> None:
-    """Raise ``InputError`` naming ``argument`` where a file lies at ``path`` that is no JSON: nobody means to replace an image."""
+    """Raise ``InputError`` naming ``argument`` where a file lies at ``path`` that is no JSON, such as an image: replacing that would be a mistake."""
     if Path(path).is_file():
         with open(path, "rb") as file:
             start = file.read(1024).lstrip()[:1]

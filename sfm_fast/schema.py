@@ -1,4 +1,4 @@
-"""What a value that comes from a file's JSON must look like, so that whoever reads it later knows its type."""
+"""What a value that comes from a file's JSON must look like, so that code that reads it later can rely on its type."""
 
 from __future__ import annotations
 

@@ -256,7 +256,7 @@ def evaluate(table: Table, job: Job) -> list[Row]:
     made = [distil(table, job.phi, config) for config in job.configs]
     if job.reference == "neighbour-real":
         size = backbone(job.phi).image_size
-        pairs = [judge.neighbour_images(*one, size) for one in made]
+        pairs = [judge.sets.neighbour_images(*one, size) for one in made]
         rows = judge.evaluate(job.label, [i for i, _ in pairs], [n for _, n in pairs], modes=job.modes)
     elif job.reference is not None:
         rows = judge.reference(job.reference, max(1, job.ipc), modes=job.modes)

@@ -119,7 +119,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | os.Path
     """Load ``state``, of the file ``path``, into ``model``: every weight or none.
 
     Wrappers' prefixes are taken off, and a classifier that the model lacks is left out. Where keys or shapes differ, timm's own
-    conversion for this kind of model has a go: original releases' key names, position embeddings at another input size. Raises
+    conversion for this kind of model is tried: original releases' key names, position embeddings at another input size. Raises
     ``InputError`` for weights that don't fit.
     """
     expected = model.state_dict()

@@ -30,7 +30,7 @@ def create(
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     """A timm model without head, and its data config; ``options`` are the model's own.
 
-    Raises ``InputError``: unknown name, no pretrained weights to be had, an ``image_size`` the model can't take.
+    Raises ``InputError``: unknown name, pretrained weights that can't be downloaded, an ``image_size`` that the model can't take.
     """
     import timm
     from timm.data import resolve_model_data_config
@@ -47,7 +47,7 @@ def create(
         if not pretrained:
             raise InputError(f"backbone {name!r} can't be built with {sized}: {reason}") from error
         raise InputError(
-            f"backbone {name!r}: no pretrained weights to be had ({reason}); give a local checkpoint (--checkpoint FILE)"
+            f"backbone {name!r}: its pretrained weights can't be loaded ({reason}); give a local checkpoint (--checkpoint FILE)"
         ) from error
     config = dict(resolve_model_data_config(model))
     if image_size not in (None, model.default_cfg.get("input_size", (0,))[-1]):

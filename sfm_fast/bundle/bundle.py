@@ -114,7 +114,7 @@ class Bundle:
         )
 
     def fold(self) -> Bundle:
-        """The same with classifier and projector as one map, C x Dpsi, and without images: it classifies, and no more."""
+        """The same with classifier and projector as one map, C x Dpsi, and without images: all it can do is classify."""
         merged: LinearMap = self.classifier if self.projector is None else compose(self.classifier, self.projector)
         classifier = Classifier(merged.weight, merged.bias, self.class_names, {"backbone": self.psi})
         return replace(self, classifier=classifier, projector=None, folded=True, _pixels=None)
@@ -178,7 +178,7 @@ class Bundle:
     ) -> Bundle:
         """Read a bundle. psi is loaded at the first photo: from the bundle, ``checkpoint``, or by its name; or is ``backbone``.
 
-        Raises ``InputError`` naming the file that is missing, damaged or of a later format, or the backbone that is another one.
+        Raises ``InputError`` naming the file that is missing, damaged or of a later format, or the backbone that differs from the recorded one.
         """
         stored = format.read(expand(path, "bundle"))
         config, parts, made = stored.config, stored.parts, stored.config["made"]

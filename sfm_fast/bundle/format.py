@@ -261,7 +261,7 @@ def _check_parts(stored: Stored) -> None:
 def load_psi(stored: Stored, options: Mapping[str, Any]) -> Backbone:
     """The evaluating backbone: from the bundle itself, from ``options["checkpoint"]``, or by its name; ``options`` as of `load_backbone`.
 
-    Raises ``InputError`` where it can't be had, or is another one.
+    Raises ``InputError`` where it can't be loaded, or differs from the recorded one.
     """
     record, inside = stored.config["evaluating_backbone"], stored.weights()
     try:

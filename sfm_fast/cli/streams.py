@@ -104,7 +104,7 @@ def exit_code(code: int, out: SteadyStream) -> int:
     out.flush()
     if out.failure is None or code:
         return code
-    if isinstance(out.failure, BrokenPipeError):  # whoever read us has gone
+    if isinstance(out.failure, BrokenPipeError):  # the process at the other end of the pipe has ended
         return 128 + signal.SIGPIPE
     print(
         f"sfm-fast: stdout can't be written ({getattr(out.failure, 'strerror', None) or out.failure})", file=sys.stderr

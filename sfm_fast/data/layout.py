@@ -122,7 +122,7 @@ def told_counts(counts: Counter[str]) -> str:
 
 
 def is_hidden(name: str) -> bool:
-    """Names that systems and tools leave behind; nobody means them as data."""
+    """Names that systems and tools leave behind; they are never data."""
     return name.startswith(".") or name in _JUNK
 
 

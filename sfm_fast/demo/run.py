@@ -101,7 +101,7 @@ def run_demo(
         }
         page = out / "report.html"
         means = pixel_class_means(train, model.transform(train.channels))
-        nearest, _ = evaluator.nearest_images(1, size)
+        nearest, _ = evaluator.sets.nearest_images(1, size)
         write_page(
             page,
             synthetic=sets[-1],

@@ -1,4 +1,4 @@
-"""The mean of a run's last iterates: each step's view of an image is another one, and the mean has less of that noise."""
+"""The mean of a run's last iterates: each step sees another view of an image, and the mean has less of that noise."""
 
 from __future__ import annotations
 

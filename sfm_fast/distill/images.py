@@ -109,7 +109,7 @@ class SyntheticImages(nn.Module):
     def pictures(self, pyramid: Tensor | None = None, at_once: int = 64) -> Tensor:
         """All images, (num_images, channels, size, size) in 0..1 in host memory, rendered a few at a time.
 
-        ``pyramid``: another one of the same form than the images' own.
+        ``pyramid``: rendered instead of the images' own, of the same shape.
         """
         rows = self.pyramid.data if pyramid is None else pyramid
         parts = [render(self.split(block), self.size).cpu() for block in rows.split(at_once)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Sequence
 from typing import cast
@@ -13,18 +12,15 @@ from ..backbones.backbone import Backbone
 from ..backbones.record import check_recorded
 from ..checks import check_class_names
 from ..data.sources import ImageSource
-from ..data.transforms import ImageTransform
 from ..errors import InputError
 from ..features.cache import FeatureCache
-from ..features.compute import projector_features, view_features
 from ..synthetic import SyntheticSet
-from ..views import Augmentation
-from . import references
 from .classifier import train_on_source
 from .heads import Classifier, LinearMap
 from .modes import MODES, Features, ProbeConfig, Scored, check_classifier, fit, summary
 from .references import REFERENCES
 from .rows import Row
+from .training_sets import TrainingSets
 
 __all__ = ["MODES", "REFERENCES", "Evaluator", "ProbeConfig"]
 
@@ -60,11 +56,12 @@ class Evaluator:
         batch_size: int = 256,
         progress: bool = True,
     ) -> None:
-        self.backbone, self.test, self.train, self.distilling = backbone, test, train, distilling or backbone
-        self.modes, self.config, self.batch_size, self.progress = tuple(modes), config, batch_size, progress
+        self.sets = TrainingSets(
+            backbone, distilling or backbone, test, train, config, cache or FeatureCache(None), batch_size, progress
+        )
+        self.backbone, self.distilling, self.same = backbone, self.sets.distilling, self.sets.same
+        self.modes, self.config = tuple(modes), config
         self.class_names, self.num_classes = test.class_names, len(test.class_names)
-        self.cache = cache or FeatureCache(None)
-        self.same = self.distilling.identity == backbone.identity
         for mode in self.modes:
             if mode not in MODES:
                 raise InputError(f"modes: {mode!r} is none of {', '.join(MODES)}")
@@ -84,42 +81,28 @@ class Evaluator:
     def classifier(self) -> Classifier:
         """The classifier on the distilling backbone's features; trained now if none was given."""
         if self._classifier is None:
-            if self.train is None:
+            sets = self.sets
+            if sets.train is None:
                 raise InputError("a classifier is needed: give classifier, or train to train it on")
-            test = self.test if self.same else None
             self._classifier = train_on_source(
-                self.train,
+                sets.train,
                 self.distilling,
-                test=test,
-                cache=self.cache,
-                batch_size=self.batch_size,
-                progress=self.progress,
+                test=sets.test if self.same else None,
+                cache=sets.cache,
+                batch_size=sets.batch_size,
+                progress=sets.progress,
             )
         return self._classifier
-
-    @functools.cached_property
-    def _test(self) -> tuple[Tensor, Tensor]:
-        """Features and labels of the test images, computed when the first row needs them."""
-        return self._features(self.test, self.backbone)
 
     @property
     def test_features(self) -> Tensor:
         """(N, D) of the test images on the evaluating backbone."""
-        return self._test[0]
+        return self.sets.tested[0]
 
     @property
     def test_labels(self) -> Tensor:
         """(N,) int64 of the test images."""
-        return self._test[1]
-
-    def _features(self, source: ImageSource, backbone: Backbone) -> tuple[Tensor, Tensor]:
-        return self.cache.features(source, backbone, batch_size=self.batch_size, progress=self.progress)
-
-    def train_features(self, backbone: Backbone) -> tuple[Tensor, Tensor]:
-        """Features and labels of the real training images on ``backbone``, computed at the first call."""
-        if self.train is None:
-            raise InputError("references need the real training images: give train")
-        return self._features(self.train, backbone)
+        return self.sets.tested[1]
 
     def evaluate(
         self,
@@ -144,7 +127,7 @@ class Evaluator:
         seconds = dict.fromkeys(modes, 0.0)
         for seed, (some, theirs) in enumerate(zip(sets, their_labels, strict=True)):
             started = time.perf_counter()
-            features = self._views(some, theirs, seed, modes)
+            features = self.sets.of_views(some, theirs, seed, modes)
             shared = time.perf_counter() - started
             for mode in modes:
                 started = time.perf_counter()
@@ -194,42 +177,24 @@ class Evaluator:
         modes = self.modes if modes is None else modes
         size = image_size or self.distilling.image_size
         if name == "full":
-            return self._from_features(name, modes, self._full(modes))
+            return self._from_features(name, modes, self.sets.of_real(modes))
         if name == "class-means":
             if "probe" not in modes:
                 return []
-            means, labels = references.labelled_means(*self.train_features(self.backbone), self.class_names, ipc)
             label = name if ipc == 1 else "cluster-means"
-            return self._from_features(label, ("probe",), Features(means.unsqueeze(0), None, labels))
+            return self._from_features(label, ("probe",), self.sets.of_means(ipc))
         if name == "random-real":
-            _, labels = self.train_features(self.distilling)
-            draws = [
-                self._take(references.random_indices(labels.cpu(), self.class_names, ipc, seed), size)
-                for seed in range(self.config.seeds)
-            ]
+            draws = [self.sets.random_images(ipc, size, seed) for seed in range(self.config.seeds)]
             return self.evaluate(
                 name, [images for images, _ in draws], [labels for _, labels in draws], modes=modes, chosen=False
             )
         if name == "nearest-real":
-            return self.evaluate(name, *self.nearest_images(ipc, size), modes=modes)
+            return self.evaluate(name, *self.sets.nearest_images(ipc, size), modes=modes)
         if name == "neighbour-real":
             if like is None:
                 raise InputError("neighbour-real needs the synthetic set whose neighbours are wanted: give like")
-            return self.evaluate(name, *self.neighbour_images(like.images, like.labels, size), modes=modes)
+            return self.evaluate(name, *self.sets.neighbour_images(like.images, like.labels, size), modes=modes)
         raise InputError(f"reference {name!r} is none of {', '.join(REFERENCES)}")
-
-    def nearest_images(self, ipc: int, image_size: int) -> tuple[Tensor, Tensor]:
-        """The ``ipc`` real images of each class nearest to its centre, (C * ipc, channels, size, size), and their labels."""
-        indices = references.nearest_indices(*self.train_features(self.distilling), self.class_names, ipc)
-        return self._take(indices, image_size)
-
-    def neighbour_images(self, images: Tensor, labels: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
-        """For each of images (N, channels, H, W) in 0..1 the nearest real one of its class, distinct ones as far as there are enough."""
-        phi = self.distilling
-        transform = phi.transform(min(images.shape[1], phi.in_channels))
-        queries = phi.features(transform.batch(images.clamp(0, 1)), self.batch_size)
-        indices = references.neighbour_indices(queries, labels, *self.train_features(phi))
-        return self._take(indices, image_size)
 
     def probe(self, name: str, images: Tensor | list[Tensor], labels: Tensor | list[Tensor]) -> Row:
         """The row of `evaluate` in mode "probe"."""
@@ -256,43 +221,6 @@ class Evaluator:
         if set(modes) - {"probe"}:
             self.classifier  # noqa: B018
 
-    def _take(self, indices: Tensor, image_size: int) -> tuple[Tensor, Tensor]:
-        assert self.train is not None
-        channels = min(self.train.channels, self.distilling.in_channels)
-        return self.train.take(indices.tolist(), ImageTransform(image_size, image_size, channels))
-
-    def _views(self, images: Tensor, labels: Tensor, seed: int, modes: Sequence[str]) -> Features:
-        """Features of one seed's views: as many as the modes take, the same crops and flips on both backbones."""
-        config = self.config
-        views = config.views if "inherit" in modes and not self.same else min(config.views, config.epochs)
-        augmentation = Augmentation(min_area=config.min_area, noise=False)
-        device, both = self.backbone.device, [self.backbone]
-        if not self.same and set(modes) - {"probe"}:
-            both.append(self.distilling)
-        found = [
-            view_features(model, images, views, augmentation, seed=seed, batch_size=self.batch_size).to(device)
-            for model in both
-        ]
-        if len(found) == 1:
-            return Features(found[0], None, labels.to(device))
-        pair = None
-        if "inherit" in modes and config.blends:
-            inputs, targets = (
-                projector_features(
-                    model, images, views, augmentation, seed=seed, plain=plain, batch_size=self.batch_size
-                ).to(device)
-                for model, plain in zip(both, found, strict=True)
-            )
-            pair = inputs, targets
-        return Features(found[0], found[1], labels.to(device), pair)
-
-    def _full(self, modes: Sequence[str]) -> Features:
-        features, labels = self.train_features(self.backbone)
-        other = None
-        if not self.same and set(modes) - {"probe"}:
-            other = self.train_features(self.distilling)[0].unsqueeze(0).to(features.device)
-        return Features(features.unsqueeze(0), other, labels)
-
     def _from_features(self, name: str, modes: Sequence[str], features: Features) -> list[Row]:
         """Rows of a training set that is given by its features: the seeds differ in their start alone."""
         self._prepare(modes)
@@ -307,7 +235,7 @@ class Evaluator:
         device, classifier = self.backbone.device, None if mode == "probe" else self.classifier
         head = None if classifier is None else LinearMap(classifier.weight.to(device), classifier.bias.to(device))
         fitted = fit(mode, features, self.num_classes, head, self.config, seed)
-        return Scored(fitted, *fitted.score(*self._test))
+        return Scored(fitted, *fitted.score(*self.sets.tested))
 
     def _row(self, name: str, mode: str, ipc: int, scored: list[Scored], seconds: float, chosen: bool) -> Row:
         about = {

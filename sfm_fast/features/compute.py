@@ -30,7 +30,7 @@ def stream_features(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (B, D) float32 features of the centre views and (B,) labels, in the data set's order, with a progress bar."""
     transform = backbone.transform(min(source.exact_channels, backbone.in_channels))
-    # None: no bar where nobody looks, in a file or a pipe.
+    # None: tqdm shows no bar where stderr is a file or a pipe.
     quiet, what = None if progress else True, f"{source.name} on {backbone.name}"
     with tqdm(total=len(source) or None, desc=what, unit="image", disable=quiet) as bar:
         for images, labels in source.batches(batch_size, transform):

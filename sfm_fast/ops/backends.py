@@ -94,7 +94,7 @@ def _choice(
     if large and against["cuda"] is None:
         against["cuda"] = f"renders pictures of at most {CUDA_PIXELS} pixels a side"
     able = [name for name in ("cpu", "cuda", "triton", "torch") if against[name] is None]
-    # Interpreted Triton is for tests: nobody gets it without asking.
+    # Interpreted Triton is for tests: it runs only where it is asked for by name.
     automatic = next(name for name in able if name != "triton" or device != "cpu")
     chosen = automatic if backend == "auto" else backend
     if against[chosen] is not None:
@@ -103,7 +103,7 @@ def _choice(
         )
     reasons = {}
     for name in BACKENDS:
-        passed_over = "asked for another one" if backend != "auto" else f"{automatic!r} comes first here"
+        passed_over = "another backend was asked for" if backend != "auto" else f"{automatic!r} comes first here"
         reasons[name] = f"takes this call ({call})" if name == chosen else against[name] or passed_over
     return Choice(chosen, reasons)
 

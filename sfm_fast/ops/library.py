@@ -1,7 +1,7 @@
 """Finds and loads the compiled libraries, and registers the operations: their schemas, the Triton backend, fake kernels, derivatives.
 
 ``sfm_fast::NAME`` is the C++ operation (CPU, and CUDA from its own library); ``sfm_fast::triton_NAME`` the same in Triton.
-A library that wasn't built is passed over in silence (`sfm_fast.explain` says so); one that won't load warns once. They lie
+A library that wasn't built is left out without a warning (`sfm_fast.explain` says so); one that can't be loaded warns once. They lie
 beside the package's files, or in the folder that SFM_FAST_LIBRARIES names.
 """
 

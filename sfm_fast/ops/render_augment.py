@@ -138,7 +138,7 @@ def _fake(
     in_blocks: bool = True,
 ) -> Tensor:
     boxes, _, size, mean = views_and_dtype[:4]
-    if levels[0].device.type != "cpu":  # a GPU's kernels take canvases as scratch: whoever counts memory must see it
+    if levels[0].device.type != "cpu":  # a GPU's kernels take canvases as scratch: a count of memory must include it
         count, channels = _count_images(levels, rows), levels[0].shape[1]
         levels[0].new_empty(
             (_images_at_once(count, channels, canvas, 1) if in_blocks else count, channels, canvas, canvas)

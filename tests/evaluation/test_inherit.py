@@ -117,8 +117,8 @@ def test_references_inherit_too(evaluator):
 
 
 def test_the_neighbours_of_real_images_are_themselves(evaluator):
-    images, labels = evaluator.nearest_images(2, 28)
-    found, their_labels = evaluator.neighbour_images(images, labels, 28)
+    images, labels = evaluator.sets.nearest_images(2, 28)
+    found, their_labels = evaluator.sets.neighbour_images(images, labels, 28)
     assert torch.equal(found, images)
     assert torch.equal(their_labels, labels)
 

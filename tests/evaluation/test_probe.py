@@ -81,8 +81,8 @@ def test_references_come_in_the_expected_order(evaluator):
 
 
 def test_nearest_image_is_the_nearest(evaluator):
-    features, labels = dataset_features(evaluator.train, evaluator.backbone, progress=False)
-    images, their_labels = evaluator.nearest_images(1, 28)
+    features, labels = dataset_features(evaluator.sets.train, evaluator.backbone, progress=False)
+    images, their_labels = evaluator.sets.nearest_images(1, 28)
     assert their_labels.tolist() == list(range(10))
     for c in range(10):
         mine = features[labels == c]
