@@ -29,7 +29,7 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## time and memory of losses, image path and steps beside torch and LGM, on a CPU: 10 minutes on 2 cores
+bench: $(READY)  ## time and memory of losses, image path and steps beside torch and LGM, on a CPU: 12 minutes on 2 cores
 	$(BIN)/sfm-fast bench --preset laptop --device cpu --out benchmarks/results/cpu
 
 claims: $(READY)  ## what the project claims against LGM, as tests; accuracy too: 15 minutes on 2 cores

@@ -1,6 +1,6 @@
 """This project's own gate: memory and operations as committed, and no slower than what users have, with room for a restless machine.
 
-What changed on purpose is written anew by `pytest tests/test_budgets.py --gate-update` (performance-baseline.json).
+What changed on purpose is written anew by `pytest tests/gate/test_budgets.py --gate-update` (performance-baseline.json).
 """
 
 from __future__ import annotations
