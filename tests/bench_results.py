@@ -81,42 +81,23 @@ def step_rows() -> list[Row]:
 
 
 def scaling_rows() -> list[Row]:
+    """Each axis with all of its values, that of the setting itself among them."""
     rows = []
-    for axis, values in (("classes", (10, 20, 40)), ("ipc", (2, 5)), ("dim", (384,))):
+    for axis, values in (("classes", (10, 20, 40)), ("ipc", (1, 2, 5)), ("dim", (192, 384)), ("views", (10, 1, 5))):
         for value in values:
-            case = {"classes": 10, "ipc": 1, "dim": 192, "precision": "fp32"} | {axis: value}
-            name = f"C {case['classes']} ipc {case['ipc']} D {case['dim']}"
-            rows.append(
-                row(
-                    "scaling",
-                    name,
-                    "SFM one-shot",
-                    "step",
-                    0.001 * value,
-                    (1, 1, 1),
-                    peak_bytes=value * 1000,
-                    views=1,
-                    **case,
+            case = {"classes": 10, "ipc": 1, "dim": 192, "precision": "fp32", "varied": axis, "value": value}
+            ours = case | {"views": 1} | {axis: value}
+            theirs = case | {"views": 10} | {axis: value}
+            name, size = f"{axis} {value}", value * 1000
+            if axis != "views":
+                rows.append(
+                    row("scaling", name, "SFM one-shot", "step", 0.001 * value, (1, 1, 1), peak_bytes=size, **ours)
                 )
-            )
             rows.append(
-                row(
-                    "scaling",
-                    name,
-                    "LGM frozen",
-                    "step",
-                    0.01 * value,
-                    (10, 9, 11),
-                    peak_bytes=value * 9000,
-                    views=10,
-                    **case,
-                )
+                row("scaling", name, "LGM frozen", "step", 0.01 * value, (10, 9, 11), peak_bytes=9 * size, **theirs)
             )
-    for views in (1, 5):
-        case = {"classes": 10, "ipc": 1, "dim": 192, "precision": "fp32", "views": views}
-        rows.append(row("scaling", f"A {views}", "LGM frozen", "step", 0.01 * views, peak_bytes=views * 900, **case))
-    rows.append(row("scaling", "C 80", "LGM frozen", "step", None, status="out of memory", classes=80, ipc=1))
-    return rows
+    lost = {"status": "out of memory", "varied": "classes", "classes": 80, "ipc": 1}
+    return [*rows, row("scaling", "classes 80", "LGM frozen", "step", None, **lost)]
 
 
 def laptop() -> Result:

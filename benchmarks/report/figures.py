@@ -34,8 +34,7 @@ _SETTINGS = {
     "text.parse_math": False,  # a $ in a name is a $
 }
 _WIDTH = 9.6
-# What a case can vary in; a plot against one of them holds all others fixed.
-_NUMBERS = ("classes", "dim", "ipc", "views", "dtype", "precision", "backbone", "image_size", "channels")
+_NUMBERS = ("classes", "dim", "ipc", "views", "backbone", "image_size", "channels")  # of a case, as captions name them
 _AXES = {
     "classes": "number of classes C",
     "ipc": "images a class (ipc)",
@@ -141,29 +140,21 @@ def _number(row: Row, name: str) -> Any:
     return getattr(row, name)
 
 
-def _varying(rows: Sequence[Row], axis: str, free: Sequence[str] = ()) -> list[Row]:
-    """The rows that differ in ``axis`` (and in ``free``) alone: of all ways to fix the rest, the one with most values of ``axis``.
+def _varying(rows: Sequence[Row], axis: str) -> list[Row]:
+    """The losses' rows that differ in ``axis`` alone: of all ways to fix the rest, the one with most values of ``axis``.
 
-    Ties go to 1000 classes, or what is nearest, then to more rows. What a row doesn't say can't set it apart: one that ran out of
-    memory may know less about itself than others.
+    Ties go to 1000 classes, or what is nearest, then to more rows.
     """
-    fixed = [name for name in _NUMBERS if name not in (axis, *free)]
-    rows = [row for row in rows if _number(row, axis)]  # a log axis has no 0
-    ways: list[tuple[bool, list[Row]]] = []
-    for way in dict.fromkeys(tuple(_number(row, name) for name in fixed) for row in rows):
-        wanted = dict(zip(fixed, way, strict=True))
-        members = [
-            row for row in rows if all(None in (_number(row, k), v) or _number(row, k) == v for k, v in wanted.items())
-        ]
-        told = all(_number(row, name) is None for row in members for name, value in wanted.items() if value is None)
-        ways.append((told, members))
+    fixed = [name for name in ("classes", "dim", "ipc") if name != axis]
+    ways: dict[tuple[Any, ...], list[Row]] = {}
+    for row in rows:
+        ways.setdefault(tuple(_number(row, name) for name in fixed), []).append(row)
 
-    def rank(way: tuple[bool, list[Row]]) -> tuple[float, ...]:
-        told, members = way
+    def rank(members: list[Row]) -> tuple[float, ...]:
         far = abs(math.log((members[0].classes or 1) / 1000)) if axis != "classes" else 0.0
-        return told, len({_number(row, axis) for row in members}), -round(far, 3), len(members)
+        return len({_number(row, axis) for row in members}), -round(far, 3), len(members)
 
-    return max(ways, key=rank, default=(True, []))[1]
+    return max(ways.values(), key=rank, default=[])
 
 
 def _size(row: Row) -> float | None:
@@ -183,6 +174,8 @@ def _panels(title: str, axis: str, rows: Sequence[Row], scale: tuple[float, str]
         series: dict[tuple[str, bool], Series] = {}
         for row in rows:
             x, size, timing = _number(row, axis), _size(row), row.timing
+            if not x:  # a log axis has no 0
+                continue
             one = series.setdefault((row.contender, row.predicted), Series(row.contender, predicted=row.predicted))
             if row.lacks_memory:
                 one.out_of_memory.append(x)
@@ -192,8 +185,7 @@ def _panels(title: str, axis: str, rows: Sequence[Row], scale: tuple[float, str]
                 values = (size / scale[0],) * 3
             else:
                 continue
-            again = any(x == before for before, *_ in one.points)  # where two sweeps cross, measured in both
-            if not row.lacks_memory and values[0] > 0 and not again:  # a log axis has no 0
+            if not row.lacks_memory and values[0] > 0:
                 one.points.append((x, *values))
         panel.series = [one for one in series.values() if one.points or one.out_of_memory]
     return panels
@@ -204,7 +196,7 @@ def _fixed(rows: Sequence[Row], axis: str) -> str:
     common = []
     for name in _NUMBERS:
         values = {str(_number(row, name)) for row in rows} - {"None"}
-        if name not in (axis, "dtype", "precision") and len(values) == 1:
+        if name != axis and len(values) == 1:
             common.append(f"{_SHORT.get(name, name.replace('_', ' '))} = {values.pop()}")
     return ", ".join(common)
 
@@ -226,7 +218,7 @@ def _losses(axis: str) -> Callable[[Result, Styles, str], list[Drawing]]:
 
     def draw(result: Result, styles: Styles, salt: str) -> list[Drawing]:
         rows = [row for row in result.rows if row.suite == "losses" and row.mode == "both" and row.alignment]
-        rows = _varying(rows, axis, free=("alignment",))
+        rows = _varying(rows, axis)
         scale = _scale(map(_size, rows))
         pairs = [
             _panels(f"{name} alignment", axis, [row for row in rows if row.alignment == name], scale)
@@ -246,18 +238,10 @@ def _losses(axis: str) -> Callable[[Result, Styles, str], list[Drawing]]:
 def _scaling(result: Result, styles: Styles, salt: str) -> list[Drawing]:
     """Whole steps against whatever the scaling suite varies, a column each."""
     rows = [row for row in result.rows if row.suite == "scaling"]
-    rows = [row for row in rows if row.mode == rows[0].mode]
     columns: list[tuple[Panel, Panel]] = []
     settings, used, scale = [], [], _scale(map(_size, rows))
     for axis in _AXES:
-        part = [row for row in rows if row.varied in (None, axis)]
-        # Each method has views of its own, and another D is another backbone.
-        free = [] if axis == "views" else ["views", "backbone"] if axis == "dim" else ["views"]
-        part = _varying(part, axis, free)
-        if free:  # a contender at several numbers of views would stand twice on one line
-            names = dict.fromkeys(row.contender for row in part)
-            each = ([row for row in part if row.contender == name] for name in names)
-            part = [row for mine in each for row in _varying(mine, axis, ("backbone",))]
+        part = [row for row in rows if row.varied == axis]
         pair = _panels("", axis, part, scale)
         if len({_number(row, axis) for row in part}) >= 2 and any(panel.series for panel in pair):
             columns.append(pair)
