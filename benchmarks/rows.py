@@ -237,10 +237,10 @@ def read_claims(path: str | os.PathLike[str]) -> list[Claim]:
 
 def groups(rows: Iterable[Row]) -> list[list[Row]]:
     """Rows that were measured against each other: of one suite, case and mode, the first contender's row first."""
-    found: dict[tuple[str, str, str], list[Row]] = {}
+    grouped: dict[tuple[str, str, str], list[Row]] = {}
     for row in rows:
-        found.setdefault(row.key, []).append(row)
-    return list(found.values())
+        grouped.setdefault(row.key, []).append(row)
+    return list(grouped.values())
 
 
 def rivals(group: Iterable[Row]) -> list[Row]:

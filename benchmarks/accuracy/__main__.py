@@ -68,10 +68,6 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def distil_only(table: runs.Table, phi: str, config: DistillConfig) -> None:
-    runs.distil(table, phi, config)  # its file is what counts
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist")
@@ -123,7 +119,7 @@ def main() -> None:
         to_distil = [(phi, c) for (phi, _), by_label in configs.items() for group in by_label.values() for c in group]
         # The longest first, so that no process ends alone.
         to_distil.sort(key=lambda one: -one[1].steps * one[1].ipc * one[1].views_per_step)
-        list(pool("distilled")(Cell(one, functools.partial(distil_only, table, *one)) for one in to_distil))
+        list(pool("distilled")(Cell(one, functools.partial(runs.keep_images, table, *one)) for one in to_distil))
     evaluated = kept_in(rows_file, cells, pool("evaluated"))
     result = {
         "data": args.data,

@@ -191,6 +191,11 @@ def distil(table: Table, phi: str, config: DistillConfig) -> Images:
     return distilled(path, config, backbone(phi), source(table.data, "train"), centers)
 
 
+def keep_images(table: Table, phi: str, config: DistillConfig) -> None:
+    """Distil, and leave the images in their file, from which `distil` reads them."""
+    distil(table, phi, config)
+
+
 def distilled(
     path: Path, config: DistillConfig, model: Backbone, train: ImageSource, centers: ClassStatistics | None
 ) -> Images:

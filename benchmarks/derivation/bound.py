@@ -48,7 +48,7 @@ def moments(features: Tensor, labels: Tensor, classes: int) -> Moments:
     z = features.double()
     centers = class_centers(z, labels, classes)
     mean = centers.mean(0)
-    found = Moments(
+    stats = Moments(
         classes=classes,
         images=len(z),
         common=mean.square().sum().item(),
@@ -56,9 +56,9 @@ def moments(features: Tensor, labels: Tensor, classes: int) -> Moments:
         within=(z - centers[labels]).square().sum(1).mean().item(),
         second=(z.T @ z / len(z)).norm().item(),
     )
-    if found.between == 0:
+    if stats.between == 0:
         raise InputError("features must differ between classes: all class means are one point, and there is no flow")
-    return found
+    return stats
 
 
 def class_centers(features: Tensor, labels: Tensor, classes: int) -> Tensor:
@@ -93,47 +93,47 @@ def jacobian_bound(tau: Tensor, classes: int) -> Tensor:
     return (square_sum * (1 - square_sum)).sqrt()
 
 
-def weights_first_order(found: Moments, sigma: float) -> float:
+def weights_first_order(stats: Moments, sigma: float) -> float:
     """Relative distance of g(W) to g at first order in sigma; the mean square over W is exact at that order."""
-    second = found.second**2 + found.common
-    return sigma * math.sqrt((found.classes - 1) * second) / (found.classes * found.gradient)
+    second = stats.second**2 + stats.common
+    return sigma * math.sqrt((stats.classes - 1) * second) / (stats.classes * stats.gradient)
 
 
-def weights_bound(features: Tensor, found: Moments, sigma: float) -> float:
+def weights_bound(features: Tensor, stats: Moments, sigma: float) -> float:
     """Bound on the relative distance of g(W) to g, for every sigma: the smaller one of a sharp and a saturating bound."""
     z = features.double()
     norms = z.norm(dim=1)
-    j = jacobian_bound(sigma * norms, found.classes)
+    j = jacobian_bound(sigma * norms, stats.classes)
     weighted = (z.T * j) @ z / len(z)
     sharp = sigma * math.sqrt(weighted.square().sum().item() + (j * norms).mean().item() ** 2)
-    spread = softmax_variance_bound(sigma * norms, found.classes)
+    spread = softmax_variance_bound(sigma * norms, stats.classes)
     saturating = (spread * (norms.square() + 1)).sqrt().mean().item()
-    distance: float = min(sharp, saturating) / found.gradient
+    distance: float = min(sharp, saturating) / stats.gradient
     return distance
 
 
-def batch_distance(found: Moments, n: int, *, stratified: bool) -> float:
+def batch_distance(stats: Moments, n: int, *, stratified: bool) -> float:
     """Relative distance to g of the gradient at W = 0 on n images drawn without replacement: exact.
 
     ``stratified``: n / C of every class (n a multiple of C); else n of all images, as LGM draws them.
     """
-    c = found.classes
+    c = stats.classes
     if stratified:
-        each, drawn = found.images // c, n // c
+        each, drawn = stats.images // c, n // c
         left = (each - drawn) / max(1, each - 1)
-        return math.sqrt(left * (c - 1) / n * found.within / found.between)
-    left = (found.images - n) / max(1, found.images - 1)
-    return math.sqrt(left / n * ((c - 1) * (found.within + found.common + 1) / found.between + c - 2))
+        return math.sqrt(left * (c - 1) / n * stats.within / stats.between)
+    left = (stats.images - n) / max(1, stats.images - 1)
+    return math.sqrt(left / n * ((c - 1) * (stats.within + stats.common + 1) / stats.between + c - 2))
 
 
-def batch_bound(features: Tensor, found: Moments, n: int, sigma: float) -> float:
+def batch_bound(features: Tensor, stats: Moments, n: int, sigma: float) -> float:
     """Bound on the relative distance to g of the gradient at W on n images drawn without replacement from all."""
-    c = found.classes
+    c = stats.classes
     norms = features.double().norm(dim=1)
     spread = softmax_variance_bound(sigma * norms, c)
-    left = (found.images - n) / max(1, found.images - 1)
-    sampling = left / n * (((1 - 1 / c + spread) * (norms.square() + 1)).mean().item() - found.gradient**2)
-    return math.hypot(weights_bound(features, found, sigma), math.sqrt(max(0.0, sampling)) / found.gradient)
+    left = (stats.images - n) / max(1, stats.images - 1)
+    sampling = left / n * (((1 - 1 / c + spread) * (norms.square() + 1)).mean().item() - stats.gradient**2)
+    return math.hypot(weights_bound(features, stats, sigma), math.sqrt(max(0.0, sampling)) / stats.gradient)
 
 
 def least_cosine(distance: float) -> float:

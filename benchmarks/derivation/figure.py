@@ -84,8 +84,8 @@ def write_figure(result: Result, path: Path) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    found = next(iter(result["backbones"].values()))
-    panels, some = found["panels"], found["panels"]["spread"][0]["n"]
+    measured = next(iter(result["backbones"].values()))
+    panels, some = measured["panels"], measured["panels"]["spread"][0]["n"]
     figure = Figure(figsize=(13.5, 4.9), layout="constrained")
     FigureCanvasAgg(figure)
     weights, batch, spread = figure.subplots(1, 3)
@@ -100,7 +100,7 @@ def write_figure(result: Result, path: Path) -> None:
             "common mean subtracted": Label("common mean\nsubtracted", 0.5, 9, -24),
         },
     )
-    weights.set_title(f"a  All {found['moments']['images']} images, drawn W", loc="left", fontsize=11)
+    weights.set_title(f"a  All {measured['moments']['images']} images, drawn W", loc="left", fontsize=11)
     weights.set_ylabel("distance of LGM's gradient to the flow\n(1 = as long as the flow)")
     _mark(weights, 0.01, "LGM's σ")
     batch.set(xscale="log", yscale="log", xlabel="images n in the batch")
@@ -135,7 +135,7 @@ def write_figure(result: Result, path: Path) -> None:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
     key: Mapping[str, Any] = {
-        f"measured median, 10–90 % of {found['draws']} draws": (
+        f"measured median, 10–90 % of {measured['draws']} draws": (
             Patch(facecolor="#888", alpha=0.3),
             Line2D([], [], color="#444", marker="o", markersize=4),
         ),

@@ -151,7 +151,7 @@ class Plan:
     def rehearsed(self, stages: list[Stage]) -> list[Stage]:
         """The same stages for a CPU: with limits of a slow and busy machine, and the profilers' commands spelled, not run."""
         limits = {"card": 30, "install": 60, "build": 450, "smoke": 300, "times": 120, "correctness": 400, "alone": 60}
-        found = []
+        smaller = []
         for stage in stages:
             command, limit = list(stage.command), limits.get(stage.name, stage.limit)
             if stage.name == "correctness":
@@ -164,8 +164,8 @@ class Plan:
             if stage.name in TOOLS or stage.name == "ncu":
                 command = python("-c", f"print('== a GPU machine would run: {' '.join(command)[:60]}...')")
                 limit = 15
-            found.append(replace(stage, command=command, limit=limit))
-        return found
+            smaller.append(replace(stage, command=command, limit=limit))
+        return smaller
 
 
 def prepared_commit() -> str:

@@ -24,9 +24,9 @@ SOURCE = ROOT / "tests" / "gpu" / "smoke.cu"
 TOLERANCE, TF32 = 2e-4, 5e-3
 
 
-def differences(found: str, reference: str) -> list[str]:
+def differences(printed: str, reference: str) -> list[str]:
     """What differs between two outputs, a line each: names, errors, values that aren't finite, sums beyond the tolerance."""
-    ours, theirs = ([line for line in text.splitlines() if " error " in line] for text in (found, reference))
+    ours, theirs = ([line for line in text.splitlines() if " error " in line] for text in (printed, reference))
     problems = [] if len(ours) == len(theirs) else [f"{len(ours)} results instead of {len(theirs)}"]
     for one, two in zip(ours, theirs, strict=False):
         if problem := _difference(one, two):
@@ -95,16 +95,16 @@ def main() -> int:
         if program != target:
             shutil.copy(program, target)
             target.chmod(0o755)
-        found = output_of(target, log=log)
+        printed = output_of(target, log=log)
         reference = kept.read_text() if kept.exists() else ""
     else:
         program = build(options.work, cpu=True)
-        found = output_of(program, log=log)
+        printed = output_of(program, log=log)
         reference = output_of(program, "--reversed", log=options.work / "smoke_reversed.log")
-    count = found.count(" error ")
-    problems = differences(found, reference) if reference else ["no reference: run `make gpu-prepare`"]
-    if "failures 0" not in found:
-        problems.append(found.splitlines()[-1] if found else "no output")
+    count = printed.count(" error ")
+    problems = differences(printed, reference) if reference else ["no reference: run `make gpu-prepare`"]
+    if "failures 0" not in printed:
+        problems.append(printed.splitlines()[-1] if printed else "no output")
     for problem in problems[:12]:
         print("==", problem)
     print(f"== {count} results, {len(problems)} problems")

@@ -109,7 +109,7 @@ def instructions(lines: Iterable[str]) -> dict[str, int]:
     after "calls=" has the callee's cost, which its own lines count already. Positions (absolute, "+n", "-n", "*") don't matter
     here, only how many there are before the costs.
     """
-    found: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     names: dict[str, str] = {}
     positions, column = 1, 0
     current, callee = "", False
@@ -131,21 +131,21 @@ def instructions(lines: Iterable[str]) -> dict[str, int]:
         elif line[:1].isdigit() or line[:1] in ("+", "-", "*"):
             costs = line.split()[positions:]
             if not callee and len(costs) > column:  # trailing zeros are left out
-                found[current] += int(costs[column])
+                counts[current] += int(costs[column])
             callee = False
-    return dict(found)
+    return dict(counts)
 
 
-def _chosen(found: Mapping[str, int], library: str | None) -> int:
+def _chosen(counts: Mapping[str, int], library: str | None) -> int:
     if library is None:
-        return sum(found.values())
+        return sum(counts.values())
     wanted = "/" + library.removeprefix("/")
-    matches = [path for path in found if path.endswith(wanted) or _without_suffix(path).endswith(wanted)]
+    matches = [path for path in counts if path.endswith(wanted) or _without_suffix(path).endswith(wanted)]
     if len(matches) != 1:
-        seen = ", ".join(sorted(matches or found))
+        seen = ", ".join(sorted(matches or counts))
         state = "names several libraries that ran" if matches else "ran no instruction"
         raise InputError(f"library {library!r} {state}: {seen}")
-    return found[matches[0]]
+    return counts[matches[0]]
 
 
 def _without_suffix(path: str) -> str:

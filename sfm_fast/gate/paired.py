@@ -75,19 +75,19 @@ def compare(
         ratio = interval([function / baseline for function, baseline, _ in every], error)
         control = interval([second / baseline for _, baseline, second in every], error)
         late = time.perf_counter() - started > seconds
-        found = f"ratio {_text(ratio)}, control {_text(control)} in {len(every)} rounds"
+        seen = f"ratio {_text(ratio)}, control {_text(control)} in {len(every)} rounds"
         if control.low > CONTROL_DRIFT or control.high < 1 / CONTROL_DRIFT:
             why = f"the baseline against itself is {_text(control)} instead of 1: the machine is too restless"
         elif ratio.high <= at_most:
-            return Comparison(PASSED, ratio, control, len(every), found)
+            return Comparison(PASSED, ratio, control, len(every), seen)
         elif ratio.low > at_most and all(_low(part, half) > at_most for part in _batches(earlier, fresh, late)):
-            return Comparison(FAILED, ratio, control, len(every), found)
+            return Comparison(FAILED, ratio, control, len(every), seen)
         else:
             why = f"the interval {ratio.low:.3f} to {ratio.high:.3f} doesn't clear the limit {at_most:g}"
         if late:
             why += f" (gave up after {seconds:g} s)"
             break
-    return Comparison(INCONCLUSIVE, ratio, control, len(every), f"{why}; {found}")
+    return Comparison(INCONCLUSIVE, ratio, control, len(every), f"{why}; {seen}")
 
 
 def _batches(earlier: list[Round], fresh: list[Round], late: bool) -> list[list[Round]]:
@@ -127,7 +127,7 @@ def rounds_of(
     repeats = {name: max(1, round(target / (slow if name == "function" else fast))) for name in callables}
 
     def measure(count: int) -> list[Round]:
-        found: list[Round] = []
+        taken: list[Round] = []
         collecting = gc.isenabled()
         gc.collect()
         gc.disable()
@@ -136,11 +136,11 @@ def rounds_of(
                 names = list(callables)
                 order.shuffle(names)
                 times = {name: _sample(callables[name], repeats[name], device) / repeats[name] for name in names}
-                found.append((times["function"], times["baseline"], times["control"]))
+                taken.append((times["function"], times["baseline"], times["control"]))
         finally:
             if collecting:
                 gc.enable()
-        return found
+        return taken
 
     return measure
 
@@ -180,10 +180,10 @@ def _waited() -> float:
 
 def _quickest(call: Callable[[], Any], device: torch.device | str) -> float:
     """Seconds of one undisturbed call: the least of many, since a wrong one would make one sample longer than the other."""
-    found: list[float] = []
-    while len(found) < 2 or (len(found) < 25 and sum(found) < CALIBRATION_SECONDS):
-        found.append(_sample(call, 1, device))
-    return min(found)
+    seconds: list[float] = []
+    while len(seconds) < 2 or (len(seconds) < 25 and sum(seconds) < CALIBRATION_SECONDS):
+        seconds.append(_sample(call, 1, device))
+    return min(seconds)
 
 
 def _low(rounds: Sequence[Round], error: float) -> float:
