@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
+from sfm_fast.arguments import add_list, check_names, finish, say
 from sfm_fast.backbones.load import resolve_device
 from sfm_fast.errors import InputError, require_package
 from sfm_fast.files import check_output_file, write_json, write_text
 
 from . import compare, presets, rows, runner
-from .arguments import add_list, check_names
 from .registry import Options
 from .report import page, tables
 
@@ -108,13 +106,13 @@ def run(args: argparse.Namespace) -> None:
         again=not args.resume,
     ):
         ran = True
-        _say(args, "", tables.rows_table(fresh))
+        say(args, "", tables.rows_table(fresh))
     if not ran and not args.resume:
         raise InputError(f"--only {args.only!r}: no case of preset {args.preset} has this in its name")
     part.replace(path)
     result = rows.read_result(path)
     shown = page.write_all(path.parent, path.stem, result)
-    _finish(args, result.to_json(), "", f"{len(result.rows)} rows in {path}; look at {shown.resolve()}")
+    finish(args, result.to_json(), "", f"{len(result.rows)} rows in {path}; look at {shown.resolve()}")
 
 
 def _folder(name: str) -> Path:
@@ -140,7 +138,7 @@ def run_report(args: argparse.Namespace) -> None:
     if args.csv:
         write_text(args.csv, tables.csv_text(*results))
     whole = {"results": [result.to_json() for result in results], "page": str(args.out)}
-    _finish(args, whole, f"look at {Path(args.out).resolve()}")
+    finish(args, whole, f"look at {Path(args.out).resolve()}")
 
 
 def run_compare(args: argparse.Namespace) -> None:
@@ -173,24 +171,8 @@ def _compare(args: argparse.Namespace) -> int:
         title = f"### {args.files[0]} → {args.files[1]}"
         parts = [title, compare.summary(changes), *notes, *([text] if text else [])]
         write_text(args.markdown, "\n\n".join(parts) + "\n")
-    _finish(args, compare.to_json(changes, notes, *args.files), *lines)
+    finish(args, compare.to_json(changes, notes, *args.files), *lines)
     return compare.count(changes, compare.REGRESSION)
-
-
-def _say(args: argparse.Namespace, *lines: str) -> None:
-    """Print for people: to stderr where stdout carries JSON."""
-    print(*lines, sep="\n", file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
-
-
-def _finish(args: argparse.Namespace, whole: Mapping[str, object], *lines: str) -> None:
-    """Write everything as JSON where --json says, and then print ``lines``, also where that fails."""
-    try:
-        if args.json == "-":
-            print(json.dumps(whole, indent=2, allow_nan=False), flush=True)
-        elif args.json:
-            write_json(args.json, whole)
-    finally:
-        _say(args, *lines)
 
 
 def main() -> int:

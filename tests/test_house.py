@@ -19,6 +19,7 @@ FLOORS = (
     "errors version facade",
     "units",
     "philox files schema options",
+    "arguments",
     "views",
     "checks",
     "reference",

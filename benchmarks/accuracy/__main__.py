@@ -17,11 +17,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from sfm_fast.arguments import add_list, check_names
 from sfm_fast.demo.cost import Cost, compare_methods
 from sfm_fast.distill.config import DistillConfig
 from sfm_fast.files import write_json
 
-from ..arguments import add_list, check_names
 from ..cells import Cell, Runner, fill, in_parallel, in_turn
 from ..machine import environment
 from . import runs

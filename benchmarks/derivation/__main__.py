@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfm_fast.arguments import add_list
 from sfm_fast.backbones.backbone import Backbone
 from sfm_fast.backbones.load import load_backbone
 from sfm_fast.backbones.shipped import SHIPPED
@@ -33,7 +34,6 @@ from sfm_fast.features.compute import view_features
 from sfm_fast.files import check_output_file, write_json
 from sfm_fast.views import Augmentation
 
-from ..arguments import add_list
 from ..cells import Cell, fill
 from ..machine import environment
 from .figure import findings_table, write_figure

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", default="train", help="split to train on")
     parser.add_argument("--test-split", default="test", help="split to test on; '' for none")
     common.add_backbone_arguments(parser)
-    common.add_list_argument(
+    common.add_list(
         parser,
         "--weight-decay",
         float,

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import sys
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
 
 import torch
 
+from ..arguments import add_list as add_list
+from ..arguments import add_options as add_options
+from ..arguments import check_names as check_names
+from ..arguments import finish as finish
+from ..arguments import given_options as given_options
+from ..arguments import made as made
+from ..arguments import say as say
 from ..backbones.backbone import Backbone
 from ..backbones.load import PRECISIONS, load_backbone
 from ..backbones.shipped import DEFAULT, SHIPPED
 from ..data import datasets
 from ..data.sources import ImageSource
 from ..errors import InputError
-from ..files import write_json
-from ..options import options_of
-
-Name = TypeVar("Name", str, int)
-Made = TypeVar("Made")
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,89 +64,6 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, metavar="N", default=256, help="images a batch when computing features"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
-
-
-class Listed(argparse.Action):
-    """Values by commas, by spaces, or by giving the option again; the first one given replaces the default."""
-
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
-        earlier = getattr(namespace, self.dest)
-        given = [value for one in values for value in one]
-        setattr(namespace, self.dest, given if earlier is self.default else earlier + given)
-
-
-def add_list_argument(
-    parser: argparse.ArgumentParser, option: str, kind: Callable[[str], Any] = str, **options: Any
-) -> None:
-    """An option with a list of ``kind`` by commas or spaces, '' for none; its default is such a text, or None."""
-
-    def values(text: str) -> list[Any]:
-        return [kind(word) for word in text.replace(",", " ").split()]
-
-    values.__name__ = kind.__name__  # argparse's message says it
-    parser.add_argument(option, nargs="+", type=values, action=Listed, **options)
-
-
-def check_names(option: str, names: Sequence[Name], known: Sequence[Name], before: str = "") -> list[Name]:
-    """Each name (or number) once, in the order given; raises ``InputError`` for an unknown one.
-
-    ``before``: what stands on the command line before ``option``, for the message where the list has swallowed it.
-    """
-    for name in names:
-        if name not in known:
-            swallowed = before and ("/" in str(name) or os.path.lexists(str(name)))
-            hint = f"; where it is a {before.split()[-1]}, write: {before} {option} ..." if swallowed else ""
-            raise InputError(f"{option}: {name!r} is none of {', '.join(map(str, known))}{hint}")
-    return list(dict.fromkeys(names))
-
-
-def add_options(parser: argparse.ArgumentParser, kind: type, names: Sequence[str] = (), **flags: str) -> None:
-    """An option for each field (or each of ``names``) of a dataclass of `sfm_fast.options`; None where it isn't given.
-
-    ``flags``: fields that are called otherwise on the command line. `given_options` reads them.
-    """
-    for name, one in options_of(kind).items():
-        if names and name not in names:
-            continue
-        default = getattr(kind, name)
-        usual = one.usual or (f"{default:g}" if isinstance(default, float) else str(default))
-        flag = flags.get(name, f"--{name.replace('_', '-')}")
-        if isinstance(default, bool):
-            usual = "yes" if default else "no"
-            action = argparse.BooleanOptionalAction
-            parser.add_argument(flag, dest=name, action=action, default=None, help=f"{one.help} (default: {usual})")
-            continue
-        parser.add_argument(
-            flag,
-            dest=name,
-            type=str if one.choices else int if one.least is not None else float,
-            choices=one.choices or None,
-            metavar=one.metavar,
-            help=f"{one.help} (default: {usual})".replace("%", "%%"),
-        )
-
-
-def given_options(args: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """Those fields of the dataclass ``kind`` that the command line gives."""
-    values = ((name, getattr(args, name, None)) for name in options_of(kind))
-    return {name: value for name, value in values if value is not None}
-
-
-def made(args: argparse.Namespace, kind: type[Made], **more: Any) -> Made:
-    """The dataclass ``kind`` of the options given, and of ``more``; what is wrong is told by the option's name on the command line."""
-    try:
-        return kind(**given_options(args, kind), **more)
-    except InputError as error:
-        name, _, rest = str(error).partition(" ")
-        if name not in options_of(kind):
-            raise
-        raise InputError(f"--{name.replace('_', '-')} {rest}") from error
 
 
 def set_threads(args: argparse.Namespace) -> None:
@@ -207,24 +121,3 @@ def open_evaluating_backbone(args: argparse.Namespace) -> Backbone | None:
         image_size=args.image_size if own and size is None else size,
         precision=args.precision,
     )
-
-
-def say(args: argparse.Namespace, *lines: str) -> None:
-    """Print for people: to stderr where stdout carries JSON."""
-    print(*lines, sep="\n", file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
-
-
-def finish(args: argparse.Namespace, result: dict[str, Any], *lines: str) -> None:
-    """Write ``result`` where --json says, then print ``lines``: where the first fails, they are shown all the same."""
-    try:
-        write_result(args, result)
-    finally:
-        say(args, *lines)
-
-
-def write_result(args: argparse.Namespace, result: dict[str, Any]) -> None:
-    """Write ``result`` where --json says, if it was given."""
-    if args.json == "-":
-        print(json.dumps(result, indent=2, allow_nan=False), flush=True)
-    elif args.json:
-        write_json(args.json, result)

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs", nargs="*", metavar="RUN", help="folders of `sfm-fast distill`, or their synthetic.safetensors"
     )
-    common.add_list_argument(
+    common.add_list(
         parser,
         "--mode",
         metavar="NAME",
@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "all real data on the distilling backbone and fits a projector to its features on the images; 'kd' is a probe with that "
         "classifier as its teacher",
     )
-    common.add_list_argument(
+    common.add_list(
         parser,
         "--references",
         metavar="NAME",

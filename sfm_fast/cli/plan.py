@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="7.2GB",
         help="for tensors, to recommend a micro-batch for: a card's, less some 0.6 GB for the CUDA context and fragmentation",
     )
-    common.add_list_argument(parser, "--micro-batch", int, metavar="N", help="show these too")
+    common.add_list(parser, "--micro-batch", int, metavar="N", help="show these too")
     parser.add_argument(
         "--lgm-views",
         type=int,

@@ -13,8 +13,9 @@ from ..data.transforms import ImageTransform
 from ..distill.progress import LogRow
 from ..evaluation.rows import Row
 from ..report import html, plots
-from ..report.tables import megabytes, text_table
+from ..report.tables import text_table
 from ..synthetic import SyntheticSet, to_bytes
+from ..units import megabytes
 from .cost import Cost
 
 COST_HEADER = ("method", "views", "ms a step", "time x SFM", "peak memory", "memory x SFM")
