@@ -55,7 +55,7 @@ def check_names(option: str, names: Sequence[Name], known: Sequence[Name], befor
     return list(dict.fromkeys(names))
 
 
-def add_options(parser: argparse.ArgumentParser, kind: type, names: Sequence[str] = (), **flags: str) -> None:
+def add_options(parser: argparse.ArgumentParser, kind: type, /, *names: str, **flags: str) -> None:
     """An option for each field (or each of ``names``) of a dataclass of `sfm_fast.options`; None where it isn't given.
 
     ``flags``: fields that are called otherwise on the command line. `given_options` reads them.

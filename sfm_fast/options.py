@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -31,19 +32,21 @@ class Option:
             return "" if isinstance(value, str) and value in self.choices else f"one of {self.choices}"
         if self.within:
             low, high = (float(end) for end in self.within[1:-1].split(","))
-            above = isinstance(value, (int, float)) and (value > low or (value == low and self.within[0] == "["))
+            above = _is_number(value) and (value > low or (value == low and self.within[0] == "["))
             return "" if above and (value < high or (value == high and self.within[-1] == "]")) else f"in {self.within}"
         if self.least is not None:
-            if not isinstance(value, int) or isinstance(value, bool):
+            if not isinstance(value, numbers.Integral) or isinstance(value, bool):
                 return "a whole number"
-            return f"at least {self.least}" if value < self.least else self._too_many(value)
+            if int(value) < self.least:
+                return f"at least {self.least}"
+            return f"at most {self.most}" if self.most is not None and int(value) > self.most else ""
         if self.most is not None:
-            positive = isinstance(value, (int, float)) and 0 < value <= self.most
-            return "" if positive else f"positive and at most {self.most:g}"
+            return "" if _is_number(value) and 0 < value <= self.most else f"positive and at most {self.most:g}"
         return ""
 
-    def _too_many(self, value: float) -> str:
-        return f"at most {self.most}" if self.most is not None and value > self.most else ""
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def option(default: Any, help: str = "", **limits: Any) -> Any:
@@ -58,9 +61,22 @@ def options_of(kind: type) -> dict[str, Option]:
 
 
 def check_options(value: Any) -> None:
-    """Raise ``InputError`` naming the first option of a dataclass object whose value isn't allowed; None is, where it is the default."""
+    """Raise ``InputError`` naming the first option of a dataclass object whose value isn't allowed; None is, where it is the default.
+
+    Numbers of other packages, such as NumPy's, become Python's own, which JSON can hold.
+    """
     defaults = {one.name: one.default for one in fields(value)}
     for name, one in options_of(type(value)).items():
-        given = getattr(value, name)
-        if (given is not None or defaults[name] is not None) and (wanted := one.problem(given)):
+        given, default = getattr(value, name), defaults[name]
+        if given is None and default is None:
+            continue
+        wanted = one.problem(given)
+        if isinstance(default, bool) and not isinstance(given, bool):
+            wanted = "True or False"
+        elif isinstance(default, float) and not _is_number(given):
+            wanted = wanted or "a number"
+        if wanted:
             raise InputError(f"{name} must be {wanted}, got {given!r}")
+        if isinstance(given, numbers.Number) and not isinstance(given, (bool, int, float)):
+            plain = int(given) if isinstance(given, numbers.Integral) else float(given)  # type: ignore[arg-type]
+            object.__setattr__(value, name, plain)  # the dataclasses are frozen

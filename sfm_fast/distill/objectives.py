@@ -90,7 +90,7 @@ def method(kind: type[Objective]) -> type[Objective]:
     return kind
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FlowOptions:
     """Options of `FlowMatching`."""
 
@@ -144,7 +144,7 @@ class FlowMatching(Objective):
         return loss
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecoupledOptions:
     """Options of `DecoupledFlowMatching`."""
 
@@ -199,7 +199,7 @@ def center_of(labels: Tensor, clusters: int, views: int) -> Tensor:
     return labels * clusters + slot.repeat(views)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class MatchingOptions:
     """Options of `GradientMatching`."""
 
