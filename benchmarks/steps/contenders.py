@@ -180,14 +180,9 @@ def distilled(setting: Setting, way: Way) -> Made:
         execution=Execution(way.micro_batch, state="host" if way.host else "device"),
     )
     distiller.grow_fully()
-    stock = way.is_lgm and way.config.lgm_variant == "stock"
 
     def step() -> None:
-        setting.backbone.model.requires_grad_(stock)
-        try:
-            distiller.step()
-        finally:
-            setting.backbone.model.requires_grad_(False)
+        distiller.step()
         if distiller.micro_batch < way.micro_batch:  # a run goes on in smaller ones; here that is another contender
             raise MemoryError("out of memory")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from sfm_fast.backbones.load import load_backbone
+from sfm_fast.data.datasets import open_dataset
+from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.config import DistillConfig
 from sfm_fast.distill.objectives import METHODS, Given
 from sfm_fast.options import options_of
@@ -96,3 +99,21 @@ def test_a_new_method_is_one_class(tmp_path):
 
     config = SyntheticSet.load(tmp_path / "run").metadata["config"]
     assert (config["method"], config["stretch"]) == ("stretched", 2.0)
+
+
+def test_stock_leaves_a_shared_backbone_frozen():
+    """Its parameters require gradients during its own steps alone, and keep none: another method may use the same backbone."""
+    backbone, source = load_backbone(), open_dataset("embedded", "train")
+    during = []
+    run = dataclasses.replace(backbone, run=lambda x: during.append(requiring(backbone)) or backbone.model(x))
+    config = DistillConfig(method="lgm", lgm_variant="stock", views=1, steps=1)
+    distiller = make_distiller(config, run, source)
+    assert not requiring(backbone)
+    distiller.step()
+    assert all(during)
+    assert not requiring(backbone)
+    assert all(parameter.grad is None for parameter in backbone.model.parameters())
+
+
+def requiring(backbone):
+    return any(parameter.requires_grad for parameter in backbone.model.parameters())
