@@ -36,8 +36,8 @@ def accuracy_summary() -> str:
     result = accuracy()
     machine = result["environment"]
     note = (
-        f"Top-1 in percent, mean ± std over 3 seeds. Distillation: steps times a step's time, on both backbones together, steps of all methods measured in turn ({machine['cpu']}, "
-        f"{machine['threads']} thread, torch {machine['torch']}, fp32); LGM in closed form, the fastest, with A = 10 views. Peak: beyond weights, images and Adam, the larger of the two."
+        f"Top-1 accuracy in percent, mean ± standard deviation over 3 seeds. Distillation: number of steps times the time of a step, summed over both backbones; the methods' steps were timed in turn ({machine['cpu']}, "
+        f"{machine['threads']} thread, torch {machine['torch']}, fp32). LGM is its fastest variant, closed-form, with A = 10 views. Peak: memory beyond weights, images and Adam's moments, the larger of the two backbones' values."
     )
     return f"{summary(result)}\n\n{note}"
 
@@ -49,7 +49,7 @@ def cost() -> str:
 
 
 def laptop(suite: str) -> tuple[list[Row], str]:
-    """Rows of a suite of the committed result, and the machine in words."""
+    """Rows of a suite of the committed result, and a description of the machine."""
     result = read_result(RESULTS / "laptop.json")
     machine = result.environment
     rows = [row for row in result.rows if row.suite == suite]
@@ -57,14 +57,14 @@ def laptop(suite: str) -> tuple[list[Row], str]:
 
 
 def losses() -> str:
-    """The shapes at both ends and the ones users have; the whole table stands beside its JSON."""
+    """Forward + backward at two sizes; all sizes are in the table next to the JSON file."""
     rows, machine = laptop("losses")
     rows += read_result(RESULTS / "full.json").rows
     shown = [f"{kind} {size}" for kind in ("global", "class", "pair") for size in ("1000x768", "21841x1024")]
     rows = [row for row in rows if row.case in shown]
     copy = statistics.median(row.copy_bandwidth for row in rows if row.copy_bandwidth) / 1e9
     product = statistics.median(row.matmul_rate for row in rows if row.matmul_rate) / 1e9
-    note = f"{machine}, fp32; median of the ceilings measured beside each shape: copy {copy:.0f} GB/s, matrix product {product:.0f} GFLOP/s."
+    note = f"{machine}, fp32; median of the ceilings measured with each shape: copy {copy:.0f} GB/s, matrix product {product:.0f} GFLOP/s."
     return f"{loss_table(rows)}\n\n{note}"
 
 
@@ -130,12 +130,12 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
 
 
 def fill(text: str, tables: dict[str, Callable[[], str]], page: str) -> str:
-    """``text`` with every table between its markers made anew."""
+    """``text`` with new contents between the markers of every table."""
     for name, make in tables.items():
         pattern = re.compile(rf"(<!-- table: {name} -->\n).*?(<!-- end -->)", re.DOTALL)
-        text, count = pattern.subn(lambda found, made=make(): f"{found[1]}{made}\n{found[2]}", text)
+        text, count = pattern.subn(lambda match, table=make(): f"{match[1]}{table}\n{match[2]}", text)
         if count != 1:
-            sys.exit(f"{page}: wanted one place for the table {name!r}, found {count}")
+            sys.exit(f"{page}: must have one place for the table {name!r}, got {count}")
     return text
 
 
@@ -149,7 +149,7 @@ def main() -> None:
         if not args.check:
             (ROOT / page).write_text(new, encoding="utf-8")
         elif new != old:
-            sys.exit(f"{page}: its tables are not those of the committed results; run make readme")
+            sys.exit(f"{page}: its tables differ from the committed results; run make readme")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""sfm_fast: fast statistical flow matching, to distil data sets for frozen self-supervised vision models.
+"""sfm_fast: fast statistical flow matching, which distils data sets for frozen self-supervised vision models.
 
-Every public name can be imported from here; each loads what it needs at its first use. `sfm_fast.ops` registers the operations
+Every public name can be imported from here and loads its modules at the first use. `sfm_fast.ops` registers the operations
 ``torch.ops.sfm_fast``, and is imported with the first loss or image operation.
 """
 

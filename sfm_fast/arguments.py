@@ -1,4 +1,4 @@
-"""What command lines share: lists, options that a dataclass declares, and the two ways a result leaves a command."""
+"""Shared by all command lines: list options, options that a dataclass declares, and output as text and JSON."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Made = TypeVar("Made")
 
 
 class Listed(argparse.Action):
-    """Values by commas, by spaces, or by giving the option again; the first one given replaces the default."""
+    """Values separated by commas or spaces, or given by repeating the option; the first use replaces the default."""
 
     def __call__(
         self,
@@ -33,32 +33,33 @@ class Listed(argparse.Action):
 
 
 def add_list(parser: argparse.ArgumentParser, option: str, kind: Callable[[str], Any] = str, **options: Any) -> None:
-    """An option with a list of ``kind`` by commas or spaces, '' for none; its default is such a text, or None."""
+    """Add an option that takes a list of ``kind``, separated by commas or spaces ('' is the empty list); its default is such a string, or None."""
 
     def values(text: str) -> list[Any]:
         return [kind(word) for word in text.replace(",", " ").split()]
 
-    values.__name__ = kind.__name__  # argparse's message says it
+    values.__name__ = kind.__name__  # argparse's error message shows this name
     parser.add_argument(option, nargs="+", type=values, action=Listed, **options)
 
 
 def check_names(option: str, names: Sequence[Name], known: Sequence[Name], before: str = "") -> list[Name]:
-    """Each name (or number) once, in the order given; raises ``InputError`` for an unknown one.
+    """``names`` without duplicates, in the order given; raises ``InputError`` for one that isn't ``known``.
 
-    ``before``: what stands on the command line before ``option``, for the message where the list has swallowed it.
+    ``before``: command and positional arguments, such as "sfm-fast eval RUN". If the unknown name looks like a path, the message
+    shows how to write them before ``option``, whose list takes all words that follow it.
     """
     for name in names:
         if name not in known:
             swallowed = before and ("/" in str(name) or os.path.lexists(str(name)))
-            hint = f"; where it is a {before.split()[-1]}, write: {before} {option} ..." if swallowed else ""
+            hint = f"; if it is a {before.split()[-1]}, write: {before} {option} ..." if swallowed else ""
             raise InputError(f"{option}: {name!r} is none of {', '.join(map(str, known))}{hint}")
     return list(dict.fromkeys(names))
 
 
 def add_options(parser: argparse.ArgumentParser, kind: type, /, *names: str, **flags: str) -> None:
-    """An option for each field (or each of ``names``) of a dataclass of `sfm_fast.options`; None where it isn't given.
+    """Add an option for each field (or each of ``names``) of a dataclass with `sfm_fast.options`; its value is None unless given.
 
-    ``flags``: fields that are called otherwise on the command line. `given_options` reads them.
+    ``flags``: fields whose option has another name on the command line. `given_options` reads the values.
     """
     for name, one in options_of(kind).items():
         if names and name not in names:
@@ -82,13 +83,13 @@ def add_options(parser: argparse.ArgumentParser, kind: type, /, *names: str, **f
 
 
 def given_options(args: argparse.Namespace, kind: type) -> dict[str, Any]:
-    """Those fields of the dataclass ``kind`` that the command line gives."""
+    """The fields of the dataclass ``kind`` that were given on the command line, with their values."""
     values = ((name, getattr(args, name, None)) for name in options_of(kind))
     return {name: value for name, value in values if value is not None}
 
 
 def made(args: argparse.Namespace, kind: type[Made], **more: Any) -> Made:
-    """The dataclass ``kind`` of the options given, and of ``more``; what is wrong is told by the option's name on the command line."""
+    """An object of the dataclass ``kind`` from the options given and from ``more``; errors name the option as on the command line."""
     try:
         return kind(**given_options(args, kind), **more)
     except InputError as error:
@@ -99,12 +100,12 @@ def made(args: argparse.Namespace, kind: type[Made], **more: Any) -> Made:
 
 
 def say(args: argparse.Namespace, *lines: str) -> None:
-    """Print for people: to stderr where stdout carries JSON."""
+    """Print text: to stderr if stdout carries JSON."""
     print(*lines, sep="\n", file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
 
 
 def finish(args: argparse.Namespace, result: Mapping[str, Any], *lines: str) -> None:
-    """Write ``result`` where --json says, then print ``lines``: where the first fails, they are shown all the same."""
+    """Write ``result`` to the file of --json, then print ``lines``, even if writing fails."""
     try:
         write_result(args, result)
     finally:
@@ -112,7 +113,7 @@ def finish(args: argparse.Namespace, result: Mapping[str, Any], *lines: str) -> 
 
 
 def write_result(args: argparse.Namespace, result: Mapping[str, Any]) -> None:
-    """Write ``result`` where --json says, if it was given."""
+    """Write ``result`` as JSON to the file of --json, or to stdout for '-'; nothing without --json."""
     if args.json == "-":
         print(json.dumps(result, indent=2, allow_nan=False), flush=True)
     elif args.json:

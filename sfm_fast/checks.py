@@ -1,4 +1,4 @@
-"""Checks of arguments that several public functions share; each error names the argument, what it got and what it wants."""
+"""Checks of arguments that several public functions share; each error names the argument, what it must be and what it is."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def kind_of(value: object) -> str:
-    """What an error message calls ``value``: a tensor's dtype, else its type."""
+    """The kind of ``value`` for error messages: a tensor's dtype, else the type."""
     return str(value.dtype) if isinstance(value, Tensor) else f"a {type(value).__module__}.{type(value).__name__}"
 
 
@@ -26,9 +26,9 @@ def check_centers(centers: Tensor) -> None:
     if centers.ndim != 2 or centers.shape[1] < 1:
         raise InputError(f"centers must be (classes, features), got {tuple(centers.shape)}")
     if centers.shape[0] < 2:
-        raise InputError(f"centers has {centers.shape[0]} class: a flow needs at least 2 classes")
+        raise InputError(f"centers must have at least 2 classes, got {centers.shape[0]}")
     if centers.requires_grad:
-        raise InputError("centers requires grad, but the real centres are constants here: pass centers.detach()")
+        raise InputError("centers must not require grad, because the real centres are constants: pass centers.detach()")
 
 
 def check_features(name: str, features: Tensor, dim: int, against: str) -> None:
@@ -37,7 +37,7 @@ def check_features(name: str, features: Tensor, dim: int, against: str) -> None:
     if features.ndim != 2 or features.shape[0] < 1:
         raise InputError(f"{name} must be (items, features) with at least one item, got {tuple(features.shape)}")
     if features.shape[1] != dim:
-        raise InputError(f"{name} has {features.shape[1]} features an item, but {against} has {dim}")
+        raise InputError(f"{name} must have {dim} features per item like {against}, got {features.shape[1]}")
 
 
 def check_label_form(name: str, labels: Tensor, items: int) -> None:
@@ -58,7 +58,7 @@ def check_labels(name: str, labels: Tensor, items: int, classes: int) -> Tensor:
 
 
 def check_groups(groups: Tensor, centers: Tensor) -> None:
-    """Raise ``InputError`` unless ``groups`` is an int64 tensor with one entry a row of ``centers``, on its device."""
+    """Raise ``InputError`` unless ``groups`` is an int64 tensor with one entry per row of ``centers``, on its device."""
     if not isinstance(groups, Tensor) or groups.dtype != torch.int64:
         raise InputError(f"groups must be an int64 tensor, got {kind_of(groups)}")
     if groups.shape != centers.shape[:1]:
@@ -68,12 +68,12 @@ def check_groups(groups: Tensor, centers: Tensor) -> None:
 
 
 def told_differences(one: Sequence[str], other: Sequence[str]) -> str:
-    """What tells two lists of class names apart, for a message."""
+    """The differences between two lists of class names, for a message."""
     apart = sorted(set(one) ^ set(other))
     if not apart:
-        return "they differ in order" if len(one) == len(other) else "they differ in how often a name is there"
+        return "they differ in order" if len(one) == len(other) else "they differ in how often a name occurs"
     if len({unicodedata.normalize("NFC", name) for name in apart}) < len(apart):
-        # Such as of files from a Mac: the same text to look at.
+        # For example file names from macOS, which look the same.
         return f"they differ in the Unicode form of {', '.join(map(ascii, apart[:4]))}"
     return f"they differ in {apart[:6]}"
 
@@ -81,7 +81,7 @@ def told_differences(one: Sequence[str], other: Sequence[str]) -> str:
 def check_class_names(names: Sequence[str], wanted: Sequence[str], told: str, owner: str) -> None:
     """Raise ``InputError`` unless two lists of class names are the same, in the same order.
 
-    told: begins the message, what has ``names``. owner: whose ``wanted`` are, such as "the test set's".
+    told: start of the message, the object with ``names``. owner: the owner of ``wanted``, such as "the test set's".
     """
     if list(names) != list(wanted):
         differ = told_differences(names, wanted)
@@ -90,9 +90,9 @@ def check_class_names(names: Sequence[str], wanted: Sequence[str], told: str, ow
 
 VIEW_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Limits of the kernels; the same numbers as in csrc/kinds.h.
-MOST_PIXELS = 2**14  # of a side of an image, a canvas or a view
-MOST_LEVELS = 16  # of a pyramid
-MOST_CHANNELS = 16  # of a view
+MOST_PIXELS = 2**14  # side of an image, a canvas or a view
+MOST_LEVELS = 16  # levels of a pyramid
+MOST_CHANNELS = 16  # channels of a view
 
 
 def check_side(name: str, side: int) -> None:
@@ -131,7 +131,7 @@ def check_levels(levels: Sequence[Tensor], size: int) -> list[Tensor]:
 
 
 def check_indices(name: str, indices: Tensor, count: int, device: torch.device) -> None:
-    """Raise ``InputError`` unless ``indices`` is a 1-D int64 tensor on ``device``; its values are checked on CPUs alone."""
+    """Raise ``InputError`` unless ``indices`` is a 1-D int64 tensor on ``device``; values are only checked on CPUs."""
     if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.ndim != 1:
         raise InputError(f"{name} must be a 1-D int64 tensor, got {kind_of(indices)}")
     if indices.device != device:
@@ -170,7 +170,7 @@ def check_views(views: Views, images: int, channels: int, device: torch.device) 
     if views.noise_items.shape != (count,):
         raise InputError(f"views.noise_items must be ({count},) to fit boxes, got {tuple(views.noise_items.shape)}")
     if count % images if images else count:
-        raise InputError(f"views must be equally many of each image, got {count} views of {images} images")
+        raise InputError(f"views must be the same number for each image, got {count} views of {images} images")
     if views.mean.ndim != 1 or not 1 <= len(views.mean) <= MOST_CHANNELS or views.std.shape != views.mean.shape:
         raise InputError(
             f"views.mean and views.std must be (channels,), got {tuple(views.mean.shape)} and {tuple(views.std.shape)}"

@@ -1,4 +1,4 @@
-"""The error a user can mend: the command line prints it as one line, without a traceback."""
+"""The error for mistakes that a user can correct: the command line prints it as one line, without a traceback."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import re
 
 
 class InputError(ValueError):
-    """Bad input: the message names the argument or file, what it got and what it wants, in one line whatever it quotes."""
+    """Invalid input: the message names the argument or file, what it must be and what it is; line breaks in it are removed."""
 
     def __init__(self, message: object) -> None:
         super().__init__(re.sub(r"\s*[\r\n]+\s*", " ", str(message)).strip())
 
 
 def require_package(module: str, purpose: str, extra: str) -> None:
-    """Raise ``InputError`` that names the extra to install where ``module`` can't be imported."""
+    """Raise ``InputError`` naming the extra to install if ``module`` isn't installed."""
     import importlib.util
 
     if importlib.util.find_spec(module) is None:

@@ -1,4 +1,4 @@
-"""Files that are never half-written, folders that are never shared: temporary file beside, then rename; one lock a folder."""
+"""Atomic writes (to a temporary file that is then renamed), locks for folders, and reading and writing of tensors and JSON."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from .units import memory
 
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8}
 LOCK_NAME = ".sfm_fast.lock"
-Metadata = dict[str, Any]  # what a file says beside its tensors: JSON by name
+Metadata = dict[str, Any]  # a file's JSON values by name, besides its tensors
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None], *, expected_bytes: int = 0) -> None:
-    """Call ``write`` on a temporary file beside ``path``, flush it to disk and rename it over ``path``.
+    """Call ``write`` with a temporary file in the folder of ``path``, flush it to disk and rename it to ``path``.
 
-    Whatever was at ``path`` stays whole until the rename. Raises ``InputError`` where the disk has less than
-    ``expected_bytes`` free, or the folder can't be written.
+    An existing file at ``path`` stays intact until the rename. Raises ``InputError`` if the disk has less than ``expected_bytes``
+    free, or the folder can't be written.
     """
     target = Path(path)
     check_free_space(target.parent, expected_bytes)
@@ -39,56 +39,56 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[Path], None]
             os.fsync(file.fileno())
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # safetensors makes private files; an artefact is as readable as any other
+        temporary.chmod(0o666 & ~umask)  # safetensors creates private files; use the usual permissions
         os.replace(temporary, target)
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise InputError(f"{target}: the disk is full; nothing was overwritten") from error
+            raise InputError(f"{target}: the disk is full; no file was overwritten") from error
         raise InputError(f"{target}: can't be written ({error.strerror})") from error
     finally:
-        with contextlib.suppress(OSError):  # must not hide what went wrong
+        with contextlib.suppress(OSError):  # must not hide the first error
             temporary.unlink(missing_ok=True)
 
 
 def expand(path: str | os.PathLike[str], argument: str) -> Path:
-    """``path`` with '~' as the home folder; raises ``InputError`` naming ``argument`` where there is none."""
+    """``path`` with '~' replaced by the home folder; raises ``InputError`` naming ``argument`` if there is none."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
-        raise InputError(f"{argument} {path}: no home folder is known here for '~'; write the folder out") from error
+        raise InputError(f"{argument} {path}: the home folder for '~' isn't known; write the folder out") from error
 
 
 def check_free_space(folder: Path, needed_bytes: int) -> None:
-    """Raise ``InputError`` where ``folder`` is missing, or its disk has less than ``needed_bytes`` free."""
+    """Raise ``InputError`` if ``folder`` is missing, or its disk has less than ``needed_bytes`` free."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        raise InputError(f"{folder}: {memory(needed_bytes)} are needed, {memory(free)} are free on this disk")
+        raise InputError(f"{folder}: {memory(needed_bytes)} are needed, but only {memory(free)} are free on this disk")
 
 
 def check_output_file(path: str | os.PathLike[str], argument: str) -> None:
-    """Raise ``InputError`` naming ``argument`` where no file could be written at ``path``; call it before the work."""
+    """Raise ``InputError`` naming ``argument`` if ``path`` can't be written; meant to be called before the work."""
     target = Path(path)
     if not str(path) or target.is_dir():
         raise InputError(f"{argument} must be a file, got {'an empty name' if not str(path) else f'the folder {path}'}")
     if not target.parent.is_dir():
         raise InputError(f"{argument} {path}: no such folder {target.parent}")
     if not os.access(target.parent, os.W_OK) or (target.exists() and not os.access(target, os.W_OK)):
-        raise InputError(f"{argument} {path}: can't write here")
+        raise InputError(f"{argument} {path}: can't be written")
 
 
 def check_replaces_json(path: str | os.PathLike[str], argument: str) -> None:
-    """Raise ``InputError`` naming ``argument`` where a file lies at ``path`` that is no JSON, such as an image: replacing that would be a mistake."""
+    """Raise ``InputError`` naming ``argument`` if ``path`` is an existing file other than JSON, which should not be replaced."""
     if Path(path).is_file():
         with open(path, "rb") as file:
             start = file.read(1024).lstrip()[:1]
         if start not in (b"", b"{", b"["):
-            raise InputError(f"{argument} {path}: a file that is no JSON lies there; choose another name")
+            raise InputError(f"{argument} {path}: exists and is no JSON file; choose another name")
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write ``text`` as UTF-8, atomically; what is no text, of a file's name in another encoding, with backslashes."""
+    """Write ``text`` as UTF-8, atomically; undecodable bytes of file names are written as backslash escapes."""
 
     target = Path(path)
     if target.exists() and not target.is_file():  # a device or a pipe: renaming over it would destroy it
@@ -105,7 +105,7 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def write_json(path: str | os.PathLike[str], value: Any) -> None:
-    """Write ``value`` as indented JSON, atomically; NaN and infinity are refused, since JSON has neither."""
+    """Write ``value`` as indented JSON, atomically; NaN and infinity are errors, because JSON has neither."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -125,26 +125,26 @@ def save_tensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor], me
 
     try:
         write_atomically(path, write, expected_bytes=size)
-    except SafetensorError as error:  # how safetensors reports a full disk
+    except SafetensorError as error:  # raised by safetensors if the disk is full
         raise InputError(f"{path}: can't be written ({error})") from error
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put a safetensors file's metadata in order: safetensors writes it in a random one, and equal contents shall be equal files."""
+    """Sort a safetensors file's metadata, which safetensors writes in random order, so that equal contents give equal files."""
     with open(path, "rb+") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(ordered) <= length:  # as it always is: nothing can be written shorter
+        if len(ordered) <= length:  # always true, since this is the shortest form
             file.seek(8)
             file.write(ordered.ljust(length))
 
 
 def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Metadata]:
-    """Read what `save_tensors` wrote: tensors by name and decoded metadata.
+    """Read a file of `save_tensors`: tensors by name and decoded metadata.
 
-    Raises ``InputError`` naming the file where it is missing, truncated, no safetensors file, or of numbers that nothing here computes with.
+    Raises ``InputError`` if the file is missing, truncated or no safetensors file, or has an unsupported dtype.
     """
     tensors, encoded = read_safetensors(path)
     for name, tensor in tensors.items():
@@ -158,14 +158,14 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Metad
 
 
 def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors by name and the metadata's texts of any safetensors file; raises ``InputError`` naming it where it is missing or damaged."""
+    """Tensors by name and the metadata's strings of any safetensors file; raises ``InputError`` if it is missing or damaged."""
     require_package("safetensors", "reading tensors", "distill")
     from safetensors import SafetensorError, safe_open
 
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file")
     try:
-        # By its number, since safetensors can't open a name that isn't UTF-8.
+        # By file descriptor, because safetensors can't open names that aren't UTF-8.
         with open(path, "rb") as opened, safe_open(f"/dev/fd/{opened.fileno()}", framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             return tensors, dict(file.metadata() or {})
@@ -174,44 +174,44 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
 
 
 def parse_json(text: str) -> Any:
-    """JSON as the standard has it; raises ``ValueError`` or ``RecursionError`` for anything else, numbers beyond float64 or int64 too."""
+    """Parse standard JSON; raises ``ValueError`` or ``RecursionError`` for anything else, also for numbers beyond float64 or 64-bit integers."""
     return json.loads(text, parse_constant=_number, parse_float=_number, parse_int=_whole_number)
 
 
 def _number(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"{text[:20]} is no number of JSON")
+        raise ValueError(f"{text[:20]} is no valid number in JSON")
     return value
 
 
 def _whole_number(text: str) -> int:
     if len(text) > 20 or not -(2**63) <= int(text) < 2**64:
-        raise ValueError(f"{text[:20]}... is no whole number of 64 bits")
+        raise ValueError(f"{text[:20]}... is no 64-bit integer")
     return int(text)
 
 
 @contextlib.contextmanager
 def locked_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Create ``folder`` and hold it for this process; raises ``InputError`` where another process holds it.
+    """Create ``folder`` and lock it for this process; raises ``InputError`` if another process has locked it.
 
-    The lock is the operating system's, so a killed process never leaves a stale one behind. Warns where the file system has none.
+    The operating system releases the lock of a killed process. Warns if the file system doesn't support locks.
     """
 
     path = Path(folder)
     if path.exists() and not path.is_dir():
-        raise InputError(f"{path}: is a file, wanted a folder")
+        raise InputError(f"{path}: must be a folder, got a file")
     try:
         path.mkdir(parents=True, exist_ok=True)
         handle = open(path / LOCK_NAME, "a+", encoding="utf-8", errors="replace")  # noqa: SIM115 (held open for the whole block)
     except OSError as error:
-        raise InputError(f"{path}: can't write here ({error.strerror})") from error
+        raise InputError(f"{path}: can't be written ({error.strerror})") from error
     with handle:
         _lock(handle, path)
         handle.truncate(0)
         handle.write(str(os.getpid()))
         handle.flush()
-        # The file stays: removing it would let a third process lock a new one while a second holds the old.
+        # The file is kept: if it were removed, a third process could lock a new one while a second holds the old one.
         yield path
 
 
@@ -228,7 +228,7 @@ def _lock(handle: TextIO, folder: Path) -> None:
         if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL):
             raise InputError(f"{folder}: can't be locked ({error.strerror})") from error
         warnings.warn(
-            f"{folder}: this file system has no locks ({error.strerror}), so two runs in this folder at once would not be noticed",
+            f"{folder}: this file system doesn't support locks ({error.strerror}), so two simultaneous runs in this folder would not be noticed",
             RuntimeWarning,
             stacklevel=4,
         )

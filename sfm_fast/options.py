@@ -1,4 +1,4 @@
-"""Options as fields of a dataclass: each says once what it may be, and what a command line tells of it."""
+"""Options as fields of a dataclass, each declared once with its allowed values and its help text for command lines."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .errors import InputError
 
 @dataclass(frozen=True)
 class Option:
-    """What one field may be.
+    """Allowed values and help of one field.
 
-    help, usual, metavar: what a command line says of it; ``usual`` of the default, where the field's own, such as None, tells too little.
-    choices: its values. least, most: of a whole number; ``most`` alone: of a positive real number. within: an interval of real
-    numbers, such as "(0, 1]".
+    help, usual, metavar: for command lines; ``usual`` describes a default such as None that doesn't explain itself.
+    choices: the allowed strings. least, most: limits of an integer; ``most`` without ``least``: limit of a positive real number.
+    within: an interval of real numbers, such as "(0, 1]".
     """
 
     help: str = ""
@@ -27,7 +27,7 @@ class Option:
     within: str = ""
 
     def problem(self, value: Any) -> str:
-        """What a message wants instead of ``value``; "" where it is right."""
+        """What ``value`` must be, for a message; "" if it is allowed."""
         if self.choices:
             return "" if isinstance(value, str) and value in self.choices else f"one of {self.choices}"
         if self.within:
@@ -50,20 +50,20 @@ def _is_number(value: Any) -> bool:
 
 
 def option(default: Any, help: str = "", **limits: Any) -> Any:
-    """A field of a dataclass with this default; ``help`` and ``limits`` as of `Option`."""
+    """A dataclass field with this default; ``help`` and ``limits`` as in `Option`."""
     return field(default=default, metadata={"option": Option(help, **limits)})
 
 
 def options_of(kind: type) -> dict[str, Option]:
-    """The options of a dataclass by their fields' names, its own before those it inherits."""
-    found = [(one.name, one.metadata["option"]) for one in fields(kind) if "option" in one.metadata]
-    return dict(sorted(found, key=lambda pair: pair[0] not in kind.__annotations__))
+    """The options of a dataclass by field name, its own before inherited ones."""
+    options = [(one.name, one.metadata["option"]) for one in fields(kind) if "option" in one.metadata]
+    return dict(sorted(options, key=lambda pair: pair[0] not in kind.__annotations__))
 
 
 def check_options(value: Any) -> None:
-    """Raise ``InputError`` naming the first option of a dataclass object whose value isn't allowed; None is, where it is the default.
+    """Raise ``InputError`` for the first option of a dataclass object whose value isn't allowed; None is allowed if it is the default.
 
-    Numbers of other packages, such as NumPy's, become Python's own, which JSON can hold.
+    Numbers of other packages, such as NumPy's, are converted to Python's, which JSON can hold.
     """
     defaults = {one.name: one.default for one in fields(value)}
     for name, one in options_of(type(value)).items():

@@ -1,8 +1,8 @@
-"""Counter-based random numbers (Philox4x32-10): every value is a pure function of where it is used.
+"""Counter-based random numbers (Philox4x32-10): every value is a pure function of its position.
 
-Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011). A value depends on
-(seed, stream, step, item, position) alone, so a distillation step can be replayed exactly, in any
-batch split and on any device, without storing noise or a generator's state.
+Source: Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3" (SC 2011). A value only depends on
+(seed, stream, step, item, position), so a distillation step can be replayed exactly, with any batch
+split and on any device, without storing noise or a generator's state.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ROUNDS = 10
 
 
 class Stream(IntEnum):
-    """What a random number is for; two streams never share values."""
+    """The purpose of random numbers; two streams never share values."""
 
     INITIAL_IMAGES = 0
     AUGMENT_PARAMETERS = 1
@@ -33,7 +33,7 @@ class Stream(IntEnum):
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Ten rounds of Philox4x32: four int64 tensors holding 32-bit words, broadcast together, to four more.
+    """Ten rounds of Philox4x32: four int64 tensors of 32-bit words, broadcast together -> four more.
 
     ``seed`` (64 bits) is the key. Matches the known-answer vectors of Random123.
     """
@@ -68,8 +68,8 @@ def uniform(items: Tensor, count: int, *, seed: int, stream: int, step: int = 0)
 def normal(items: Tensor, count: int, *, seed: int, stream: int, step: int = 0) -> Tensor:
     """(len(items), count) float32 standard normal values, by Box-Muller on pairs of words.
 
-    The logarithm and cosine run in float64 and round once, so vectorised and scalar code agree to the last bit
-    of float32 but for ties, whatever the batch split.
+    Logarithm and cosine are computed in float64 and rounded once, so vectorised and scalar code agree to the last
+    bit of float32 except for ties, with any batch split.
     """
     words = _words(items, -(-count // 4), seed, stream, step)
     u = (words.double() + 0.5) * 2.0**-32
@@ -79,7 +79,7 @@ def normal(items: Tensor, count: int, *, seed: int, stream: int, step: int = 0) 
 
 
 def permutation(count: int, *, seed: int, stream: int, step: int = 0) -> Tensor:
-    """A random order of ``range(count)`` (int64): a draw without replacement is its head."""
+    """A random order of ``range(count)`` (int64); its first entries are a draw without replacement."""
     return torch.argsort(
         uniform(torch.zeros(1, dtype=torch.int64), count, seed=seed, stream=stream, step=step)[0], stable=True
     )

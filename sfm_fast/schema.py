@@ -1,4 +1,4 @@
-"""What a value that comes from a file's JSON must look like, so that code that reads it later can rely on its type."""
+"""Checks the types of values from a file's JSON, so that code that reads them later can rely on them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from .errors import InputError
 
-# What `Backbone.describe` writes, as far as it is read; files of earlier versions, and of other tools, say less.
+# The entries of `Backbone.describe`, all optional because files of earlier versions and other tools have fewer.
 BACKBONE = {
     "name?": str,
     "fingerprint?": str,
@@ -23,11 +23,11 @@ NAMES = [str]
 
 
 def check(path: str | os.PathLike[str], value: Any, spec: Any, what: str = "file") -> Any:
-    """``value`` itself, or ``InputError`` naming the file ``path``, a damaged ``what``, and the first place that isn't as ``spec`` has it.
+    """``value`` if it matches ``spec``; else raises ``InputError`` naming the file ``path``, the damaged ``what`` and the first mismatch.
 
-    spec: a type (float takes whole numbers too, nothing takes NaN, infinity or a whole number beyond 64 bits); None; [spec], a list of
-    such; {key: spec}, a table that may have further keys ("key?" may be missing); {str: spec}, a table of such under any keys; a tuple of
-    specs, one of them; or a function that says whether the value is right.
+    spec: a type (float includes integers; NaN, infinity and integers beyond 64 bits never match); None; [spec], a list of matching
+    values; {key: spec}, a dictionary that may have further keys ("key?" may be missing); {str: spec}, a dictionary of matching values
+    with any keys; a tuple of alternatives; or a predicate.
     """
     if problem := _problem(value, spec, ""):
         raise InputError(f"{path}: damaged {what} ({problem})")
@@ -35,7 +35,7 @@ def check(path: str | os.PathLike[str], value: Any, spec: Any, what: str = "file
 
 
 def _problem(value: Any, spec: Any, where: str) -> str:
-    """What is wrong with ``value``, which stands at ``where``; "" where nothing is."""
+    """The first mismatch of ``value``, whose position is ``where``; "" if it matches."""
     if isinstance(spec, tuple):
         problems = [_problem(value, one, where) for one in spec]
         return "" if "" in problems else problems[0]
@@ -52,16 +52,16 @@ def _problem(value: Any, spec: Any, where: str) -> str:
         parts = [(value[key], one, f"{where}{': ' if where else ''}{str(key)[:60]}") for key, one in wanted.items()]
     else:
         return "" if _is(value, spec) else f"{where or 'it'} is {repr(value)[:60]}"
-    return next((found for part in parts if (found := _problem(*part))), "")
+    return next((problem for part in parts if (problem := _problem(*part))), "")
 
 
 def _is(value: Any, spec: Any) -> bool:
     if spec is None:
         return value is None
-    if isinstance(spec, list | dict):  # which the value is none of
+    if isinstance(spec, list | dict):  # the value is no list or dictionary
         return False
     if not isinstance(spec, type):
         return bool(spec(value))
-    if type(value) is int and spec in (int, float):  # a bool is none
+    if type(value) is int and spec in (int, float):  # False for bool
         return -(2**63) <= value < 2**64
     return type(value) is spec and (not isinstance(value, float) or math.isfinite(value))

@@ -1,4 +1,4 @@
-"""The result of a run: a safetensors file, a folder of PNGs any trainer reads, and picture grids."""
+"""The result of a run: a safetensors file, a folder of PNG files by class, and image grids."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _METADATA = {"class_names": NAMES, "backbone?": BACKBONE, "config?": {"method?":
 
 @dataclass
 class SyntheticSet:
-    """images (N, channels, S, S) float32 in 0..1, labels (N,) int64, class names, and how it was made."""
+    """images (N, channels, S, S) float32 in 0..1, labels (N,) int64, class names, and metadata about how they were made."""
 
     images: Tensor
     labels: Tensor
@@ -39,7 +39,7 @@ class SyntheticSet:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> SyntheticSet:
-        """Read what `save` wrote, or the ``synthetic.safetensors`` in a run's folder."""
+        """Read a file of `save`, or ``synthetic.safetensors`` in a run's folder."""
         path = Path(path)
         if path.is_dir():
             path = path / "synthetic.safetensors"
@@ -47,8 +47,8 @@ class SyntheticSet:
         kind = metadata.pop("file_format", None)
         if str(kind).startswith("sfm_fast.bundle/"):
             raise InputError(
-                f"{path} is a bundle; wanted a folder of `sfm-fast distill`. From Python: bundle.synthetic holds its images, "
-                "Bundle.create(bundle.synthetic, …) makes another bundle of them"
+                f"{path}: must be an output folder of `sfm-fast distill`, got a bundle. In Python, bundle.synthetic holds its images, "
+                "and Bundle.create(bundle.synthetic, …) makes another bundle of them"
             )
         if kind != FORMAT or not {"images", "labels"} <= tensors.keys():
             raise InputError(f"{path}: not a synthetic set of this package")
@@ -75,12 +75,12 @@ def to_bytes(images: Tensor) -> Tensor:
 
 
 def from_bytes(pixels: Tensor) -> Tensor:
-    """(N, H, W, channels) uint8 -> (N, channels, H, W) float32 in 0..1: what `to_bytes` did, backwards."""
+    """(N, H, W, channels) uint8 -> (N, channels, H, W) float32 in 0..1, the inverse of `to_bytes`."""
     return pixels.permute(0, 3, 1, 2).contiguous().float() / 255
 
 
 def folder_name(label: int, name: str, num_classes: int) -> str:
-    """'03_Dress': the number keeps the order of labels for trainers that sort folders; odd characters become '_', and a long name is cut."""
+    """A folder name such as '03_Dress', which sorts by label; special characters become '_', and long names are truncated."""
     return f"{label:0{len(str(num_classes - 1))}d}_{re.sub(r'[^A-Za-z0-9.-]+', '_', name)[:200]}"
 
 
@@ -95,7 +95,7 @@ def save_png(path: str | os.PathLike[str], image: Tensor) -> None:
 
 
 def save_image_folder(folder: str | os.PathLike[str], synthetic: SyntheticSet) -> None:
-    """folder/LABEL_CLASS/NUMBER.png for every image; the folder appears whole, replacing an earlier one."""
+    """Write folder/LABEL_CLASS/NUMBER.png for every image; the folder is built elsewhere first and then replaces an earlier one."""
     folder = Path(folder)
     building, old = folder.with_name(f".{folder.name}.tmp"), folder.with_name(f".{folder.name}.old")
     for leftover in (building, old):
@@ -127,7 +127,7 @@ def grid(images: Tensor, columns: int, scale: int = 1, gap: int = 2) -> Tensor:
 def save_grid(
     path: str | os.PathLike[str], images: Tensor, labels: Tensor, classes: Sequence[str], most: int = 20
 ) -> None:
-    """One PNG, a row per image index and a column per class that has images (the first ``most`` of these), enlarged to be looked at."""
+    """Write one PNG with a row per image index and a column per class that has images (at most ``most``), enlarged for viewing."""
     shown = [c for c in range(len(classes)) if (labels == c).any()][:most]
     per_class = [images[labels == c][:10] for c in shown]
     ordered = torch.cat([torch.stack([group[row] for group in per_class]) for row in range(min(map(len, per_class)))])

@@ -1,4 +1,4 @@
-"""Amounts of memory, of time and factors between them, as people write and read them: the one place that formats numbers."""
+"""Parses amounts of memory, and formats memory, times and ratios for people."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ def parse_bytes(text: str | int) -> int:
         if not math.isfinite(number):
             raise ValueError
     except ValueError:
-        raise InputError(f"wanted an amount of memory such as 8GB, 750M or 6GiB, got {text!r}") from None
+        raise InputError(
+            f"an amount of memory must be a number with a unit such as 8GB, 750M or 6GiB, got {text!r}"
+        ) from None
     factor = 1024 ** ("kmgt".index(unit) + 1) if binary and unit else _UNITS[unit]
     if number * factor < 1:
         raise InputError(f"an amount of memory must be positive, got {text!r}")
@@ -28,7 +30,7 @@ def parse_bytes(text: str | int) -> int:
 
 
 def digits(value: float) -> str:
-    """Three significant digits, more only before the point: 0.0123, 1.23, 12.3, 123, 1234."""
+    """At least three significant digits, without decimals from 100 on: 0.0123, 1.23, 12.3, 123, 1234."""
     if value == 0:
         return "0"
     return f"{value:.{max(0, 2 - math.floor(math.log10(abs(value))))}f}"
@@ -40,7 +42,7 @@ def milliseconds(seconds: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds with the unit that suits them: µs, ms or s."""
+    """Seconds with a suitable unit: µs, ms or s."""
     for scale, unit in ((1.0, "s"), (1e-3, "ms")):
         if seconds >= scale:
             return f"{digits(seconds / scale)} {unit}"
@@ -48,21 +50,21 @@ def duration(seconds: float) -> str:
 
 
 def memory(count: float, places: int | None = None) -> str:
-    """Bytes in decimal units: B, kB, MB or GB. ``places`` behind the point; None: two for GB, else one."""
+    """Bytes in decimal units: B, kB, MB or GB. ``places``: number of decimals; None: two for GB, else one."""
     for scale, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if count >= scale:
-            behind = places if places is not None else 2 if unit == "GB" else 1
-            return f"{count / scale:.{behind}f} {unit}"
+            decimals = places if places is not None else 2 if unit == "GB" else 1
+            return f"{count / scale:.{decimals}f} {unit}"
     return f"{count:.0f} B"
 
 
 def megabytes(count: float) -> str:
-    """Bytes as decimal megabytes, for columns in which all have one unit."""
+    """Bytes as decimal megabytes, for table columns with a single unit."""
     return f"{count / 1e6:.1f} MB"
 
 
 def times(value: float, low: float | None = None, high: float | None = None) -> str:
-    """A factor with its interval: 3.1x (2.9–3.3); two digits behind the point below 2, where they matter."""
+    """A factor with its interval: 3.1x (2.9–3.3); two decimals below 2, one below 100."""
     places = 2 if value < 2 else 1 if value < 100 else 0
     interval = "" if low is None or high is None else f" ({low:.{places}f}–{high:.{places}f})"
     return f"{value:.{places}f}x{interval}"

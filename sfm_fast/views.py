@@ -1,4 +1,4 @@
-"""Which random views of images a step shows: flip, affine crop, noise, normalise; replayable without stored randomness."""
+"""Draws random views of images for a step (flip, crop, noise), which can be replayed without stored random numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What a view may do. ``noise=False`` is the flip-and-crop of evaluation; area (min, max) as a fraction of the image."""
+    """Settings of random views. ``noise=False`` gives the flips and crops of evaluation; areas are fractions of the image."""
 
     min_area: float = AREA[0]
     max_area: float = AREA[1]
@@ -35,20 +35,20 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_area <= self.max_area <= 1:
-            raise InputError(f"wanted 0 < min_area <= max_area <= 1, got {self.min_area} and {self.max_area}")
+            raise InputError(f"areas must be 0 < min_area <= max_area <= 1, got {self.min_area} and {self.max_area}")
 
 
 @dataclass(frozen=True)
 class Views:
-    """Which views of M images: V = A * M of them, view v of image v % M.
+    """V = A * M views of M images; view v shows image v % M.
 
     boxes: (V, 4) float32, (x0, dx, y0, dy): column j of a view shows the image at column x0 + j * dx, row i at row
-        y0 + i * dy, in pixels, 0 the centre of the first. dx < 0 mirrors; outside the image are zeros. A box that isn't
-        finite shows zeros (in plain torch: nan).
-    noise_items: (V,) int64, the counter of a view's noise (below 2**32), or negative for none.
+        y0 + i * dy, in pixels, where 0 is the centre of the first pixel. dx < 0 mirrors; outside the image is zero. A box that
+        isn't finite shows zeros (in plain torch: nan).
+    noise_items: (V,) int64, the counter of a view's noise (below 2**32), or negative for no noise.
     size: side of the views in pixels.
-    mean, std: (channels,) float32 of the backbone; grey images are repeated to as many channels.
-    seed, step, stream: keys of the noise, with its mean and standard deviation.
+    mean, std: (channels,) float32 of the backbone; grey images are repeated to that number of channels.
+    seed, step, stream: keys of the noise. noise_mean, noise_std: its mean and standard deviation.
     """
 
     boxes: Tensor
@@ -63,7 +63,7 @@ class Views:
     noise_std: float = NOISE_STD
 
     def select(self, chosen: Tensor | slice) -> Views:
-        """Some of the views; they must again come to equally many for each image."""
+        """Some of the views, which must again be the same number for each image."""
         return replace(self, boxes=self.boxes[chosen], noise_items=self.noise_items[chosen])
 
 
@@ -81,12 +81,12 @@ def draw_views(
 ) -> Views:
     """The random views at ``step`` of images whose side, or (height, width), is ``image_size``.
 
-    items: (V,) int64 ids below 2**32, the counters of the views' random numbers; two views of one image in one step need two ids.
-        View v belongs to image v % M: for A views of M images, ``torch.arange(A * M)``.
+    items: (V,) int64 ids below 2**32, the counters of the views' random numbers; two views of one image in one step need different
+        ids. View v belongs to image v % M: for A views of M images, use ``torch.arange(A * M)``.
     size: side of the views in pixels. mean, std: (channels,) of the backbone. seed in [0, 2**64), step in [0, 2**32).
-    streams: of the boxes' and of the noise's random numbers; those of another `philox.Stream` are independent.
+    streams: for the random numbers of boxes and noise; different ones of `philox.Stream` are independent.
 
-    Raises ``InputError`` where one of them is of another form.
+    Raises ``InputError`` if an argument has another form.
     """
     if not isinstance(items, Tensor) or items.dtype != torch.int64 or items.ndim != 1:
         raise InputError(f"items must be a 1-D int64 tensor, got {getattr(items, 'dtype', type(items).__name__)}")
@@ -102,7 +102,7 @@ def draw_views(
     area = augmentation.min_area + (augmentation.max_area - augmentation.min_area) * u[:, 0]
     aspect = torch.exp(LOG_ASPECT[0] + (LOG_ASPECT[1] - LOG_ASPECT[0]) * u[:, 1])
     width, height = torch.sqrt(area * aspect), torch.sqrt(area / aspect)
-    # The crop's centre keeps it inside the image; a side longer than the image overhangs, and reads zeros there.
+    # The centre is drawn so that the crop is inside the image; a side longer than the image extends beyond it and shows zeros there.
     x, y = (1 - width) * (2 * u[:, 2] - 1), (1 - height) * (2 * u[:, 3] - 1)
     mirrored = (u[:, 4] < FLIP_PROBABILITY) & augmentation.flip
     width = torch.where(mirrored, -width, width)

@@ -106,7 +106,7 @@ def test_statistics_of_a_backbone_at_another_size(tmp_path):
     assert small.fingerprint == large.fingerprint
     with pytest.raises(
         InputError,
-        match=r"statistics: made with 'test_resnet' \(input size 32\), the backbone is 'test_resnet' \(input size 64\)",
+        match=r"statistics: made with 'test_resnet' \(input size 32\), but the backbone is 'test_resnet' \(input size 64\)",
     ):
         make_distiller(DistillConfig(steps=1), large, None, made)
     made.save(tmp_path / "s.safetensors")
@@ -133,7 +133,7 @@ def test_lgm_goes_on_with_the_same_images_wherever_they_are(data, tmp_path, caps
     shutil.copy(tmp_path / "second" / "train" / "cow" / "0.png", victim)
     capsys.readouterr()
     assert lgm("second", 4) == 1
-    assert "made with other data ('12 images of 3 classes, " in capsys.readouterr().err
+    assert "the run has another data ('12 images of 3 classes, " in capsys.readouterr().err
 
 
 def test_long_tails(tmp_path, capsys):
@@ -141,7 +141,7 @@ def test_long_tails(tmp_path, capsys):
     data = write(tmp_path / "d", counts=(60, 2, 12))
     run, result = tmp_path / "run", tmp_path / "r.json"
     words = ["--data", str(data), "--workers", "0", "--quiet"]
-    with pytest.warns(RuntimeWarning, match=r"fewer images than 10 centres \(class 1 \('bee'\) has 2\)"):
+    with pytest.warns(RuntimeWarning, match=r"fewer images than 10 centres .*\(class 1 \('bee'\) has 2\)"):
         assert distill("--recommended", "--ipc", "10", *words, "--out", run) == 0
     assert main(["classifier", *words, "--out", str(tmp_path / "c.safetensors")]) == 0
     evaluate = ["eval", str(run), *words, "--seeds", "1", "--epochs", "2", "--views", "2", "--json", str(result)]
@@ -152,7 +152,7 @@ def test_long_tails(tmp_path, capsys):
     assert "class 1 ('bee') has 2 images" in {row["images"]: row["reason"] for row in found["left_out"]}["random-real"]
     # Every class too small: said before any feature is computed.
     assert distill("--recommended", "--ipc", "61", *words, "--out", tmp_path / "more") == 1
-    assert "60 images in the largest class are too few for 61 k-means centres" in capsys.readouterr().err
+    assert "the largest class has 60 images, too few for 61 k-means centres" in capsys.readouterr().err
 
 
 def test_centres_of_a_small_class_are_its_images():
@@ -186,7 +186,7 @@ def test_images_of_another_size_or_other_classes_are_not_evaluated(tmp_path):
     config = ProbeConfig(seeds=1, epochs=1, views=1)
     large = Evaluator(load_backbone("test_resnet", weights, image_size=64), test, config=config, progress=False)
     with pytest.raises(
-        InputError, match=r"synthetic: distilled on 'test_resnet' \(input size 32\), the distilling backbone is"
+        InputError, match=r"synthetic: distilled on 'test_resnet' \(input size 32\), but the distilling backbone is"
     ):
         large.evaluate_synthetic(synthetic)
     same = Evaluator(load_backbone("test_resnet", weights, image_size=32), test, config=config, progress=False)
@@ -221,7 +221,7 @@ def test_what_tells_class_names_apart():
 def test_statistics_of_another_precision_are_told(data, stats, tmp_path):
     made = ClassStatistics.load(stats)
     made.provenance["backbone"]["precision"] = "bf16"
-    with pytest.warns(RuntimeWarning, match="made in bf16, the backbone runs in fp32"):
+    with pytest.warns(RuntimeWarning, match="computed in bf16, but the backbone runs in fp32"):
         make_distiller(DistillConfig(steps=1), load_backbone(), None, made)
 
 
@@ -236,7 +236,7 @@ def test_paths_of_options_and_what_json_replaces(data, stats, tmp_path, capsys, 
     before = image.read_bytes()
     words = ["stats", "--data", str(data), "--workers", "0", "--quiet", "--out", str(tmp_path / "t.st")]
     assert main([*words, "--json", str(image)]) == 1
-    assert "a file that is no JSON lies there" in capsys.readouterr().err
+    assert "exists and is no JSON file" in capsys.readouterr().err
     assert image.read_bytes() == before
     assert main([*words, "--json", str(tmp_path / "s.json")]) == 0
     assert main([*words, "--json", "/dev/full"]) == 1

@@ -80,7 +80,7 @@ def test_a_folder_has_one_owner(tmp_path):
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "f").write_text("")
-    with pytest.raises(InputError, match="wanted a folder"), files.locked_folder(tmp_path / "f"):
+    with pytest.raises(InputError, match="must be a folder, got a file"), files.locked_folder(tmp_path / "f"):
         pass
 
 
@@ -88,7 +88,7 @@ def test_a_file_is_no_folder(tmp_path):
 def test_a_file_system_without_locks_warns(number, tmp_path, monkeypatch):
     monkeypatch.setattr("fcntl.flock", failing(number))
     with (
-        pytest.warns(RuntimeWarning, match=r"no locks .* would not be noticed"),
+        pytest.warns(RuntimeWarning, match=r"doesn't support locks .* would not be noticed"),
         files.locked_folder(tmp_path) as place,
     ):
         assert place == tmp_path
@@ -121,7 +121,7 @@ def test_equal_contents_are_equal_files(tmp_path):
 
 def test_no_home_folder_is_one_line(monkeypatch):
     monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does without HOME and without a passwd entry
-    with pytest.raises(InputError, match=r"^--out ~/x: no home folder is known"):
+    with pytest.raises(InputError, match=r"^--out ~/x: the home folder for '~' isn't known"):
         files.expand("~/x", "--out")
     assert str(files.expand("x", "--out")) == "x"
 

@@ -285,7 +285,7 @@ def step_table(rows: Iterable[Row]) -> str:
     return _markdown_table(header, lines)
 
 
-CLAIMS_HEADER = ("claim", "setting", "contender", "paper: at least", "own goal", "found", "how")
+CLAIMS_HEADER = ("claim", "setting", "contender", "paper: at least", "own goal", "result", "how")
 
 
 def claim_cells(claims: Iterable[Claim]) -> list[tuple[str, ...]]:

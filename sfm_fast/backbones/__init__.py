@@ -1,4 +1,4 @@
-"""Frozen backbones: the shipped ones, timm's, and what tells one from another."""
+"""Frozen backbones: the shipped ones, timm's models, and their identity."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""A frozen backbone: the model, what its images must look like, and what tells it from others."""
+"""A frozen backbone: the model, its input transform and its identity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data.transforms import ImageTransform, match_channels
 from ..reference.augment import normalize
 
-# What must agree, beside the model's name, for features to be the same; and what messages call it.
+# The facts that, besides the model's name, must agree for features to be the same, with their names in messages.
 IDENTITY = {
     "fingerprint": "weights",
     "input_size": "input size",
@@ -24,7 +24,7 @@ IDENTITY = {
 
 
 class Record(TypedDict):
-    """A backbone as files record it: what tells it from others, and how it ran."""
+    """A backbone as recorded in files: its identity and its precision."""
 
     name: str
     fingerprint: str
@@ -40,8 +40,8 @@ class Record(TypedDict):
 class Backbone:
     """A frozen model from normalised images (N, in_channels, input_size, input_size) to features (N, num_features).
 
-    ``resize`` is the side real images are resized to before the central crop; ``fingerprint`` is a hash of the weights as they
-    were loaded. ``precision`` "bf16": weights and activations are bfloat16. ``run`` is what computes: the model, or its compiled form.
+    ``resize`` is the side that real images are resized to before the central crop; ``fingerprint`` is a hash of the weights as
+    loaded. ``precision`` "bf16": weights and activations are bfloat16. ``run``: the compiled model, or None to call ``model``.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Backbone:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the views that the model takes."""
+        """The dtype of the views that the model takes."""
         return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
     @property
@@ -67,12 +67,12 @@ class Backbone:
 
     @property
     def image_size(self) -> int:
-        """Side of synthetic images: 8/7 of the input (256 for 224), as the papers have it; small inputs keep theirs."""
+        """Side of synthetic images: 8/7 of the input size as in the papers (256 for 224), or the input size itself below 64."""
         return round(self.input_size * 8 / 7) if self.input_size >= 64 else self.input_size
 
     @property
     def identity(self) -> tuple[Any, ...]:
-        """Equal for backbones that give the same features: equal weights alone may sit in another network, or see other inputs."""
+        """Equal for backbones that give the same features; equal weights alone may be in another network or get other inputs."""
         recorded: Mapping[str, Any] = self.describe()
         return self.name, *(recorded[key] for key in IDENTITY)
 
@@ -82,7 +82,7 @@ class Backbone:
         return features.float()
 
     def transform(self, channels: int) -> ImageTransform:
-        """How real images come to this backbone's centre view."""
+        """The transform from real images to this backbone's centre view."""
         return ImageTransform(self.resize, self.input_size, channels)
 
     @torch.no_grad()
@@ -92,12 +92,12 @@ class Backbone:
         return torch.cat(parts)
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Move to the device, match channels, normalise."""
+        """Images in 0..1, moved to the device, with the model's channels, normalised."""
         images = images.to(self.device)
         return normalize(match_channels(images, self.in_channels), self.mean, self.std)
 
     def describe(self) -> Record:
-        """Provenance: what a file made with this backbone must name."""
+        """The record of this backbone for files made with it."""
         return {
             "name": self.name,
             "fingerprint": self.fingerprint,

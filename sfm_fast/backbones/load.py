@@ -1,4 +1,4 @@
-"""Frozen backbones: the shipped ones, or any timm model with a local checkpoint or the hub's weights."""
+"""Loads frozen backbones: the shipped ones, or any timm model with a local checkpoint or weights from the hub."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ def load_backbone(
 
     Args:
         name: "fashion_vit" or "fashion_cnn" (shipped, self-supervised on Fashion-MNIST), or any name of ``timm.list_models()``.
-        checkpoint: local weights, .safetensors or .pth (read with ``weights_only=True``); None takes timm's pretrained
-            weights from the hub. By a shipped name: a file of scripts/pretrain_backbone.py, which holds its architecture.
-        image_size: input side in pixels where the model can take another than its default.
-        precision: "fp32", "bf16" (weights and activations; features come back float32) or "auto": bf16 on GPUs that have it, else
-            fp32.
-        compile: run the model through ``torch.compile``: a minute at the start, then faster steps.
-        grad_checkpointing: keep the activations at block borders alone and compute the others again in the backward, for models
-            that know how (timm's ``set_grad_checkpointing``).
+        checkpoint: local file of weights, .safetensors or .pth (read with ``weights_only=True``); None: timm's pretrained weights
+            from the hub. For a shipped name: a file of scripts/pretrain_backbone.py, which includes the architecture.
+        image_size: input size in pixels, for models that accept other sizes than their default.
+        precision: "fp32", "bf16" (weights and activations; features are returned as float32) or "auto": bf16 on GPUs that support
+            it, else fp32.
+        compile: run the model through ``torch.compile``: takes a minute at the start, then steps are faster.
+        grad_checkpointing: keep only the activations between blocks and recompute the others in the backward pass, for models
+            that support it (timm's ``set_grad_checkpointing``).
 
-    Convolutional nets run channels-last. Raises ``InputError``: unknown name, missing or damaged checkpoint, weights that don't fit,
-    no network, a model without checkpointing.
+    Convolutional nets run channels-last. Raises ``InputError`` for an unknown name, a missing or damaged checkpoint, weights that don't
+    fit or can't be downloaded, or a model without activation checkpointing.
     """
     require_package("timm", "loading a backbone", "distill")
     if precision not in PRECISIONS:
@@ -82,10 +82,11 @@ def freeze(
     compile: bool = False,
     grad_checkpointing: bool = False,
 ) -> Backbone:
-    """A backbone of a float32 ``model`` that gives (N, features): on ``device``, frozen, in eval mode, weights fingerprinted.
+    """A backbone from a float32 ``model`` that returns (N, features): on ``device``, frozen, in eval mode, with a fingerprint.
 
-    ``config`` is timm's data config: "input_size" (channels, side, side), "mean" and "std" (of each channel, for images in 0..1)
-    and, if real images are to be cut from larger ones, "crop_pct". The other arguments, and errors, as of `load_backbone`.
+    ``config`` is timm's data config: "input_size" (channels, side, side), "mean" and "std" (per channel, for images in 0..1)
+    and optionally "crop_pct", the input size as a fraction of the size real images are resized to. Other arguments and errors as in
+    `load_backbone`.
     """
     model = model.to(device).eval().requires_grad_(False)
     backbone = _describe(name, model, config, device, fingerprint(model))
@@ -95,9 +96,9 @@ def freeze(
 def shape_of_backbone(
     name: str = DEFAULT, *, image_size: int | None = None, precision: str = "fp32", grad_checkpointing: bool = False
 ) -> Backbone:
-    """A backbone without weights, on torch's "meta" device: all that predicting memory and operations takes.
+    """A backbone without weights, on torch's "meta" device, which is enough to predict memory and operations.
 
-    Arguments and errors as of `load_backbone`; neither a checkpoint nor, for timm's own names, a network is needed.
+    Arguments and errors as in `load_backbone`; it needs no checkpoint and, for timm's own names, no network access.
     """
     require_package("timm", "building a backbone", "distill")
     if precision not in ("fp32", "bf16"):
@@ -115,9 +116,9 @@ def shape_of_backbone(
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
-    """The torch device; "auto" is the current GPU, else the CPU. Raises ``InputError`` for one that can't be used."""
+    """The torch device; "auto" is the GPU if there is one, else the CPU. Raises ``InputError`` if it can't be used."""
     if str(device) == "meta":
-        raise InputError("device 'meta' holds no values")
+        raise InputError("device must hold values, got 'meta'")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

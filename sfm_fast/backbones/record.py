@@ -1,4 +1,4 @@
-"""A backbone that a file recorded: its weights, stored to be loaded again without a network, and whether another is the same."""
+"""Compares a backbone with the record of one in a file, and stores a backbone's weights so that they load without network access."""
 
 from __future__ import annotations
 
@@ -20,57 +20,57 @@ _HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
 def check_recorded(record: Mapping[str, Any], backbone: Backbone, told: str, role: str) -> None:
-    """Raise ``InputError`` unless ``record``, an earlier ``Backbone.describe()``, is of this very ``backbone``, as far as it says.
+    """Raise ``InputError`` if ``record``, an earlier ``Backbone.describe()``, differs from ``backbone`` in one of its entries.
 
-    told: begins the message, such as "statistics: made with". role: what the message calls ``backbone``.
+    told: start of the message, such as "statistics: made with". role: how the message names ``backbone``.
     """
-    ours: Mapping[str, Any] = backbone.describe()
+    current: Mapping[str, Any] = backbone.describe()
     for key, words in IDENTITY.items():
-        if record.get(key, ours[key]) != ours[key]:
+        if record.get(key, current[key]) != current[key]:
             raise InputError(
-                f"{told} {record.get('name')!r} ({words} {record[key]}), {role} is {backbone.name!r} ({words} {ours[key]})"
+                f"{told} {record.get('name')!r} ({words} {record[key]}), but {role} is {backbone.name!r} ({words} {current[key]})"
             )
 
 
 def is_recorded_as(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether two whole ``Backbone.describe()`` tell of the same `Backbone.identity`."""
+    """Whether two complete ``Backbone.describe()`` have the same `Backbone.identity`."""
     return all(one[key] == other[key] for key in ("name", *IDENTITY))
 
 
-def as_recorded(found: Backbone, record: Mapping[str, Any]) -> Backbone:
-    """``found`` with mean, std and resize of ``record``, an earlier ``Backbone.describe()``.
+def as_recorded(backbone: Backbone, record: Mapping[str, Any]) -> Backbone:
+    """``backbone`` with mean, std and resize of ``record``, an earlier ``Backbone.describe()``.
 
     Raises ``InputError`` unless weights and input size are the recorded ones.
     """
-    for key, told in (("fingerprint", "weights"), ("input_size", "an input size of")):
-        if getattr(found, key) != record[key]:
+    for key, words in (("fingerprint", "weights"), ("input_size", "an input size of")):
+        if getattr(backbone, key) != record[key]:
             raise InputError(
-                f"made for {record['name']!r} with {told} {record[key]}, but {found.name!r} here has {getattr(found, key)}; "
+                f"made for {record['name']!r} with {words} {record[key]}, but {backbone.name!r} here has {getattr(backbone, key)}; "
                 "give the one it was made for (checkpoint=FILE, or backbone=…)"
             )
-    mean, std = (torch.tensor(record[key], dtype=torch.float32, device=found.device) for key in ("mean", "std"))
-    return replace(found, mean=mean, std=std, resize=record["resize"])
+    mean, std = (torch.tensor(record[key], dtype=torch.float32, device=backbone.device) for key in ("mean", "std"))
+    return replace(backbone, mean=mean, std=std, resize=record["resize"])
 
 
 def check_storable(backbone: Backbone) -> None:
-    """Raise ``InputError`` for a backbone that `save_weights` can't store; what it can't tell beforehand it tells then."""
+    """Raise ``InputError`` for a backbone that `save_weights` can't store, as far as this is known before saving it."""
     if backbone.name.startswith(_HUB):
         raise InputError(
-            f"backbone {backbone.name!r} can't be built without the network, so its weights alone are of no use"
+            f"backbone {backbone.name!r} can't be built without network access, so its weights can't be stored"
         )
     if backbone.precision != "fp32":
         raise InputError(
-            f"backbone {backbone.name!r} was loaded as {backbone.precision}; its weights are stored from fp32 alone (precision)"
+            f"precision of backbone {backbone.name!r} must be fp32 to store its weights, got {backbone.precision}"
         )
 
 
 def save_weights(path: str | os.PathLike[str], backbone: Backbone) -> None:
-    """Write the weights of ``backbone`` and read them back: the very same ones, or ``InputError`` that says why not.
+    """Write the weights of ``backbone``, read them back and compare; raises ``InputError`` if the features would differ.
 
-    Tensors that float16 holds without loss are stored so.
+    Tensors that float16 represents exactly are stored as float16.
     """
     check_storable(backbone)
-    shipped = SHIPPED.get(backbone.name)  # such a file says itself what model it is for
+    shipped = SHIPPED.get(backbone.name)  # a shipped backbone's file must include the architecture
     metadata: Metadata = load_tensors(shipped)[1] if shipped is not None else {}
     metadata = {key: metadata[key] for key in ("architecture", "mean", "std") if key in metadata}
     save_tensors(path, {name: _small(value) for name, value in backbone.model.state_dict().items()}, metadata)
@@ -79,11 +79,11 @@ def save_weights(path: str | os.PathLike[str], backbone: Backbone) -> None:
     noise = torch.randn(2, backbone.in_channels, backbone.input_size, backbone.input_size, generator=generator)
     # The same weights in another model (other heads, another activation) would give other features.
     with torch.no_grad():
-        wanted, found = backbone(noise.to(backbone.device)).cpu(), again(noise)
-    same = wanted.shape == found.shape and bool((wanted - found).abs().max() <= 1e-2 * wanted.abs().max())
+        wanted, features = backbone(noise.to(backbone.device)).cpu(), again(noise)
+    same = wanted.shape == features.shape and bool((wanted - features).abs().max() <= 1e-2 * wanted.abs().max())
     if again.fingerprint != backbone.fingerprint or not same:
         raise InputError(
-            f"backbone {backbone.name!r} comes back as another from its weights alone, so they can't be stored; "
+            f"backbone {backbone.name!r} gives other features when it is loaded from its stored weights, so they can't be stored; "
             "leave with_backbone off"
         )
 

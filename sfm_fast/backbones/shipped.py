@@ -1,4 +1,4 @@
-"""The backbones inside the package: which there are, and how their files become models."""
+"""The backbones included in the package, and how their files are loaded."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def build_shipped(architecture: Metadata) -> nn.Module:
     """The timm model that a shipped file's metadata describes, without weights.
 
     ``architecture`` holds "timm_class" ("VisionTransformer" or "ByobNet") and its arguments; a ByobNet's "cfg" holds the
-    fields of timm's ``ByoModelCfg``, and "img_size" is the side its training images had.
+    fields of timm's ``ByoModelCfg``, and "img_size" is the side of its training images.
     """
     from timm.models.byobnet import ByoBlockCfg, ByobNet, ByoModelCfg
     from timm.models.vision_transformer import VisionTransformer
@@ -37,21 +37,21 @@ def build_shipped(architecture: Metadata) -> nn.Module:
         blocks = tuple(ByoBlockCfg(**block) for block in cfg.pop("blocks"))
         convolutional: nn.Module = ByobNet(ByoModelCfg(blocks=blocks, **cfg), **options)
         return convolutional
-    raise InputError(f"timm_class {kind!r} is none that the package builds: VisionTransformer, ByobNet")
+    raise InputError(f"timm_class must be VisionTransformer or ByobNet, got {kind!r}")
 
 
 def read_shipped(
     name: str, path: str | os.PathLike[str], image_size: int | None = None
 ) -> tuple[nn.Module, Metadata, dict[str, Tensor]]:
-    """A file of scripts/pretrain_backbone.py: its model without weights, its data config, and the weights as they are stored.
+    """A file of scripts/pretrain_backbone.py: its model without weights, its data config, and the stored weights.
 
-    Another ``image_size`` than it was trained at is for convolutional ones alone. Raises ``InputError``: no such file, damaged,
-    not made by the script, numbers that make no sense or aren't finite, a size the model can't take.
+    Only convolutional models take another ``image_size`` than they were trained with. Raises ``InputError`` if the file is missing,
+    damaged or not made by the script, holds invalid values, or if the model can't take the size.
     """
     tensors, metadata = load_tensors(path)
     if not {"architecture", "mean", "std"} <= metadata.keys():
         raise InputError(
-            f"checkpoint {path}: not made by scripts/pretrain_backbone.py; name the timm model it belongs to"
+            f"checkpoint {path}: not made by scripts/pretrain_backbone.py; give the name of the timm model that it belongs to"
         )
     architecture = metadata["architecture"]
     try:
@@ -59,14 +59,14 @@ def read_shipped(
         check_side("img_size", size)
         model = build_shipped(architecture)
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        # InputError is a ValueError; timm's models raise any of these for an argument that makes no sense.
+        # InputError is a ValueError; timm's models raise any of these for invalid arguments.
         raise InputError(f"checkpoint {path}: its architecture can't be built ({str(error)[:200]})") from error
     for key in ("mean", "std"):
         values = metadata[key]
         numbers = isinstance(values, list) and all(type(value) in (int, float) for value in values)
         if not numbers or len(values) != channels or not all(abs(value) < math.inf for value in values):
             raise InputError(
-                f"checkpoint {path}: {key} must be {channels} numbers, one a channel, got {str(values)[:80]}"
+                f"checkpoint {path}: {key} must be {channels} numbers, one per channel, got {str(values)[:80]}"
             )
     if min(metadata["std"]) <= 0:
         raise InputError(f"checkpoint {path}: std must be positive, got {metadata['std']}")
@@ -74,6 +74,6 @@ def read_shipped(
         if not tensor.isfinite().all():
             raise InputError(f"checkpoint {path}: {key} holds NaN or infinity")
     if image_size not in (None, size) and architecture["timm_class"] != "ByobNet":
-        raise InputError(f"image_size of {name!r} is {size}, got {image_size}")
+        raise InputError(f"image_size of {name!r} must be {size}, got {image_size}")
     size = image_size or size
     return model, {"input_size": (channels, size, size), "mean": metadata["mean"], "std": metadata["std"]}, tensors

@@ -1,4 +1,4 @@
-"""timm's models as this package wants them: without head, at an input size, in a dtype and memory format."""
+"""Builds timm's models without head, for an input size, dtype and memory format."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from .shipped import SHIPPED
 
 
 def check_name(name: str) -> None:
-    """Raise ``InputError`` where timm knows no model ``name``; "name.tag" and hub addresses are resolved by timm."""
+    """Raise ``InputError`` if timm has no model ``name``; "name.tag" and hub addresses are resolved by timm."""
     import timm
 
     if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
         close = difflib.get_close_matches(name, [*SHIPPED, *timm.list_models()], n=5)
         raise InputError(
-            f"unknown backbone {name!r}; wanted {' or '.join(map(repr, SHIPPED))}, or a name of timm.list_models(), such as "
-            f"{', '.join(close) or 'vit_base_patch14_dinov2'}"
+            f"backbone must be {' or '.join(map(repr, SHIPPED))}, or a name of timm.list_models() such as "
+            f"{', '.join(close) or 'vit_base_patch14_dinov2'}, got {name!r}"
         )
 
 
 def create(
     name: str, image_size: int | None, *, pretrained: bool, **options: Any
 ) -> tuple[nn.Module, Mapping[str, Any]]:
-    """A timm model without head, and its data config; ``options`` are the model's own.
+    """A timm model without head, and its data config; ``options`` are passed to the model.
 
-    Raises ``InputError``: unknown name, pretrained weights that can't be downloaded, an ``image_size`` that the model can't take.
+    Raises ``InputError`` for an unknown name, pretrained weights that can't be downloaded, or an ``image_size`` that the model can't take.
     """
     import timm
     from timm.data import resolve_model_data_config
@@ -40,9 +40,9 @@ def create(
     try:
         try:
             model = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
-        except TypeError:  # convolutional models take any size and no such argument
+        except TypeError:  # convolutional models take any size and have no such argument
             model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
-    except Exception as error:  # the hub client raises many kinds
+    except Exception as error:  # the hub client raises many exceptions
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         if not pretrained:
             raise InputError(f"backbone {name!r} can't be built with {sized}: {reason}") from error
@@ -58,7 +58,7 @@ def create(
 
 
 def _check_patches(name: str, model: nn.Module, image_size: int) -> None:
-    """Raise ``InputError`` where patches leave a part of the image over: timm would cut it off without a word."""
+    """Raise ``InputError`` if the patches don't cover the image: timm would crop it without a warning."""
     embedding: Any = getattr(model, "patch_embed", None)
     patch = getattr(embedding, "patch_size", None)
     patch = patch[-1] if isinstance(patch, (tuple, list)) else patch
@@ -72,7 +72,7 @@ def _check_patches(name: str, model: nn.Module, image_size: int) -> None:
 
 @torch.no_grad()
 def count_features(name: str, model: nn.Module, channels: int, size: int) -> int:
-    """Features of one image. Raises ``InputError`` where it can't take this size, or gives anything but (1, features)."""
+    """Number of features per image. Raises ``InputError`` if the model can't take this size, or doesn't return (1, features)."""
     weight = next(model.parameters())
     try:
         output = model(torch.zeros(1, channels, size, size, device=weight.device, dtype=weight.dtype))
@@ -83,12 +83,12 @@ def count_features(name: str, model: nn.Module, channels: int, size: int) -> int
         raise InputError(f"backbone {name!r} can't take images of {size} px: {reason}") from error
     if not isinstance(output, Tensor) or output.ndim != 2:
         got = tuple(output.shape) if isinstance(output, Tensor) else f"a {type(output).__name__}"
-        raise InputError(f"backbone {name!r} gives {got} for one image, wanted (1, features)")
+        raise InputError(f"backbone {name!r} must return (1, features) for one image, got {got}")
     return int(output.shape[1])
 
 
 def arrange(name: str, model: nn.Module, precision: str, grad_checkpointing: bool) -> nn.Module:
-    """Dtype, memory format and checkpointing, as a run and its prediction both have them."""
+    """``model`` with the dtype, memory format and checkpointing of a run; used by its memory prediction too."""
     if precision == "bf16":
         model = model.bfloat16()
     if is_convolutional(model):
@@ -99,7 +99,7 @@ def arrange(name: str, model: nn.Module, precision: str, grad_checkpointing: boo
 
 
 def is_convolutional(model: nn.Module) -> bool:
-    """Whether 2-D convolutions do the work: more of them than the patches of a transformer need."""
+    """Whether the model consists mainly of 2-D convolutions, more than a transformer needs for its patches."""
     if any(parameter.ndim > 4 for parameter in model.parameters()):
         return False  # channels-last is for 4-D tensors
     convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -107,8 +107,10 @@ def is_convolutional(model: nn.Module) -> bool:
 
 
 def set_grad_checkpointing(name: str, model: nn.Module) -> None:
-    """Switch activation checkpointing on; raises ``InputError`` where the model has none."""
+    """Enable activation checkpointing; raises ``InputError`` if the model doesn't support it."""
     try:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
     except (AttributeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise InputError(f"backbone {name!r} has no activation checkpointing; leave grad_checkpointing off") from error
+        raise InputError(
+            f"backbone {name!r} doesn't support activation checkpointing; leave grad_checkpointing off"
+        ) from error

@@ -1,4 +1,4 @@
-"""Distilled images, classifier and projector in one file that classifies photos."""
+"""Bundles: synthetic images, classifier and projector in one file that classifies photos."""
 
 from typing import TYPE_CHECKING
 

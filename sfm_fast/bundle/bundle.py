@@ -1,8 +1,8 @@
-"""A bundle: one file that classifies photos without the training data, by way of synthetic images and a classifier.
+"""A bundle: one file of synthetic images and a classifier, which classifies photos without the training data.
 
-The classifier was trained on the full data with one backbone, phi (the one that distilled); photos go through another, psi.
-A linear projector psi -> phi, fitted on views of the synthetic images alone, joins them (arXiv 2602.05391): prediction is
-``classifier(projector(psi(photo)))``. Where psi is phi there is no projector.
+The classifier was trained on the full data with the distilling backbone, phi; the features of photos come from another one, psi.
+A linear projector psi -> phi, fitted only on views of the synthetic images, connects them (arXiv 2602.05391): prediction is
+``classifier(projector(psi(photo)))``. If psi is phi there is no projector.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Head = TypeVar("Head", Classifier, Projector)
 
 
 class Accuracy(TypedDict):
-    """Top-1 accuracy in 0..1 on so many images."""
+    """Top-1 accuracy in 0..1, and the number of test images."""
 
     top1: float
     images: int
@@ -40,11 +40,11 @@ class Accuracy(TypedDict):
 
 @dataclass(repr=False, eq=False)
 class Bundle:
-    """Class names, classifier and projector, the two backbones as ``Backbone.describe()`` tells of them, and how all was made.
+    """Class names, classifier, projector, the records of both backbones (`Backbone.describe`), and how the parts were made.
 
-    ``phi`` distilled, ``psi`` evaluates. ``channels`` of the images it was made for, 1 or 3. ``folded``: ``classifier`` takes psi's
-    features itself, and there are no images. ``made``: settings of the parts. ``accuracy``: what `evaluate` found,
-    {"top1", "images"} by the data set's name. Make one with `Bundle.create` or `Bundle.load`.
+    ``phi``: the distilling backbone, ``psi``: the one for photos. ``channels`` of the synthetic images, 1 or 3. ``folded``: the
+    ``classifier`` takes psi's features directly, and there are no images. ``made``: settings of the parts. ``accuracy``: results of
+    `evaluate`, {"top1", "images"} by the data set's name. Made with `Bundle.create` or `Bundle.load`.
     """
 
     class_names: list[str]
@@ -59,7 +59,7 @@ class Bundle:
     _pixels: tuple[Tensor, Tensor] | None = None
     _backbone: Backbone | None = None
     _stored: format.Stored | None = None  # the file it was saved to or loaded from
-    _weights: format.Weights | None = None  # psi's, that the file it was loaded from holds
+    _weights: format.Weights | None = None  # psi's weights, if the file it was loaded from holds them
     _machine: Metadata = field(default_factory=dict)
 
     @classmethod
@@ -74,22 +74,22 @@ class Bundle:
         batch_size: int = 256,
         **fit: Any,
     ) -> Bundle:
-        """Join a synthetic set and the classifier trained on the full data; fits the projector where psi needs one and none is given.
+        """A bundle of a synthetic set and the classifier trained on the full data; fits the projector if psi needs one and none is given.
 
         Args:
-            phi: the backbone that distilled, and whose features ``classifier`` takes.
-            psi: the backbone that photos will go through; None takes phi.
+            phi: the distilling backbone, whose features ``classifier`` takes.
+            psi: the backbone that will compute the features of photos; None: phi.
             fit: how the projector is fitted, the options of `sfm_fast.evaluation.projector.ProjectorFit`: solver, views, min_area,
                 blends, seed. The views are the same for both backbones.
 
-        Raises ``InputError`` where the parts weren't made with each other.
+        Raises ``InputError`` if the parts weren't made with each other.
         """
         check_parts(synthetic, classifier, phi)
         same = psi is None or psi.identity == phi.identity
         evaluating = phi if psi is None or same else psi
         if same and projector is not None:
-            raise InputError("projector must be left out where psi is phi: there is nothing to project")
-        # As the bundle keeps them: who fits another projector on a bundle's images later starts from the same ones.
+            raise InputError("projector must be None if psi is phi, got a projector")
+        # As stored in the bundle, so that a projector fitted later on its images starts from the same ones.
         pixels = to_bytes(synthetic.images)
         if not same and projector is None:
             from ..evaluation.projector import ProjectorFit, fit_on_images
@@ -114,13 +114,13 @@ class Bundle:
         )
 
     def fold(self) -> Bundle:
-        """The same with classifier and projector as one map, C x Dpsi, and without images: all it can do is classify."""
+        """The same bundle with classifier and projector as one map, C x Dpsi, and without images, so that it can only classify."""
         merged: LinearMap = self.classifier if self.projector is None else compose(self.classifier, self.projector)
         classifier = Classifier(merged.weight, merged.bias, self.class_names, {"backbone": self.psi})
         return replace(self, classifier=classifier, projector=None, folded=True, _pixels=None)
 
     def as_stored(self, *, dtype: str = "bf16", folded: bool = False) -> Bundle:
-        """The bundle that `load` reads of what `save` with these arguments writes: its weights are the rounded ones."""
+        """The bundle that `load` would read after `save` with these arguments, with rounded weights."""
         if dtype not in DTYPES:
             raise InputError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
         whole = self.fold() if folded and not self.folded else self
@@ -135,13 +135,13 @@ class Bundle:
         folded: bool = False,
         with_backbone: bool | None = None,
     ) -> None:
-        """Write the bundle as one safetensors file, whole or not at all; an earlier bundle there is replaced, anything else is refused.
+        """Write the bundle as one safetensors file, atomically; an existing bundle is replaced, another file is refused.
 
         Args:
-            dtype: of the stored weights, "bf16" or "fp32"; biases are float32. Images are stored with 8 bits a channel.
-            folded: store `fold` of it.
-            with_backbone: store psi's weights too, so that nothing is needed but the file (and timm); None stores those that
-                this bundle was loaded with.
+            dtype: of the stored weights, "bf16" or "fp32"; biases are float32. Images are stored with 8 bits per channel.
+            folded: store the result of `fold`.
+            with_backbone: also store psi's weights, so that only the file (and timm) is needed; None stores them if this bundle
+                was loaded with them.
         """
         kept = self.as_stored(dtype=dtype, folded=folded)
         target = format.check_bundle_file(path)
@@ -176,9 +176,9 @@ class Bundle:
         device: torch.device | str = "cpu",
         precision: str = "auto",
     ) -> Bundle:
-        """Read a bundle. psi is loaded at the first photo: from the bundle, ``checkpoint``, or by its name; or is ``backbone``.
+        """Read a bundle. psi is ``backbone``, or is loaded at the first photo: from the bundle, from ``checkpoint``, or by its name.
 
-        Raises ``InputError`` naming the file that is missing, damaged or of a later format, or the backbone that differs from the recorded one.
+        Raises ``InputError`` if the file is missing, damaged or of a later format, or if ``backbone`` isn't the recorded one.
         """
         stored = format.read(expand(path, "bundle"))
         config, parts, made = stored.config, stored.parts, stored.config["made"]
@@ -212,9 +212,9 @@ class Bundle:
 
     @property
     def backbone(self) -> Backbone:
-        """psi, loaded at the first use; raises ``InputError`` where its weights can't be had, or are others."""
+        """psi, loaded at the first use; raises ``InputError`` if its weights can't be loaded or aren't the recorded ones."""
         if self._backbone is None:
-            assert self._stored is not None  # a bundle that wasn't loaded has its backbone
+            assert self._stored is not None  # a bundle of `create` has its backbone
             self._backbone = format.load_psi(self._stored, self._machine)
         return self._backbone
 
@@ -222,19 +222,19 @@ class Bundle:
     def synthetic(self) -> SyntheticSet:
         """The synthetic images; a folded bundle has none (``InputError``)."""
         if self._pixels is None:
-            raise InputError("this bundle is folded: it classifies, and holds no images")
+            raise InputError("this bundle is folded and holds no images")
         pixels, labels = self._pixels
         metadata = {**(self.made.get("synthetic") or {}), "backbone": self.phi}
         return SyntheticSet(from_bytes(pixels), labels, self.class_names, metadata)
 
     def classify(self, photos: Any, *, top: int = 5, batch_size: int = 256) -> Any:
-        """The likeliest classes, [(name, probability), …], best first; for several photos a list of such lists.
+        """The most probable classes, [(name, probability), …], best first; for several photos a list of such lists.
 
         Args:
             photos: a path, a PIL image, an array or tensor (HW, HWC or CHW; uint8, or floats in 0..1); several as a list or
-                other iterable, or as one tensor (N, channels, H, W). Of any size: the shorter side is resized and the centre cut, as
-                for the data that the backbone was trained with. A photo is turned as its EXIF data says.
-            top: how many classes to name, at most.
+                other iterable, or as one tensor (N, channels, H, W). Any size: the shorter side is resized and the centre cropped, as
+                in the evaluation of the backbone. Files and PIL images are rotated according to their EXIF data.
+            top: the maximum number of classes.
         """
         if top < 1:
             raise InputError(f"top must be at least 1, got {top}")
@@ -246,7 +246,7 @@ class Bundle:
         return named[0] if is_one(photos) else named
 
     def probabilities(self, photos: Any, *, batch_size: int = 256) -> Tensor:
-        """Probabilities (N, C) float32 on the CPU, of what `classify` takes, batch by batch."""
+        """Class probabilities (N, C) float32 on the CPU for photos as in `classify`, computed in batches."""
         if batch_size < 1:
             raise InputError(f"batch_size must be at least 1, got {batch_size}")
         batches = photo_batches(photos, self._transform(), batch_size)
@@ -254,11 +254,11 @@ class Bundle:
         logits = torch.cat(parts) if parts else torch.zeros(0, len(self.class_names))
         if not logits.isfinite().all():
             bad = int((~logits.isfinite().all(1)).nonzero()[0])
-            raise InputError(f"photo {bad}: not finite numbers come out of it; pixels must be finite")
+            raise InputError(f"photo {bad}: its logits are not finite; pixels must be finite")
         return logits.softmax(1)
 
     def logits(self, features: Tensor) -> Tensor:
-        """(N, C) of psi's features (N, Dpsi), float32 on the CPU."""
+        """Logits (N, C) for psi's features (N, Dpsi), float32 on the CPU."""
         return self.classifier(features if self.projector is None else self.projector(features))
 
     def _transform(self) -> ImageTransform:
@@ -267,7 +267,7 @@ class Bundle:
     def evaluate(self, source: ImageSource, *, batch_size: int = 256, progress: bool = False) -> Accuracy:
         """Top-1 accuracy on a labelled data set of these classes (`open_dataset`), as {"top1", "images"}.
 
-        It joins ``accuracy``, which `save` writes; the weights are those in memory, `as_stored` has those of the file.
+        The result is added to ``accuracy``, which `save` writes. It uses the weights in memory; `as_stored` has the file's rounded ones.
         """
         check_class_names(source.class_names, self.class_names, source.name, "the bundle's")
         if batch_size < 1:
@@ -286,7 +286,7 @@ class Bundle:
         return self.accuracy[source.name]
 
     def config(self) -> Metadata:
-        """What its file says beside the numbers, as far as it doesn't depend on how it is saved."""
+        """The metadata of its file that doesn't depend on the options of `save`."""
         return {
             "class_names": self.class_names,
             "distilling_backbone": self.phi,
@@ -298,15 +298,15 @@ class Bundle:
         }
 
     def accuracy_text(self) -> str:
-        """What is known of its accuracy, as its page says it."""
+        """Its accuracy in words, as in `readme`."""
         return card.accuracy_text(self.config())
 
     def readme(self) -> str:
-        """The page of the file that it was saved to or loaded from: what it is, and how to use it."""
+        """The description in the file that it was saved to or loaded from: its contents and how to use it."""
         return str(self._saved().config["readme"])
 
     def size_report(self) -> list[format.Size]:
-        """Rows {"what", "bytes", "detail"} of the file that it was saved to or loaded from, their total, and the training images'."""
+        """Rows {"what", "bytes", "detail"} for the parts of the file it was saved to or loaded from, their total, and the training images."""
         rows = self._saved().sizes()
         count = (self.made.get("classifier") or {}).get("images")
         if isinstance(count, int):
@@ -318,7 +318,7 @@ class Bundle:
 
     def _saved(self) -> format.Stored:
         if self._stored is None:
-            raise InputError("this is known of a file: save the bundle first")
+            raise InputError("this needs the bundle's file: save the bundle first")
         return self._stored
 
 
@@ -328,19 +328,19 @@ def check_parts(synthetic: SyntheticSet, classifier: Classifier, phi: Backbone) 
         check_recorded(metadata.get("backbone") or {}, phi, f"{what}: made with", "phi")
     if classifier.in_features != phi.num_features:
         raise InputError(
-            f"classifier takes {classifier.in_features} features, phi ({phi.name}) gives {phi.num_features}"
+            f"classifier takes {classifier.in_features} features, but phi ({phi.name}) gives {phi.num_features}"
         )
     check_class_names(classifier.class_names, synthetic.class_names, "classifier", "the synthetic set's")
 
 
 def check_projector(projector: Projector, phi: Backbone, psi: Backbone) -> None:
-    """Raise ``InputError`` unless ``projector`` takes psi's features and gives phi's; as far as it says itself, of these weights."""
+    """Raise ``InputError`` unless ``projector`` takes psi's features and gives phi's, and records no other weights."""
     for key, model in (("psi", psi), ("phi", phi)):
         check_recorded(projector.metadata.get(key) or {}, model, f"projector: fitted for {key}", key)
     if (projector.in_features, projector.out_features) != (psi.num_features, phi.num_features):
         raise InputError(
-            f"projector takes {projector.in_features} features and gives {projector.out_features}, wanted {psi.num_features} of "
-            f"{psi.name} to {phi.num_features} of {phi.name}"
+            f"projector must take the {psi.num_features} features of {psi.name} and give the {phi.num_features} of {phi.name}, "
+            f"got one from {projector.in_features} to {projector.out_features}"
         )
 
 
@@ -350,10 +350,10 @@ def _on_cpu(head: Head) -> Head:
 
 
 def _rounded(head: Head, dtype: str) -> Head:
-    """The same map with weights as ``dtype`` holds them, in float32."""
+    """The same map with weights rounded to ``dtype``, in float32."""
     return replace(head, weight=head.weight.to(DTYPES[dtype]).float())
 
 
 def _without_backbone(metadata: Metadata) -> Metadata:
-    """Of the backbones, which the bundle names itself, no second copy."""
+    """``metadata`` without the backbone, which the bundle records itself."""
     return {key: value for key, value in metadata.items() if key != "backbone"}

@@ -1,4 +1,4 @@
-"""What a bundle says of itself: what it is, how to use it, how accurate it is."""
+"""The description in a bundle: what it contains, how to use it, and its accuracy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..version import __version__
 
 
 def accuracy_text(config: Mapping[str, Any]) -> str:
-    """One line: what was measured of this bundle, and apart from that what is known of its classifier alone."""
+    """One line: the measured accuracy of this bundle, or else what is known about its classifier alone."""
     phi, psi = config["distilling_backbone"], config["evaluating_backbone"]
     classifier = config["made"].get("classifier") or {}
     tested, data = classifier.get("test_top1"), classifier.get("test_data") or "its test set"
@@ -28,7 +28,7 @@ def accuracy_text(config: Mapping[str, Any]) -> str:
 
 
 def readme(config: Mapping[str, Any], has_weights: bool) -> str:
-    """The page in the file's header: what the bundle is, how to use it, how accurate it is."""
+    """The text in the file's header: what the bundle contains, how to use it, and its accuracy."""
     names, psi = config["class_names"], config["evaluating_backbone"]
     shown = ", ".join(names[:20]) + (", …" if len(names) > 20 else "")
     lines = [
@@ -40,17 +40,17 @@ def readme(config: Mapping[str, Any], has_weights: bool) -> str:
         "from sfm_fast import Bundle",
         "",
         'bundle = Bundle.load("this.safetensors")',
-        'print(bundle.classify("photo.jpg"))  # [("name of a class", probability), …], the likeliest first',
+        'print(bundle.classify("photo.jpg"))  # [("name of a class", probability), …], the most probable first',
         "```",
         "",
-        "Or `sfm-fast classify this.safetensors photo.jpg`. The training data is not needed, and not inside.",
+        "Or `sfm-fast classify this.safetensors photo.jpg`. The training data is not needed and not included.",
         "",
-        f"Photos go through the backbone `{psi['name']}` ({psi['input_size']} px, {psi['num_features']} features, weights `{psi['fingerprint']}`). "
+        f"The features of photos come from the backbone `{psi['name']}` ({psi['input_size']} px, {psi['num_features']} features, weights `{psi['fingerprint']}`). "
         + _weights(psi["name"], has_weights),
         _how(config),
         "",
         accuracy_text(config),
-        "It knows these classes and nothing else: a photo of anything else gets one of their names too, often with a high probability.",
+        "It knows only these classes: a photo of anything else also gets one of their names, often with a high probability.",
         "",
     ]
     return "\n".join([*lines, f"Made by sfm_fast {__version__}.", ""])
@@ -58,9 +58,9 @@ def readme(config: Mapping[str, Any], has_weights: bool) -> str:
 
 def _weights(name: str, inside: bool) -> str:
     if inside:
-        return "Its weights are inside."
-    source = "they come with the package" if name in SHIPPED else "timm downloads them"
-    return f"Its weights are not inside: {source}; if it was made with a local file of weights, give that as `checkpoint=`."
+        return "Its weights are included."
+    source = "the package contains them" if name in SHIPPED else "timm downloads them"
+    return f"Its weights are not included: {source}. If it was made with a local file of weights, pass that as `checkpoint=`."
 
 
 def _how(config: Mapping[str, Any]) -> str:
@@ -69,5 +69,5 @@ def _how(config: Mapping[str, Any]) -> str:
     if is_recorded_as(phi, config["evaluating_backbone"]):
         return trained + "."
     joined = "folded into it" if config["folded"] else "between the two"
-    blends = ", half of them blends of two," if made.get("blends") else ""
-    return f"{trained}; a projector fitted on views of the synthetic images alone{blends} is {joined}."
+    blends = ", half of them blends of two images," if made.get("blends") else ""
+    return f"{trained}; a projector fitted only on views of the synthetic images{blends} is {joined}."

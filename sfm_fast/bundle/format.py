@@ -1,4 +1,4 @@
-"""A bundle's file: one safetensors file whose header says everything, written whole or not at all."""
+"""A bundle's file: one safetensors file with all metadata in its header, written atomically."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PARTS = {
     CLASSIFIER: "classifier.",
     PROJECTOR: "projector.",
     WEIGHTS: "backbone.",
-}  # of their tensors' names
+}  # prefixes of the tensors' names
 
 
 def _is_count(most: float = math.inf) -> Callable[[Any], bool]:
@@ -72,7 +72,7 @@ _CONFIG = {
 
 
 class Size(TypedDict):
-    """What a part of a bundle weighs, and what it is."""
+    """Size and description of a part of a bundle."""
 
     what: str
     bytes: int
@@ -81,14 +81,14 @@ class Size(TypedDict):
 
 @dataclass(frozen=True)
 class Weights:
-    """A backbone's weights as `save_weights` writes them: tensors by name, and what the file says beside them."""
+    """A backbone's weights as `save_weights` writes them: tensors by name, and the file's metadata."""
 
     tensors: Mapping[str, Tensor]
     about: Mapping[str, Any]
 
     @classmethod
     def of(cls, backbone: Backbone) -> Weights:
-        """Those of ``backbone``, read back and compared; raises ``InputError`` where they would come back as another model."""
+        """The weights of ``backbone``, read back and compared; raises ``InputError`` if they would be loaded as another model."""
         with tempfile.TemporaryDirectory(prefix="sfm_fast_bundle_") as folder:
             path = Path(folder, "weights.safetensors")
             save_weights(path, backbone)
@@ -96,7 +96,7 @@ class Weights:
         return cls(tensors, {name: parse_json(text) for name, text in encoded.items() if name != "format"})
 
     def load(self, name: str, image_size: int, options: Mapping[str, Any]) -> Backbone:
-        """The backbone ``name`` with these weights; ``options`` as of `load_backbone`."""
+        """The backbone ``name`` with these weights; ``options`` are passed to `load_backbone`."""
         with tempfile.TemporaryDirectory(prefix="sfm_fast_bundle_") as folder:
             path = Path(folder, "weights.safetensors")
             save_tensors(path, self.tensors, self.about)
@@ -105,7 +105,7 @@ class Weights:
 
 @dataclass
 class Stored:
-    """What a bundle's file holds: its configuration, and tensors by part and name; ``where`` it lies, for messages."""
+    """The contents of a bundle's file: its configuration, and tensors by part and name; ``where``: its path, for messages."""
 
     config: Metadata
     parts: dict[str, dict[str, Tensor]]
@@ -113,11 +113,11 @@ class Stored:
     size: int = 0  # of the file, in bytes
 
     def weights(self) -> Weights | None:
-        """The evaluating backbone's weights, where they are inside."""
+        """The evaluating backbone's weights, or None if they aren't included."""
         return Weights(self.parts[WEIGHTS], self.config["weights"] or {}) if WEIGHTS in self.parts else None
 
     def sizes(self) -> list[Size]:
-        """Rows {"what", "bytes", "detail"} of the parts, of what is in the header, and their total, the file's size."""
+        """Rows {"what", "bytes", "detail"} for the parts and the header, and their total, the file's size."""
         rows: list[Size] = [
             {"what": part, "bytes": sum(tensor.nbytes for tensor in tensors.values()), "detail": self._detail(part)}
             for part, tensors in self.parts.items()
@@ -134,22 +134,22 @@ class Stored:
 
 
 def check_bundle_file(path: str | os.PathLike[str], argument: str = "path") -> Path:
-    """Where a bundle may be written: the file itself, without symbolic links; touches nothing.
+    """The path to write a bundle to, with symbolic links resolved; changes nothing.
 
-    Raises ``InputError`` naming ``argument`` unless ``path`` is new or a bundle, in a place that can be written.
+    Raises ``InputError`` naming ``argument`` unless ``path`` is new or a bundle, in a folder that can be written.
     """
     if not str(path):
         raise InputError(f"{argument} must be a file, got an empty name")
     target = Path(os.path.realpath(expand(path, argument)))
     if target.is_file() and not is_bundle(target):
-        raise InputError(f"{argument} {path}: a file that is no bundle lies there; choose another name")
+        raise InputError(f"{argument} {path}: exists and is no bundle; choose another name")
     above = next(parent for parent in target.parents if parent.exists())
     check_output_file(target if above == target.parent else above / target.name, argument)
     return target
 
 
 def is_bundle(path: Path) -> bool:
-    """Whether the file's header says that it is a bundle, of whatever version."""
+    """Whether the file's header says that it is a bundle, of any version."""
     try:
         return str(_header(path).get("file_format", "")).startswith(f'"{FORMAT}/')
     except (OSError, ValueError, RecursionError):
@@ -169,7 +169,7 @@ def _header(path: Path) -> Metadata:
 
 
 def write(path: Path, stored: Stored) -> None:
-    """Write ``stored`` to ``path``, atomically, and note its size."""
+    """Write ``stored`` to ``path``, atomically, and record its size."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tensors = {_PARTS[part] + name: one for part, parts in stored.parts.items() for name, one in parts.items()}
     stored.config["sha256"] = _digest(tensors)
@@ -178,7 +178,7 @@ def write(path: Path, stored: Stored) -> None:
 
 
 def read(path: Path) -> Stored:
-    """What `write` wrote; raises ``InputError`` naming the file where there is none, or it is damaged or of a later format."""
+    """The contents of a file of `write`; raises ``InputError`` if it is missing, damaged or of a later format."""
     if not path.is_file():
         raise InputError(f"{path}: no bundle here" + (" (it is a folder)" if path.is_dir() else ""))
     tensors, encoded = read_safetensors(path)
@@ -193,19 +193,19 @@ def read(path: Path) -> Stored:
         raise InputError(f"{path}: damaged bundle (its format is {version[:60]!r})")
     if int(version) > VERSION:
         raise InputError(
-            f"{path}: format {version}, made by sfm_fast {config.get('sfm_fast')}; this is {__version__} and reads formats up to {VERSION}"
+            f"{path}: has format {version}, made by sfm_fast {config.get('sfm_fast')}, but sfm_fast {__version__} reads formats up to {VERSION}"
         )
     check(path, config, _CONFIG, "bundle")
     for key in ("distilling_backbone", "evaluating_backbone"):
         if len(config[key]["mean"]) != len(config[key]["std"]):
             raise InputError(f"{path}: damaged bundle ({key}: mean and std differ in length)")
     if _digest(tensors) != config["sha256"]:
-        raise InputError(f"{path}: damaged bundle (its numbers are not those that were written)")
+        raise InputError(f"{path}: damaged bundle (its tensors differ from those that were written)")
     parts: dict[str, dict[str, Tensor]] = {}
     for part, prefix in _PARTS.items():
-        found = {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
-        if found:
-            parts[part] = found
+        of_part = {name.removeprefix(prefix): one for name, one in tensors.items() if name.startswith(prefix)}
+        if of_part:
+            parts[part] = of_part
     stored = Stored(config, parts, path, path.stat().st_size)
     _check_parts(stored)
     return stored
@@ -222,7 +222,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def _check_parts(stored: Stored) -> None:
-    """Raise ``InputError`` unless images, classifier and projector are of the shapes that belong together."""
+    """Raise ``InputError`` unless the shapes of images, classifier and projector match."""
 
     def damaged(why: str) -> InputError:
         return InputError(f"{stored.where}: damaged bundle ({why})")
@@ -259,9 +259,9 @@ def _check_parts(stored: Stored) -> None:
 
 
 def load_psi(stored: Stored, options: Mapping[str, Any]) -> Backbone:
-    """The evaluating backbone: from the bundle itself, from ``options["checkpoint"]``, or by its name; ``options`` as of `load_backbone`.
+    """The evaluating backbone: from the bundle itself, from ``options["checkpoint"]``, or by its name; ``options`` are for `load_backbone`.
 
-    Raises ``InputError`` where it can't be loaded, or differs from the recorded one.
+    Raises ``InputError`` if it can't be loaded, or isn't the recorded one.
     """
     record, inside = stored.config["evaluating_backbone"], stored.weights()
     try:
@@ -276,9 +276,9 @@ def load_psi(stored: Stored, options: Mapping[str, Any]) -> Backbone:
 
 
 def check_psi(given: Backbone, record: Mapping[str, Any], where: Path) -> Backbone:
-    """``given`` as ``record``, of the bundle at ``where``, has it; raises ``InputError`` where it is another, or the record damaged."""
+    """``given`` with the normalisation in ``record`` of the bundle at ``where``; raises ``InputError`` if it is another backbone, or the record damaged."""
     recorded = as_recorded(given, record)
     if recorded.mean.shape != given.mean.shape:
-        told = f"{len(record['mean'])} numbers, {given.name!r} wants {len(given.mean)}"
-        raise InputError(f"{where}: damaged bundle (evaluating_backbone: mean has {told})")
+        lengths = f"{len(record['mean'])} numbers, but {given.name!r} needs {len(given.mean)}"
+        raise InputError(f"{where}: damaged bundle (evaluating_backbone: mean has {lengths})")
     return recorded

@@ -6,7 +6,7 @@ import sys
 
 
 def entry() -> int:
-    """Entry point of `sfm-fast`: names the extra to install where the losses alone were installed."""
+    """Entry point of `sfm-fast`: where a dependency is missing, it names the extra to install."""
     try:
         from .main import main
     except ModuleNotFoundError as error:

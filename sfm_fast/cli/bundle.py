@@ -19,48 +19,55 @@ from ..synthetic import SyntheticSet
 from . import common
 
 NAME = "bundle"
-SUMMARY = (
-    "Put synthetic images, classifier and projector into one file that classifies photos without the training data."
-)
+SUMMARY = "Put the synthetic images, a classifier and a projector into one file that classifies photos without the training data."
 EXAMPLE = "sfm-fast bundle runs/sfm --classifier classifier.safetensors --out fashion.safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run_folder", metavar="RUN", help="folder of `sfm-fast distill`, or its synthetic.safetensors")
     parser.add_argument(
-        "--classifier", metavar="FILE", required=True, help="of `sfm-fast classifier`, on the backbone that distilled"
+        "run_folder", metavar="RUN", help="output folder of `sfm-fast distill`, or its synthetic.safetensors"
+    )
+    parser.add_argument(
+        "--classifier", metavar="FILE", required=True, help="output of `sfm-fast classifier` on the distilling backbone"
     )
     parser.add_argument(
         "--out",
         metavar="FILE",
         required=True,
-        help="file to write, such as mine.safetensors; a bundle that lies there is replaced",
+        help="file to write, such as mine.safetensors; an existing bundle is replaced",
     )
     common.add_backbone_arguments(parser)
     parser.add_argument(
-        "--eval-backbone", metavar="NAME", help="backbone that photos will go through (default: --backbone)"
+        "--eval-backbone",
+        metavar="NAME",
+        help="backbone that will compute the features of photos (default: --backbone)",
     )
-    parser.add_argument("--eval-checkpoint", metavar="FILE", help="local weights of --eval-backbone")
-    parser.add_argument("--eval-image-size", type=int, metavar="PX", help="input side of --eval-backbone")
+    parser.add_argument("--eval-checkpoint", metavar="FILE", help="local file of weights for --eval-backbone")
+    parser.add_argument("--eval-image-size", type=int, metavar="PX", help="input size of --eval-backbone in pixels")
     common.add_options(parser, ProjectorFit, solver="--projector")
     parser.add_argument(
         "--test-data",
         metavar="SPEC",
-        help="measure the bundle's accuracy on this data set, and store it; as --data of `sfm-fast classifier`",
+        help="data set to measure the bundle's accuracy on, which is stored in the bundle; takes the same names as --data of `sfm-fast classifier`",
     )
     parser.add_argument("--test-split", default="test", help="split of --test-data")
-    parser.add_argument("--data-root", metavar="FOLDER", help="where timm's data sets keep their files")
+    parser.add_argument("--data-root", metavar="FOLDER", help="folder of the files of timm's data sets")
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that decode images (default: one a core, at most 8)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="number of processes that decode images (default: one per core, at most 8)",
     )
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="of the stored weights")
+    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="data type of the stored weights")
     parser.add_argument(
-        "--folded", action="store_true", help="store classifier and projector as one matrix, and no images"
+        "--folded",
+        action="store_true",
+        help="store the product of classifier and projector as one matrix, and leave the images out",
     )
     parser.add_argument(
         "--with-backbone",
         action="store_true",
-        help="store the weights of the photos' backbone too (wants --precision fp32)",
+        help="also store the weights of the backbone that computes the photos' features (requires --precision fp32)",
     )
 
 
@@ -68,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
     common.set_threads(args)
     target = check_bundle_file(args.out, "--out")
     if args.json and os.path.realpath(args.json) == str(target):
-        raise InputError(f"--json {args.json}: is --out too; choose another file")
+        raise InputError(f"--json {args.json}: is the same file as --out; choose another one")
     fit = common.made(args, ProjectorFit)
     synthetic = SyntheticSet.load(args.run_folder)
     classifier = Classifier.load(args.classifier)
@@ -87,7 +94,9 @@ def run(args: argparse.Namespace) -> None:
     if args.with_backbone:
         check_storable(psi or phi)
     bundle = Bundle.create(synthetic, classifier, phi, psi, batch_size=args.batch_size, **asdict(fit))
-    bundle = bundle.as_stored(dtype=args.dtype, folded=args.folded)  # so that the accuracy is that of the file
+    bundle = bundle.as_stored(
+        dtype=args.dtype, folded=args.folded
+    )  # the accuracy must be measured with the weights as stored
     if test is not None:
         bundle.evaluate(test, batch_size=args.batch_size, progress=not args.quiet)
     bundle.save(args.out, dtype=args.dtype, folded=args.folded, with_backbone=args.with_backbone)

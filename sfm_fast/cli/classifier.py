@@ -1,4 +1,4 @@
-"""`sfm-fast classifier`: the linear classifier of all real images."""
+"""`sfm-fast classifier`: train a linear classifier on the features of all real images."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from ..files import check_free_space, check_output_file
 from . import common
 
 NAME = "classifier"
-SUMMARY = "Train a linear classifier on the features of a whole data set: what `inherit` evaluation reuses."
+SUMMARY = "Train a linear classifier on the features of a whole data set, for the evaluation modes `inherit` and `kd`."
 EXAMPLE = "sfm-fast classifier --data embedded --out classifier.safetensors"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_data_arguments(parser)
     parser.add_argument("--split", default="train", help="split to train on")
-    parser.add_argument("--test-split", default="test", help="split to test on; '' for none")
+    parser.add_argument("--test-split", default="test", help="split to test on; '' for no test")
     common.add_backbone_arguments(parser)
     common.add_list(
         parser,
@@ -27,13 +27,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         float,
         metavar="X",
         default=",".join(f"{decay:g}" for decay in WEIGHT_DECAYS),
-        help="l2 penalties on standardised features, to choose from on the validation rows",
+        help="candidate l2 penalties on standardised features; the best one on the validation images is used",
     )
     parser.add_argument(
-        "--validation", type=float, metavar="PART", default=0.1, help="part of each class that chooses the weight decay"
+        "--validation",
+        type=float,
+        metavar="PART",
+        default=0.1,
+        help="fraction of each class held out to choose the weight decay",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the validation split")
-    parser.add_argument("--cache", metavar="FOLDER", help="keep features here, and take them from here")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random validation split")
+    parser.add_argument("--cache", metavar="FOLDER", help="folder in which computed features are stored and reused")
     parser.add_argument("--out", metavar="FILE", default="classifier.safetensors", help="file to write")
 
 
@@ -41,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     common.set_threads(args)
     check_output_file(args.out, "--out")
     if Path(args.out).exists():
-        Classifier.load(args.out)  # replaces a classifier, and nothing else
+        Classifier.load(args.out)  # only a classifier may be replaced
     cache = FeatureCache(args.cache)
     backbone = common.open_backbone(args)
     train = common.open_data(args, args.split)
@@ -59,19 +63,19 @@ def run(args: argparse.Namespace) -> None:
         seed=args.seed,
     )
     classifier.save(args.out)
-    found = classifier.metadata
+    metadata = classifier.metadata
     scores = [
-        f"{name} {100 * found[key]:.1f} %"
+        f"{name} {100 * metadata[key]:.1f} %"
         for name, key in (("train", "train_top1"), ("validation", "validation_top1"), ("test", "test_top1"))
-        if found[key] is not None
+        if metadata[key] is not None
     ]
     common.finish(
         args,
         {"out": args.out, "parameters": classifier.parameters, "bytes": classifier.nbytes()}
         | {"class_names": classifier.class_names}
-        | found,
-        f"{found['images']} images of {classifier.out_features} classes: weight decay {found['weight_decay']:g}, top-1 {', '.join(scores)}",
-        f"features {found['feature_seconds']:.1f} s, training {found['seconds']:.1f} s ({found['iterations']} L-BFGS steps in the last fit, on all images)"
-        + (", not converged" if found["converged"] is False else ""),
+        | metadata,
+        f"{metadata['images']} images of {classifier.out_features} classes: weight decay {metadata['weight_decay']:g}, top-1 {', '.join(scores)}",
+        f"features {metadata['feature_seconds']:.1f} s, training {metadata['seconds']:.1f} s ({metadata['iterations']} L-BFGS steps in the last fit, on all images)"
+        + (", not converged" if metadata["converged"] is False else ""),
         f"{classifier.parameters} parameters, {classifier.nbytes()} bytes -> {args.out}",
     )

@@ -1,4 +1,4 @@
-"""Options several commands share, and the two ways a result leaves a command."""
+"""Options that several commands share, and what they open: data sets and backbones."""
 
 from __future__ import annotations
 
@@ -22,30 +22,38 @@ from ..errors import InputError
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """--data and what belongs to it."""
-    # No default here: a command must see whether it was given.
+    """--data, --data-root, --num-classes and --workers."""
+    # --data has no default here: some commands must know whether it was given.
     parser.add_argument(
         "--data", metavar="SPEC", help=f"{datasets.HELP} (default: {datasets.EMBEDDED})".replace("%", "%%")
     )
-    parser.add_argument("--data-root", metavar="FOLDER", help="where timm's data sets keep their files")
+    parser.add_argument("--data-root", metavar="FOLDER", help="folder of the files of timm's data sets")
     parser.add_argument(
-        "--num-classes", type=int, metavar="C", help="number of classes, where the data set doesn't say"
+        "--num-classes", type=int, metavar="C", help="number of classes, for data sets that don't state it"
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="processes that decode images (default: one a core, at most 8)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="number of processes that decode images (default: one per core, at most 8)",
     )
 
 
 def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
-    """--backbone and what belongs to it."""
+    """--backbone, --checkpoint, --image-size and the options of `add_machine_arguments`."""
     parser.add_argument(
         "--backbone", metavar="NAME", default=DEFAULT, help=f"{' or '.join(SHIPPED)} (shipped), or any timm model"
     )
     parser.add_argument(
-        "--checkpoint", metavar="FILE", help="local weights, .safetensors or .pth (default: timm's pretrained ones)"
+        "--checkpoint",
+        metavar="FILE",
+        help="local file of weights, .safetensors or .pth (default: timm's pretrained weights)",
     )
     parser.add_argument(
-        "--image-size", type=int, metavar="PX", help="input side, for models that take another than their default"
+        "--image-size",
+        type=int,
+        metavar="PX",
+        help="input size in pixels, for models that accept other sizes than their default",
     )
     add_machine_arguments(parser)
 
@@ -57,17 +65,17 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="of the backbone; auto is bf16 on GPUs that have it, else fp32",
+        help="numeric precision of the backbone; auto is bf16 on GPUs that support it, else fp32",
     )
-    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--threads", type=int, metavar="N", help="number of CPU threads (default: torch's choice)")
     parser.add_argument(
-        "--batch-size", type=int, metavar="N", default=256, help="images a batch when computing features"
+        "--batch-size", type=int, metavar="N", default=256, help="images per batch when computing features"
     )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
 def set_threads(args: argparse.Namespace) -> None:
-    """Apply --threads; checks --batch-size too, both before any work."""
+    """Apply --threads, and check --batch-size and --workers, before any work is done."""
     if args.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
     if getattr(args, "workers", None) is not None and args.workers < 0:
@@ -79,7 +87,7 @@ def set_threads(args: argparse.Namespace) -> None:
 
 
 def open_data(args: argparse.Namespace, split: str, channels: int | None = None) -> ImageSource:
-    """The data set of --data; says what was found in a folder or archive, and what was left out."""
+    """The data set of --data; prints which images of a folder or archive are used and which are left out."""
     source = datasets.open_dataset(
         datasets.EMBEDDED if args.data is None else args.data,
         split,
@@ -94,7 +102,7 @@ def open_data(args: argparse.Namespace, split: str, channels: int | None = None)
 
 
 def open_backbone(args: argparse.Namespace, **options: bool) -> Backbone:
-    """The backbone of --backbone and --checkpoint; ``options`` as of `load_backbone`."""
+    """The backbone of --backbone and --checkpoint; ``options`` are passed to `load_backbone`."""
     return load_backbone(
         args.backbone,
         args.checkpoint,
@@ -106,9 +114,9 @@ def open_backbone(args: argparse.Namespace, **options: bool) -> Backbone:
 
 
 def open_evaluating_backbone(args: argparse.Namespace) -> Backbone | None:
-    """The backbone of --eval-backbone, --eval-checkpoint and --eval-image-size; None where none of them is given.
+    """The backbone of --eval-backbone, --eval-checkpoint and --eval-image-size; None if none of them is given.
 
-    Without --eval-backbone it is --backbone's model: at --image-size, and with --checkpoint's weights, unless others are given.
+    Without --eval-backbone the model is --backbone, with --image-size and --checkpoint unless --eval-image-size or --eval-checkpoint replaces them.
     """
     if args.eval_backbone is None and args.eval_checkpoint is None and args.eval_image_size is None:
         return None

@@ -1,4 +1,4 @@
-"""`sfm-fast demo`: the whole road on the embedded data, with a page at its end."""
+"""`sfm-fast demo`: distil, evaluate and measure on the embedded data, and write a report as an HTML page."""
 
 from __future__ import annotations
 
@@ -26,14 +26,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         metavar="FOLDER",
         default="demo",
-        help="folder for everything the demo makes; an earlier demo there is replaced",
+        help="folder for all output; an earlier demo in it is replaced",
     )
-    parser.add_argument("--steps", type=int, default=1200, help="SFM steps")
+    parser.add_argument("--steps", type=int, default=1200, help="number of SFM steps")
     parser.add_argument(
-        "--lr", type=float, default=0.02, help="Adam's step size (larger than the default 0.002: the run is short)"
+        "--lr",
+        type=float,
+        default=0.02,
+        help="Adam's learning rate (larger than the 0.002 of `sfm-fast distill`, because the run is short)",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="probes trained for every row")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved steps for the comparison with LGM")
+    parser.add_argument(
+        "--seeds", type=int, default=3, help="number of probes trained for each row of the accuracy table"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="timed steps of each method, taken in turn, for the comparison with LGM"
+    )
     common.add_machine_arguments(parser)
 
 
@@ -60,5 +67,5 @@ def run(args: argparse.Namespace) -> None:
         "",
         cost_table(shown.costs),
         "",
-        f"{shown.seconds:.0f} s in all; look at {Path(shown.page).resolve()}, and at {Path(args.out) / METHODS_SHOWN[-1] / 'images'}",
+        f"{shown.seconds:.0f} s in total; see {Path(shown.page).resolve()} and {Path(args.out) / METHODS_SHOWN[-1] / 'images'}",
     )

@@ -1,4 +1,4 @@
-"""`sfm-fast distill`: synthetic images from class statistics (SFM) or real images (LGM)."""
+"""`sfm-fast distill`: optimise synthetic images against class statistics (SFM) or real images (LGM)."""
 
 from __future__ import annotations
 
@@ -25,69 +25,75 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_data_arguments(parser)
     common.add_backbone_arguments(parser)
     parser.add_argument(
-        "--stats", metavar="FILE", help="class statistics made by `sfm-fast stats` (default: computed first)"
+        "--stats",
+        metavar="FILE",
+        help="class statistics written by `sfm-fast stats` (default: computed from --data first)",
     )
     add_method_arguments(parser)
     add_execution_arguments(parser)
-    parser.add_argument("--out", metavar="FOLDER", default="run", help="folder for images, log, checkpoint and result")
+    parser.add_argument(
+        "--out", metavar="FOLDER", default="run", help="folder for the images, log, checkpoint and result"
+    )
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in --out bit for bit: give the same options again; --steps may grow, and another --micro-batch or "
-        "--state gives the same up to rounding",
+        help="continue the run in --out bit for bit; needs the same options as before, except that --steps may be larger and that "
+        "--micro-batch and --state may differ, which changes the result only by rounding",
     )
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     common.add_options(parser, Every)
 
 
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
-    """Options of the method and its images."""
+    """Options of the method and of the synthetic images."""
     parser.add_argument(
         "--recommended",
         action="store_true",
-        help="what did best in this project's tables, instead of the papers' settings: "
+        help="use the settings with the best accuracy in this project's experiments instead of the papers': "
         + ", ".join(f"{name} {value}" for name, value in RECOMMENDED.items())
-        + ", and level cluster for more than one image a class; options that are given stay as they are",
+        + ", and level cluster for more than one image per class; options that you give take precedence",
     )
     common.add_options(parser, DistillConfig)
 
 
 def method_config(args: argparse.Namespace) -> DistillConfig:
-    """The configuration that options of `add_method_arguments` give."""
+    """The configuration from the options of `add_method_arguments`."""
     if args.recommended:
         return DistillConfig.recommended(**common.given_options(args, DistillConfig))
     return common.made(args, DistillConfig)
 
 
 def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
-    """How a step uses the machine."""
+    """Options for how a step uses memory and devices."""
     parser.add_argument(
         "--micro-batch",
         metavar="N",
         default="auto",
-        help="images whose activations exist at once; the result is the same up to rounding. auto: the most that are predicted to fit; "
-        "halved when memory runs out all the same",
+        help="number of images whose activations are in memory at a time; it changes the result only by rounding. auto: as many as are "
+        "predicted to fit, halved if memory still runs out",
     )
     parser.add_argument(
         "--memory-budget",
         metavar="AMOUNT",
-        help="for auto, such as 8GB: weights, images, activations, but not Python, torch or the CUDA context themselves "
-        "(default: nine tenths of what is free on a GPU, half of what is available on a CPU)",
+        help="memory that --micro-batch auto may use, such as 8GB, for weights, images and activations, without Python, torch and the "
+        "CUDA context (default: nine tenths of the free memory on a GPU, half of the available memory on a CPU)",
     )
     parser.add_argument(
         "--state",
         choices=STATES,
         default="device",
-        help="where the images and Adam's moments lie; host: in the computer's memory, copied block by block",
+        help="where the images and Adam's moments are stored; host: in host memory, copied to the device block by block",
     )
     parser.add_argument(
-        "--compile", action="store_true", help="torch.compile of the backbone: slow to start, faster steps"
+        "--compile",
+        action="store_true",
+        help="run the backbone through torch.compile: a slower start, but faster steps",
     )
     parser.add_argument(
         "--grad-checkpointing",
         action="store_true",
-        help="activation checkpointing in the backbone: less memory, one more forward",
+        help="use activation checkpointing in the backbone: less memory, but one more forward pass",
     )
 
 
@@ -103,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
     check_run_folder(args.out, resume=args.resume, overwrite=args.overwrite)
     backbone = common.open_backbone(args, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
     statistics = ClassStatistics.load(args.stats) if args.stats is not None and config.method != "lgm" else None
-    # With statistics the data set itself isn't needed, but where both are named they must belong together.
+    # With statistics the data set itself isn't needed, but if both are given, the statistics must come from that data set.
     split = "train" if statistics is None else str(statistics.provenance.get("split", "train"))
     source = common.open_data(args, split) if statistics is None or args.data is not None else None
     distiller = make_distiller(

@@ -1,4 +1,4 @@
-"""`sfm-fast eval`: classifiers made with synthetic images, beside the references."""
+"""`sfm-fast eval`: test accuracy of classifiers trained on synthetic images, and of references on real images."""
 
 from __future__ import annotations
 
@@ -17,47 +17,49 @@ from ..synthetic import SyntheticSet
 from . import common
 
 NAME = "eval"
-SUMMARY = "Make classifiers with synthetic images and test them on the real test set."
+SUMMARY = "Train classifiers on synthetic images and test them on the real test set."
 EXAMPLE = "sfm-fast eval runs/sfm --data embedded --mode probe,inherit,kd --eval-backbone fashion_cnn"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="folders of `sfm-fast distill`, or their synthetic.safetensors"
+        "runs", nargs="*", metavar="RUN", help="output folders of `sfm-fast distill`, or their synthetic.safetensors"
     )
     common.add_list(
         parser,
         "--mode",
         metavar="NAME",
         default="probe",
-        help="one or more: 'probe' trains a linear classifier on the images; 'inherit' keeps the classifier of "
-        "all real data on the distilling backbone and fits a projector to its features on the images; 'kd' is a probe with that "
-        "classifier as its teacher",
+        help="one or more of: 'probe', which trains a linear classifier on the images; 'inherit', which reuses the classifier trained "
+        "on all real images and the distilling backbone, and fits a linear projector from the evaluating to the distilling backbone's "
+        "features on the images; 'kd', which trains a probe with that classifier as teacher",
     )
     common.add_list(
         parser,
         "--references",
         metavar="NAME",
         default=",".join(USUAL),
-        help=f"one or more of {', '.join(REFERENCES)}; '' for none. full: all real images; random-real: drawn anew for each seed; "
-        "nearest-real: nearest to their class's centre; neighbour-real: nearest to the synthetic ones; class-means: means of real features "
-        "(with several images a class k-means centres, called cluster-means), no images at all",
+        help=f"one or more of {', '.join(REFERENCES)}; '' for none. full: all real images; random-real: real images drawn at random for each "
+        "seed; nearest-real: the real images nearest to their class's centre; neighbour-real: the real images nearest to the synthetic "
+        "ones; class-means: mean features of the real images instead of images (k-means centres for several images per class, then called cluster-means)",
     )
-    parser.add_argument("--ipc", type=int, default=1, help="images per class of the references, where no RUN is given")
+    parser.add_argument("--ipc", type=int, default=1, help="images per class of the references if no RUN is given")
     common.add_data_arguments(parser)
     parser.add_argument("--test-split", default="test", help="split to test on")
     common.add_backbone_arguments(parser)
     parser.add_argument(
-        "--eval-backbone", metavar="NAME", help="evaluate on another backbone than the one that distilled (--backbone)"
+        "--eval-backbone", metavar="NAME", help="evaluate on this backbone (default: the distilling one, --backbone)"
     )
-    parser.add_argument("--eval-checkpoint", metavar="FILE", help="local weights of --eval-backbone")
-    parser.add_argument("--eval-image-size", type=int, metavar="PX", help="input side of --eval-backbone")
+    parser.add_argument("--eval-checkpoint", metavar="FILE", help="local file of weights for --eval-backbone")
+    parser.add_argument("--eval-image-size", type=int, metavar="PX", help="input size of --eval-backbone in pixels")
     parser.add_argument(
         "--classifier",
         metavar="FILE",
-        help="written by `sfm-fast classifier` on --backbone, for the modes inherit and kd; without it the classifier is trained first, and not kept",
+        help="file written by `sfm-fast classifier` on --backbone, for the modes inherit and kd (default: a classifier is trained first and not saved)",
     )
-    parser.add_argument("--cache", metavar="FOLDER", help="keep features of data sets here, and take them from here")
+    parser.add_argument(
+        "--cache", metavar="FOLDER", help="folder in which computed features of data sets are stored and reused"
+    )
     common.add_options(parser, ProbeConfig)
 
 
@@ -69,9 +71,9 @@ def run(args: argparse.Namespace) -> None:
     modes = common.check_names("--mode", args.mode, MODES, "sfm-fast eval RUN")
     names = common.check_names("--references", args.references, REFERENCES, "sfm-fast eval RUN")
     if not modes:
-        raise InputError(f"--mode: an empty list; wanted some of {', '.join(MODES)}")
+        raise InputError(f"--mode must name one or more of {', '.join(MODES)}, got none")
     if not args.runs and not names:
-        raise InputError("nothing to evaluate: give runs, or --references")
+        raise InputError("nothing to evaluate: give at least one RUN or --references")
     sets = {path: SyntheticSet.load(path) for path in args.runs}
     classifier = Classifier.load(args.classifier) if args.classifier else None
     cache = FeatureCache(args.cache)
@@ -106,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     if evaluator.same and "inherit" in modes:
         common.say(
             args,
-            "mode inherit on the distilling backbone is the full-data classifier itself, whatever the images: name --eval-backbone to test them",
+            "mode inherit on the distilling backbone uses the full-data classifier unchanged, so it doesn't test the images: choose another --eval-backbone",
         )
     common.finish(
         args,
@@ -125,7 +127,7 @@ def run(args: argparse.Namespace) -> None:
 def _rows(
     args: argparse.Namespace, evaluator: Evaluator, sets: Mapping[str, SyntheticSet], names: list[str]
 ) -> tuple[list[Row], list[LeftOut]]:
-    """Rows of the references, then of the runs with their neighbours; and the references left out, with reasons."""
+    """Rows of the references, then of the runs (each after its neighbour-real reference); and the references left out, with reasons."""
     rows: list[Row] = []
     left_out: list[LeftOut] = []
 
@@ -135,12 +137,12 @@ def _rows(
 
     def add(name: str, ipc: int, size: int, path: str = "", like: SyntheticSet | None = None) -> None:
         try:
-            found = evaluator.reference(name, ipc, size, like=like)
+            results = evaluator.reference(name, ipc, size, like=like)
         except TooFewImagesError as error:
             return skip(name, ipc, str(error))
-        if not found:
-            skip(name, ipc, "features of no image can be trained on in mode probe alone")
-        rows.extend({**row, "run": path} if path else row for row in found)
+        if not results:
+            skip(name, ipc, "it consists of features instead of images, so only mode probe can use it")
+        rows.extend({**row, "run": path} if path else row for row in results)
 
     shapes = sorted({(len(s.labels) // len(s.class_names), s.images.shape[-1]) for s in sets.values()}) or [
         (args.ipc, evaluator.distilling.image_size)
@@ -149,7 +151,7 @@ def _rows(
         add("full", *shapes[0])
     for name in names:
         if name == "neighbour-real" and not sets:
-            skip(name, args.ipc, "give a run whose neighbours are wanted")
+            skip(name, args.ipc, "give a RUN whose nearest real images are wanted")
         if name not in ("full", "neighbour-real"):
             for ipc, size in shapes:
                 add(name, ipc, size)

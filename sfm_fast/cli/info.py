@@ -1,4 +1,4 @@
-"""`sfm-fast info`: versions, devices, backends, the shipped backbones' cards."""
+"""`sfm-fast info`: versions, devices, backends and the shipped backbones."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..version import __version__
 from . import common
 
 NAME = "info"
-SUMMARY = "Print versions, devices, backends and the shipped backbones' cards, for bug reports."
+SUMMARY = "Print versions, devices, backends and facts about the shipped backbones, for bug reports."
 EXAMPLE = "sfm-fast info --json info.json"
 _PACKAGES = ("torch", "numpy", "timm", "safetensors", "torchvision", "triton", "scikit-learn", "tensorboard")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """It takes no options of its own."""
+    """This command has no options of its own."""
 
 
 def run(args: argparse.Namespace) -> None:
@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> None:
     for name, path in SHIPPED.items():
         try:
             cards[name] = load_tensors(path)[1]
-        except InputError as error:  # the losses alone are installed: a report must come all the same
+        except (
+            InputError
+        ) as error:  # safetensors is missing when only the losses are installed; the report must still be printed
             cards[name] = {"figures": str(error)}
     result: dict[str, Any] = {
         "versions": versions,

@@ -1,4 +1,4 @@
-"""`sfm-fast`: find the command, run it, and turn a user's mistake into one line."""
+"""`sfm-fast`: parse the command line, run the command, and report a user's mistake in one line."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COMMANDS = (demo, stats, distill, classifier, evaluate, bundle, classify, plan, 
 
 
 def parser() -> argparse.ArgumentParser:
-    """The whole command line, for `main` and for tests."""
+    """The parser of all commands, for `main` and for tests."""
     top = argparse.ArgumentParser(
         prog="sfm-fast", description="Distil image data sets for frozen vision models by statistical flow matching."
     )
@@ -38,14 +38,14 @@ def parser() -> argparse.ArgumentParser:
         sub.add_argument(
             "--json",
             metavar="FILE",
-            help="write the whole result as JSON here ('-': to stdout; what is printed then goes to stderr)",
+            help="write the whole result as JSON to this file ('-': to stdout; other output then goes to stderr)",
         )
         sub.set_defaults(run=command.run)
     return top
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Defaults after every option, the example as it is written."""
+    """Shows the default of every option, and leaves the line breaks of the example."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         plain = action.default is None or isinstance(action.default, bool)
@@ -55,7 +55,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0, 1 for bad input or a failed write, 2 for a bad command line, 128 + n for signal n.
 
-    A stdout that can't be written neither stops the work nor loses a file: it is told by the exit code at the end.
+    If stdout can't be written, the command still does its work and writes its files; only the exit code reports the failure.
     """
     with steady_streams() as out:
         try:
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     try:
         for name, value in vars(args).items():
-            if isinstance(value, str) and value.startswith("~/"):  # after '=' a shell leaves it to us
+            if isinstance(value, str) and value.startswith("~/"):  # the shell doesn't expand ~ after '='
                 setattr(args, name, str(expand(value, f"--{name.replace('_', '-')}")))
         if args.json and args.json != "-":
             check_output_file(args.json, "--json")
@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> int:
 def _out_of_memory(command: str, error: Exception) -> int:
     reason = str(error).splitlines()[0] if str(error) else "MemoryError"
     print(
-        f"sfm-fast {command}: out of memory ({reason}); use fewer or smaller images, or a smaller batch",
+        f"sfm-fast {command}: out of memory ({reason}); use fewer or smaller images or a smaller batch",
         file=sys.stderr,
     )
     return 1

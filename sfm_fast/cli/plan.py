@@ -1,4 +1,4 @@
-"""`sfm-fast plan`: peak memory and operations of a step, predicted; SFM beside LGM."""
+"""`sfm-fast plan`: predict the peak memory and operations of a step, for SFM and LGM."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..version import __version__
 from . import common, distill
 
 NAME = "plan"
-SUMMARY = "Predict a step's peak memory and recommend a micro-batch, without GPU, weights or data."
+SUMMARY = "Predict a step's peak memory and recommend a micro-batch size, without a GPU, weights or data."
 EXAMPLE = (
     "sfm-fast plan --backbone vit_base_patch14_dinov2 --image-size 224 --num-classes 1000 --lgm-views 3 --memory 8GB"
 )
@@ -29,36 +29,44 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backbone", metavar="NAME", default=DEFAULT, help=f"{' or '.join(SHIPPED)} (shipped), or any timm model"
     )
     parser.add_argument(
-        "--image-size", type=int, metavar="PX", help="input side, for models that take another than their default"
+        "--image-size",
+        type=int,
+        metavar="PX",
+        help="input size in pixels, for models that accept other sizes than their default",
     )
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16", help="of the backbone")
+    parser.add_argument(
+        "--precision", choices=("fp32", "bf16"), default="bf16", help="numeric precision of the backbone"
+    )
     parser.add_argument("--num-classes", type=int, metavar="C", default=1000, help="number of classes")
     parser.add_argument(
-        "--channels", type=int, choices=(1, 3), help="of the synthetic images (default: as the backbone takes)"
+        "--channels",
+        type=int,
+        choices=(1, 3),
+        help="channels of the synthetic images (default: those of the backbone's input)",
     )
     parser.add_argument(
         "--memory",
         metavar="AMOUNT",
         default="7.2GB",
-        help="for tensors, to recommend a micro-batch for: a card's, less some 0.6 GB for the CUDA context and fragmentation",
+        help="memory available for tensors, which the recommended micro-batch must fit: a GPU's memory less about 0.6 GB for the CUDA context and fragmentation",
     )
-    common.add_list(parser, "--micro-batch", int, metavar="N", help="show these too")
+    common.add_list(parser, "--micro-batch", int, metavar="N", help="also show these micro-batch sizes")
     parser.add_argument(
         "--lgm-views",
         type=int,
         metavar="A",
         default=10,
-        help="augmented views of LGM (its paper: 10; 3 on ImageNet-1k)",
+        help="augmented views per image for LGM (10 in its paper, 3 on ImageNet-1k)",
     )
     parser.add_argument(
-        "--grad-checkpointing", action="store_true", help="backbone with activation checkpointing, in all rows"
+        "--grad-checkpointing", action="store_true", help="use activation checkpointing in the backbone, for all rows"
     )
     distill.add_method_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> None:
     if args.method == "lgm":
-        raise InputError("--method must be sfm or sfm-decoupled: LGM stands beside it anyway")
+        raise InputError("--method must be sfm or sfm-decoupled, got lgm: the rows of LGM are always shown")
     for name in ("num_classes", "lgm_views"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
@@ -104,15 +112,15 @@ def run(args: argparse.Namespace) -> None:
 
 
 def advice(rows: list[PlanRow], args: argparse.Namespace, config: DistillConfig) -> list[str]:
-    """What to type, or why nothing fits."""
+    """The recommended command line, or why nothing fits."""
     chosen = next((row for row in rows if row["recommended"]), None)
     if chosen is None:
         weights, memory = rows[0]["by_category"]["parameters"], parse_bytes(args.memory)
         if weights >= memory:
-            return [f"nothing fits {args.memory}: the weights alone take {units.memory(weights)}"]
+            return [f"nothing fits into {args.memory}: the weights alone take {units.memory(weights)}"]
         further = "a smaller --image-size or another backbone"
         return [
-            f"nothing fits {args.memory}: try {further if args.grad_checkpointing else '--grad-checkpointing, ' + further}"
+            f"nothing fits into {args.memory}: try {further if args.grad_checkpointing else '--grad-checkpointing, ' + further}"
         ]
     words = ["sfm-fast distill", f"--precision {args.precision}"]
     usual = {"backbone": DEFAULT, "image_size": None, **DistillConfig().to_dict()}

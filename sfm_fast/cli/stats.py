@@ -1,4 +1,4 @@
-"""`sfm-fast stats`: class statistics of a data set on a backbone."""
+"""`sfm-fast stats`: compute the class statistics of a data set's features on a backbone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..files import check_free_space, check_output_file
 from . import common
 
 NAME = "stats"
-SUMMARY = "Compute the class centres of a data set once, in one pass."
+SUMMARY = "Compute the class centres of a data set's features, in one pass over the images."
 EXAMPLE = "sfm-fast stats --data embedded --out stats.safetensors"
 
 
@@ -20,7 +20,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_data_arguments(parser)
     parser.add_argument("--split", default="train", help="split to read")
     common.add_backbone_arguments(parser)
-    parser.add_argument("--clusters", type=int, default=0, metavar="K", help="k-means centres a class beside its mean")
+    parser.add_argument(
+        "--clusters",
+        type=int,
+        default=0,
+        metavar="K",
+        help="number of k-means centres to compute per class, besides its mean",
+    )
     parser.add_argument("--out", metavar="FILE", default="stats.safetensors", help="file to write")
 
 
@@ -28,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
     common.set_threads(args)
     check_output_file(args.out, "--out")
     if Path(args.out).exists():
-        ClassStatistics.load(args.out)  # replaces statistics, and nothing else
+        ClassStatistics.load(args.out)  # only a file of statistics may be replaced
     check_free_space(Path(args.out).parent, 1 << 20)
     backbone = common.open_backbone(args)
     source = common.open_data(args, args.split)
@@ -50,6 +56,6 @@ def run(args: argparse.Namespace) -> None:
             "read": source.told,
             "provenance": statistics.provenance,
         },
-        f"{int(counts.sum())} images of {len(counts)} classes ({int(counts.min())} to {int(counts.max())} each) in {seconds:.1f} s, "
+        f"{int(counts.sum())} images of {len(counts)} classes ({int(counts.min())} to {int(counts.max())} per class) in {seconds:.1f} s, "
         f"{int(counts.sum()) / seconds:.0f} images/s -> {args.out}",
     )

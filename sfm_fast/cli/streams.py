@@ -1,4 +1,4 @@
-"""stdout and stderr that never stop a command: what can't be written is remembered, what can't be shown has a stand-in."""
+"""stdout and stderr whose failures never stop a command: they are reported at the end, and unencodable characters are replaced."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any, TextIO, cast
 
-# What the package prints beyond ASCII; anything else, such as a class's name, is written with backslashes.
+# The non-ASCII characters that the package itself prints; all others, such as those of class names, become backslash escapes.
 STAND_INS = {
     "…": "...",
     "×": "x",
@@ -42,7 +42,7 @@ codecs.register_error(ERRORS, _stand_in)
 
 
 class SteadyStream:
-    """A text stream whose writes never raise: the first failure is kept as ``failure``, and from then on it is silent."""
+    """A text stream whose writes never raise: the first failure is kept as ``failure``, and later writes do nothing."""
 
     def __init__(self, stream: TextIO | None) -> None:
         self.stream = stream
@@ -59,27 +59,27 @@ class SteadyStream:
         if self.failure is not None:
             return
         try:
-            if self.stream is None:  # the process was started without it
+            if self.stream is None:  # the process was started without this stream
                 raise OSError(errno.EBADF, os.strerror(errno.EBADF))
             getattr(self.stream, action)(*arguments)
-        except (OSError, ValueError) as error:  # ValueError: it was closed
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
             self.failure = error
 
     def __getattr__(self, name: str) -> Any:
         return getattr(io.StringIO() if self.stream is None else self.stream, name)
 
     def let_go(self) -> None:
-        """After a failure: what is still buffered must not fail again when the interpreter ends."""
+        """After a failure, discard what is still buffered, which would fail again when the interpreter exits."""
         with contextlib.suppress(OSError, ValueError, AttributeError):
             if self.failure is not None and self.stream is not None:
-                nowhere = os.open(os.devnull, os.O_WRONLY)
-                os.dup2(nowhere, self.stream.fileno())
-                os.close(nowhere)
+                null = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(null, self.stream.fileno())
+                os.close(null)
 
 
 @contextlib.contextmanager
 def steady_streams() -> Iterator[SteadyStream]:
-    """While open, sys.stdout (yielded) and sys.stderr are `SteadyStream`, and a warning is one line."""
+    """Within the context, sys.stdout (yielded) and sys.stderr are `SteadyStream`, and each warning is printed as one line."""
     _fill_descriptors()
     before = sys.stdout, sys.stderr, warnings.formatwarning
     handlers = [_show_stand_ins(stream) for stream in before[:2]]
@@ -100,7 +100,7 @@ def steady_streams() -> Iterator[SteadyStream]:
 
 
 def exit_code(code: int, out: SteadyStream) -> int:
-    """``code`` of a command that is done, or what says that stdout couldn't be written."""
+    """The exit code of a command that ended with ``code``: another one if it succeeded but stdout couldn't be written."""
     out.flush()
     if out.failure is None or code:
         return code
@@ -113,22 +113,22 @@ def exit_code(code: int, out: SteadyStream) -> int:
 
 
 def _show_stand_ins(stream: TextIO | None) -> str | None:
-    """Make a stream show stand-ins; returns how it dealt with such characters before, None where it isn't one that encodes."""
+    """Make a stream replace unencodable characters; returns its earlier ``errors`` setting, or None if it doesn't encode."""
     if not isinstance(stream, io.TextIOWrapper) or stream.closed:
         return None
     before = stream.errors
-    with contextlib.suppress(OSError):  # it flushes first, and a full disk shows at the first write anyway
+    with contextlib.suppress(OSError):  # it flushes first; a full disk is reported by the next write
         stream.reconfigure(errors=ERRORS)
     return before
 
 
 def _fill_descriptors() -> None:
-    """Without stdin, stdout or stderr, the first files that are opened would be taken for them by what prints from C."""
+    """Open descriptors 0 to 2 if they are closed: otherwise the next file opened would get one, and C code would print into it."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free
+            os.open(os.devnull, os.O_RDWR)  # open returns the lowest free number
 
 
 def _one_line(

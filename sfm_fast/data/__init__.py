@@ -1,4 +1,4 @@
-"""Images and labels from folders, archives, arrays, data sets and loaders of one's own."""
+"""Images and labels from folders, archives, arrays, data sets and data loaders."""
 
 from typing import TYPE_CHECKING
 

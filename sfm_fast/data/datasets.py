@@ -1,4 +1,4 @@
-"""Open a data set by name: the embedded subset, full Fashion-MNIST, a folder or archive, anything timm's create_dataset opens."""
+"""Opens a data set by name: the embedded subset, full Fashion-MNIST, a folder or archive, or a data set of timm's create_dataset."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FULL_FASHION_MNIST = "fashion-mnist"
 TIMM_PREFIXES = ("hfds/", "hfids/", "wds/", "tfds/", "torch/")
 HELP = (
     f"'{EMBEDDED}' (a subset of Fashion-MNIST), '{FULL_FASHION_MNIST}[:FOLDER]' (all of it), a folder (train/CLASS/*, test/CLASS/*), "
-    "train.tar (CLASS/* inside, test.tar beside it), or a name timm's create_dataset opens: hfds/…, wds/…, torch/…"
+    "train.tar (an archive of CLASS/*, with test.tar in the same folder), or a name for timm's create_dataset: hfds/…, wds/…, torch/…"
 )
 
 
@@ -34,15 +34,15 @@ def open_dataset(
     """Open ``spec`` (see `HELP`) and its ``split``: "train", "test", or a split name of the data set itself.
 
     Args:
-        root: folder of data for timm's names (downloads and caches).
-        channels: 1 or 3, what images are read as; None looks at 64 of them: one in colour makes the data set a coloured one.
-        num_classes: needed only where the data set doesn't say.
-        workers: processes that decode images; None takes one a core, at most 8.
+        root: folder for the files of timm's data sets (downloads and caches).
+        channels: 1 or 3, channels that images are converted to; None: 1 if 64 sampled images are all grey, else 3.
+        num_classes: only needed if the data set doesn't state it.
+        workers: number of processes that decode images; None: one per core, at most 8.
 
-    Raises ``InputError`` that says what is missing.
+    Raises ``InputError`` if the data set can't be opened or has no such split.
     """
     if not spec:
-        raise InputError("data: an empty name; wanted " + HELP)
+        raise InputError("data must be " + HELP + ", got an empty name")
     if spec in (EMBEDDED, FULL_FASHION_MNIST) or spec.startswith(FULL_FASHION_MNIST + ":"):
         return _fashion_mnist(spec, split)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
@@ -56,8 +56,8 @@ def open_dataset(
     if path.is_file() and path.name.lower().endswith(
         (".zip", ".tgz", ".tbz2", ".txz", ".gz", ".xz", ".bz2", ".zst", ".7z", ".rar")
     ):
-        raise InputError(f"data: {spec!r} is compressed: unpack it into a folder, or into a plain .tar")
-    raise InputError(f"data: {spec!r} is no folder or .tar file here; wanted {HELP}")
+        raise InputError(f"data: {spec!r} is compressed: unpack it into a folder, or into an uncompressed .tar")
+    raise InputError(f"data: {spec!r} is no existing folder or .tar file; data must be {HELP}")
 
 
 def _fashion_mnist(spec: str, split: str) -> ImageSource:
@@ -75,7 +75,7 @@ def _fashion_mnist(spec: str, split: str) -> ImageSource:
 
 
 def _archive_of(path: Path, split: str) -> Path:
-    """The archive that holds ``split``: train.tar itself for "train", test.tar or val.tar beside it for "test"; or it holds both."""
+    """The archive with ``split``: ``path`` itself, or for the other split the archive next to it, such as test.tar or val.tar for "test"."""
     wanted = kind_of_split(split) or split
     if path.stem == split or kind_of_split(path.stem) in (None, wanted):
         return path
@@ -84,11 +84,11 @@ def _archive_of(path: Path, split: str) -> Path:
             other for other in sorted(path.parent.glob("*.tar")) if kind in (other.stem, kind_of_split(other.stem))
         ]
         if len(beside) > 1:
-            told = ", ".join(other.name for other in beside)
-            raise InputError(f"{path}: {told} could all be the {split} split; give the archive itself")
+            names = ", ".join(other.name for other in beside)
+            raise InputError(f"{path}: {names} could all be the {split} split; give the archive itself")
         if beside:
             return beside[0]
-    raise InputError(f"{path}: no {split} split beside it (looked for {wanted}.tar)")
+    raise InputError(f"{path}: no {split} split in its folder (looked for {wanted}.tar)")
 
 
 def _timm(
@@ -99,7 +99,7 @@ def _timm(
 
     name = f"{spec}/{split}"
     if spec.startswith("torch/") and root is None:
-        raise InputError(f"{spec}: needs the folder its files are kept in (root, --data-root)")
+        raise InputError(f"{spec}: needs the folder of its files (root, --data-root)")
     timm_split = "validation" if split == "test" and spec.startswith(("hfds/", "hfids/", "wds/", "tfds/")) else split
     try:
         dataset: Any = timm.data.create_dataset(spec, root=root, split=timm_split, is_training=False, download=True)
@@ -114,10 +114,10 @@ def _timm(
             f"{name}: can't be opened ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
         ) from error
     if class_names is None:
-        raise InputError(f"{name}: doesn't say how many classes it has; give num_classes (--num-classes)")
+        raise InputError(f"{name}: doesn't state its number of classes; give num_classes (--num-classes)")
     if iterable:
         return IterableSource(dataset, class_names, channels or 3, name)
-    # timm's reader without the data set around it, which would skip unreadable images and return their neighbour.
+    # Use timm's reader directly, because its data set replaces an unreadable image by the next one.
     items = getattr(dataset, "reader", None) or dataset
     return MapSource(name, items, class_names, channels, workers, _Described(dataset, name))
 
@@ -136,7 +136,7 @@ def _class_names(dataset: Any, num_classes: int | None) -> list[str] | None:
 
 
 class _Described:
-    """Which item an index is, for messages; can go to other processes."""
+    """The name of the item at an index, for messages; can be pickled for worker processes."""
 
     def __init__(self, dataset: Any, name: str) -> None:
         self.dataset, self.name = dataset, name

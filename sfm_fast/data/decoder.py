@@ -1,4 +1,4 @@
-"""The one way from an image file, or an image of Pillow's, to upright grey or colour pixels of 8 bits."""
+"""Decodes image files and Pillow images to upright grey or colour images of 8 bits."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import numpy as np
 
 from ..errors import InputError, require_package
 
-# Drawings, films and containers of science: Pillow knows the endings and reads no pixels, or needs another program for it.
+# Vector graphics, films and scientific containers: Pillow knows their endings, but can't read pixels or needs another program to.
 _NO_PHOTOS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
-_ORIENTATION = 0x0112  # a tag of EXIF
+_ORIENTATION = 0x0112  # EXIF tag
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")
 
 
 def endings() -> frozenset[str]:
-    """Endings of the files that Pillow reads here, in lower case and with their dot; plug-ins that are loaded count."""
+    """Endings of the files that this Pillow reads, with their dot and in lower case, including those of loaded plug-ins."""
     require_package("PIL", "reading images", "distill")
     from PIL import Image
 
@@ -30,7 +30,7 @@ def endings() -> frozenset[str]:
 
 @functools.cache
 def _formats() -> tuple[str, ...]:
-    """What files are taken for, whatever they are called: the usual ones first."""
+    """The formats to try for any file, whatever its ending; the most common first."""
     from PIL import Image
 
     Image.init()
@@ -39,10 +39,10 @@ def _formats() -> tuple[str, ...]:
 
 
 def open_image(file: str | os.PathLike[str] | IO[bytes]) -> Any:
-    """The first frame of an image file as `plain` has it. Raises ``InputError`` that says why it can't be read."""
+    """The first frame of an image file, converted by `plain`. Raises ``InputError`` if it can't be read."""
     from PIL import ImageFile
 
-    # Some packages switch this on for everybody: half a photo would then pass as a whole one.
+    # Some packages switch this on globally; truncated photos would then be read without an error.
     lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
     try:
         with _opened(file) as image:
@@ -52,7 +52,7 @@ def open_image(file: str | os.PathLike[str] | IO[bytes]) -> Any:
 
 
 def header_is_grey(file: str | os.PathLike[str] | IO[bytes]) -> bool:
-    """`is_grey` of an image file, without decoding it. Raises ``InputError`` that says why it can't be read."""
+    """`is_grey` of an image file, without decoding it. Raises ``InputError`` if it can't be read."""
     with _opened(file) as image:
         return is_grey(image)
 
@@ -79,9 +79,9 @@ def _opened(file: str | os.PathLike[str] | IO[bytes]) -> Iterator[Any]:
 
 
 def plain(image: Any) -> Any:
-    """A Pillow image turned as its EXIF orientation says, in mode "L" where it is grey and "RGB" where it isn't.
+    """A Pillow image rotated by its EXIF orientation, in mode "L" if it is grey, else in mode "RGB".
 
-    16 bits a channel keep their upper 8. Transparency is left out: the colours that the file stores count. Raises ``InputError``
+    16 bits per channel are reduced to the upper 8. Transparency is ignored: the stored colours are used. Raises ``InputError``
     for pixels without a fixed range.
     """
     from PIL import Image, ImageOps
@@ -89,25 +89,25 @@ def plain(image: Any) -> Any:
     try:
         _load(image)
         deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
-        with contextlib.suppress(Exception):  # EXIF data that can't be read turn nothing; the pixels may be sound
-            if image.getexif().get(_ORIENTATION, 1) != 1:  # which saves a copy of most
+        with contextlib.suppress(Exception):  # unreadable EXIF data are ignored; the pixels may be valid
+            if image.getexif().get(_ORIENTATION, 1) != 1:  # avoids a copy of most images
                 image = ImageOps.exif_transpose(image)
         if deep:  # convert("L") would clip 16 bits to white
             image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
         elif image.mode in ("I", "F"):
-            raise InputError(f"image mode {image.mode!r} has no fixed range; store it with 8 or 16 bits a channel")
+            raise InputError(f"image mode {image.mode!r} has no fixed range; store it with 8 or 16 bits per channel")
         if image.mode in ("P", "PA"):
-            # Through RGBA: a palette's transparent entries may be bytes, which convert("RGB") warns about or misreads.
+            # Via RGBA, because convert("RGB") warns about or misreads transparent palette entries given as bytes.
             return image.convert("RGBA").convert("L" if is_grey(image) else "RGB")
         return as_mode(image, "L" if is_grey(image) else "RGB")
     except InputError:
         raise
-    except Exception as error:  # an image opened lazily is decoded here; some modes have no way to RGB
+    except Exception as error:  # lazily opened images are decoded here; some modes can't be converted to RGB
         raise InputError(f"unreadable image ({error})") from error
 
 
 def _load(image: Any) -> None:
-    """Decode, but not by mapping the file into memory: Pillow then cuts the rows of TIFFs that are turned at the wrong places."""
+    """Decode without memory-mapping the file, with which Pillow misreads the rows of rotated TIFFs."""
     name = getattr(image, "filename", "")
     if name:
         image.filename = ""
@@ -119,12 +119,12 @@ def _load(image: Any) -> None:
 
 
 def as_mode(image: Any, mode: str) -> Any:
-    """``image`` in ``mode``, itself where it is in it."""
+    """``image`` converted to ``mode``; unchanged if it has that mode."""
     return image if image.mode == mode else image.convert(mode)
 
 
 def is_grey(image: Any) -> bool:
-    """Whether a Pillow image can hold no colour, by its mode, or its palette; nothing is decoded."""
+    """Whether a Pillow image can't contain colour, judged by its mode or palette without decoding it."""
     if image.mode in ("P", "PA"):
         palette = image.getpalette("RGB")
         colours = np.array(palette or [], dtype=np.uint8).reshape(-1, 3)

@@ -47,7 +47,7 @@ _MAGIC_IMAGES, _MAGIC_LABELS = 2051, 2049
 def read_idx(path: Path) -> np.ndarray:
     """Read one IDX file of bytes (gzip-compressed or not): images (N, H, W) or labels (N,), uint8.
 
-    Raises ``ValueError`` naming the file where it is not IDX, or shorter than its header says.
+    Raises ``ValueError`` if it is no IDX file, or its length doesn't match its header.
     """
     opener = gzip.open if path.suffix == ".gz" else open
     try:
@@ -73,8 +73,8 @@ def read_idx(path: Path) -> np.ndarray:
 def find_folder(folder: str | os.PathLike[str] | None = None) -> Path:
     """The folder that holds the four IDX files of the full data set.
 
-    Looks in ``folder`` alone if given, else in ``$SFM_FAST_FASHION_MNIST`` and the usual places.
-    Raises ``FileNotFoundError`` that lists where it looked and how to get the data.
+    Searches only ``folder`` if given, else ``$SFM_FAST_FASHION_MNIST`` and `SEARCHED_FOLDERS`.
+    Raises ``FileNotFoundError`` that lists the searched folders and how to get the data.
     """
     if folder is not None:
         places = [expand(folder, "folder")]
@@ -82,7 +82,7 @@ def find_folder(folder: str | os.PathLike[str] | None = None) -> Path:
         named = os.environ.get(ENVIRONMENT_VARIABLE)
         places = [expand(named, f"${ENVIRONMENT_VARIABLE}")] if named else []
         for usual in SEARCHED_FOLDERS:
-            with contextlib.suppress(InputError):  # without a home folder it isn't there
+            with contextlib.suppress(InputError):  # there may be no home folder
                 places.append(expand(usual, "folder"))
     for place in places:
         if _idx_file(place, "train", "images-idx3-ubyte", must_exist=False) is not None:
@@ -116,6 +116,6 @@ def load_full(split: Split, folder: str | os.PathLike[str] | None = None) -> tup
 
 
 def load_embedded(split: Split) -> tuple[np.ndarray, np.ndarray]:
-    """The subset inside the package: images (N, 28, 28) uint8 and labels (N,) int64, balanced over 10 classes."""
+    """The subset included in the package: images (N, 28, 28) uint8 and labels (N,) int64, balanced over 10 classes."""
     with np.load(EMBEDDED_FILE, allow_pickle=False) as archive:
         return archive[f"{split}_images"], archive[f"{split}_labels"].astype(np.int64)

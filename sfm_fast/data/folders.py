@@ -1,4 +1,4 @@
-"""Labelled image files in a folder or a .tar archive, and the data set that they make."""
+"""Data sets of labelled image files in a folder or a .tar archive."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .layout import Entry, Listing, Split, Tree, ending, find_split, is_hidden, 
 from .sources import DIGESTED, MapSource, evenly_spaced
 
 _BLOCK = 512
-DEEPEST = 100  # folders in folders
+DEEPEST = 100  # nested folders
 
 
 class FolderTree(Tree):
-    """A folder on the disk. Links are followed, but not in circles."""
+    """A folder on disk. Symbolic links are followed, except to a folder that contains them."""
 
     def __init__(self, path: Path, above: tuple[tuple[int, int], ...] = ()) -> None:
         super().__init__(Path(os.path.abspath(path)).name, str(path))
@@ -32,41 +32,41 @@ class FolderTree(Tree):
 
     @cached_property
     def listing(self) -> Listing:
-        found = Listing()
+        listing = Listing()
         if len(self._above) > DEEPEST:
-            raise InputError(f"{self.path}: folders in folders, more than {DEEPEST} deep")
+            raise InputError(f"{self.path}: folders are nested more than {DEEPEST} deep")
         try:
             here = os.stat(self.path)
             above = (*self._above, (here.st_dev, here.st_ino))
             with os.scandir(self.path) as entries:
                 for entry in entries:
-                    self._add(found, entry, above)
+                    self._add(listing, entry, above)
         except OSError as error:
             raise InputError(f"{self.path}: can't be read ({error.strerror})") from error
-        return found
+        return listing
 
-    def _add(self, found: Listing, entry: os.DirEntry[str], above: tuple[tuple[int, int], ...]) -> None:
+    def _add(self, listing: Listing, entry: os.DirEntry[str], above: tuple[tuple[int, int], ...]) -> None:
         if is_hidden(entry.name):
-            found.left_out["hidden"] += 1
+            listing.left_out["hidden"] += 1
         elif entry.is_dir():
             inside = entry.stat()
             if (inside.st_dev, inside.st_ino) in above:
-                found.left_out["links to a folder around them"] += 1
+                listing.left_out["links to an enclosing folder"] += 1
             else:
-                found.folders[entry.name] = FolderTree(self.path / entry.name, above)
+                listing.folders[entry.name] = FolderTree(self.path / entry.name, above)
         elif entry.is_file():
-            found.files[entry.name] = entry.path
+            listing.files[entry.name] = entry.path
         elif entry.is_symlink() and ending(entry.name) not in endings():
-            found.left_out["links to nothing"] += 1
+            listing.left_out["broken links"] += 1
         elif entry.is_symlink():
-            raise InputError(f"{entry.path}: a link to nothing; remove it, or mend it")
+            raise InputError(f"{entry.path}: a broken link; remove or repair it")
         else:
-            found.left_out["pipes or devices"] += 1
+            listing.left_out["pipes or devices"] += 1
 
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """Where a file's bytes lie in an archive."""
+    """Offset and size of a file in an archive, in bytes."""
 
     offset: int
     size: int
@@ -84,7 +84,7 @@ class ArchiveTree(Tree):
         return self._listing
 
     def put(self, parts: Sequence[str], member: Member | None) -> None:
-        """Add a file, or with None a folder; the folders around it are made as needed."""
+        """Add a file (or a folder, if ``member`` is None) and the folders that contain it."""
         if not parts:
             return
         if is_hidden(parts[0]):
@@ -97,14 +97,14 @@ class ArchiveTree(Tree):
             child.put(parts[1:], member)
 
     def leave_out(self, reason: str) -> None:
-        """Count what is left out."""
+        """Count an entry that is left out."""
         self._listing.left_out[reason] += 1
 
 
 class ImageFiles:
-    """Items (PIL image, label) of a split, each read from its file when it is asked for: names and numbers, so any process can take it.
+    """Items (PIL image, label) of a split, each read when it is indexed; picklable for worker processes.
 
-    ``archive``: the .tar file that the images lie in, or None for files of their own.
+    ``archive``: the .tar file with the images, or None for a folder.
     """
 
     def __init__(self, split: Split, archive: str | None = None) -> None:
@@ -118,16 +118,16 @@ class ImageFiles:
         return open_image(self.file(entry)), entry.label
 
     def describe(self, index: int) -> str:
-        """Which file item ``index`` is."""
+        """Path of the file of item ``index``, for messages."""
         entry = self.split.entries[index]
         return str(entry.place) if self.archive is None else f"{self.archive}/{entry.name}"
 
     def file(self, entry: Entry) -> str | io.BytesIO:
-        """Its path, or its bytes."""
+        """The path of the image, or for an archive its bytes."""
         return str(entry.place) if self.archive is None else io.BytesIO(self.read(entry))
 
     def read(self, entry: Entry) -> bytes:
-        """Its bytes."""
+        """The bytes of the image's file."""
         if self.archive is None:
             return Path(entry.place).read_bytes()
         with open(self.archive, "rb") as file:
@@ -135,7 +135,7 @@ class ImageFiles:
             return file.read(entry.place.size)
 
     def size(self, entry: Entry) -> int:
-        """The number of its bytes."""
+        """Size of the image's file in bytes."""
         return os.stat(entry.place).st_size if self.archive is None else int(entry.place.size)
 
 
@@ -157,7 +157,7 @@ class FileSource(MapSource):
         return [counts[label] for label in range(len(self.class_names))]
 
     def fingerprint(self) -> str:
-        """Over class names, every file's name and size, and the bytes of 32 evenly spaced ones; read once."""
+        """Hash of class names, every file's name and size, and the contents of 32 evenly spaced files; computed once."""
         return self._fingerprint
 
     @cached_property
@@ -172,20 +172,20 @@ class FileSource(MapSource):
 
 
 def open_files(path: Path, split: str, channels: int | None, workers: int) -> FileSource:
-    """``split`` of a folder or a .tar archive by the rules of `layout`. Raises ``InputError``."""
+    """``split`` of a folder or a .tar archive by the rules of `layout`. Raises ``InputError`` like `find_split` and `read_archive`."""
     if path.is_dir():
         return FileSource(ImageFiles(find_split(FolderTree(path), split)), channels, workers)
     return FileSource(ImageFiles(find_split(read_archive(path), split), str(path)), channels, workers)
 
 
 def read_archive(path: Path) -> ArchiveTree:
-    """The files in a .tar archive. Raises ``InputError`` where it is damaged, wherever that is, or cut short."""
+    """The files in a .tar archive. Raises ``InputError`` if it is damaged anywhere or truncated."""
     try:
         with tarfile.open(path, "r:") as archive:
             members = archive.getmembers()
             end = archive.offset
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path}: damaged or no plain .tar archive ({error})") from error
+        raise InputError(f"{path}: damaged, or no uncompressed .tar archive ({error})") from error
     _check_end(path, end)
     tree = ArchiveTree(kind_of_split(path.stem) or path.stem, str(path))
     by_name = {_normal(member.name): member for member in members}
@@ -194,7 +194,7 @@ def read_archive(path: Path) -> ArchiveTree:
         name = _normal(member.name)
         parts = [part for part in name.split("/") if part]
         if len(parts) > DEEPEST:
-            raise InputError(f"{path}: {member.name[:80]}… lies more than {DEEPEST} folders deep")
+            raise InputError(f"{path}: {member.name[:80]}… is nested more than {DEEPEST} folders deep")
         where = _followed(name, by_name)
         target = by_name.get(where)
         hidden = any(is_hidden(part) for part in parts)
@@ -204,12 +204,10 @@ def read_archive(path: Path) -> ArchiveTree:
             )
         if target is None or target.islnk() or target.issym():
             if not hidden and ending(member.name) in endings():
-                raise InputError(f"{path}: {member.name} is a link to nothing in the archive")
-            tree.leave_out("hidden" if hidden else "links to nothing")
+                raise InputError(f"{path}: {member.name} is a link whose target isn't in the archive")
+            tree.leave_out("hidden" if hidden else "broken links")
         elif target.issparse():
-            raise InputError(
-                f"{path}: {member.name} is stored with holes (a sparse file); pack the archive without them"
-            )
+            raise InputError(f"{path}: {member.name} is stored as a sparse file; pack the archive without sparse files")
         elif target.isfile():
             tree.put(parts, Member(target.offset_data, target.size))
         elif target.isdir():
@@ -218,7 +216,7 @@ def read_archive(path: Path) -> ArchiveTree:
 
 
 def _followed(name: str, by_name: Mapping[str, tarfile.TarInfo]) -> str:
-    """The name that a link in the archive leads to, through links to links; more than 8 of them are a circle."""
+    """The name that a link in the archive finally points to, after at most 8 links (more are taken for a cycle)."""
     for _ in range(8):
         member = by_name.get(name)
         if member is None or not (member.islnk() or member.issym()):
@@ -233,14 +231,16 @@ def _normal(name: str) -> str:
 
 
 def _check_end(path: Path, end: int) -> None:
-    """Python's tarfile takes any header it can't read for the archive's end, and drops the images behind it."""
+    """Raise ``InputError`` unless the archive ends at byte ``end``: Python's tarfile takes any unreadable header for the end."""
     with open(path, "rb") as file:
         file.seek(end)
         mark = file.read(_BLOCK)
         if len(mark) < _BLOCK or any(mark):
-            raise InputError(f"{path}: damaged at byte {end}, or cut short there: no end mark; get or pack it anew")
+            raise InputError(
+                f"{path}: damaged or truncated at byte {end} (no end-of-archive mark); get or pack it again"
+            )
         blocks: Iterable[bytes] = iter(lambda: file.read(1 << 20), b"")
         if any(any(block) for block in blocks):
             raise InputError(
-                f"{path}: goes on behind its end at byte {end}: damaged, or archives put one behind the other; unpack it"
+                f"{path}: has data after its end at byte {end}: it is damaged, or several archives were concatenated; unpack it"
             )

@@ -1,4 +1,4 @@
-"""Items of a data set read by other processes, batch by batch: without /dev/shm, started in any way, an error for whatever goes wrong."""
+"""Reads batches of a data set's items in worker processes, without /dev/shm and with any start method, and reports their errors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .transforms import ImageTransform, to_floats
 
 
 class ReadItems(torch.utils.data.Dataset):
-    """Items ``indices`` of a data set as (pixels, class number), or the text of what is wrong with one."""
+    """Items ``indices`` of a data set as (pixels, class number), or as the error message of an item that can't be read."""
 
     def __init__(
         self,
@@ -36,18 +36,18 @@ class ReadItems(torch.utils.data.Dataset):
         index = int(self.indices[place])
         try:
             return read_sample(self.dataset[index], self.transform, self.class_names)
-        except Exception as error:  # data sets raise anything
+        except Exception as error:  # a data set may raise any exception
             return str(unreadable(self.describe(index), error))
 
 
 def unreadable(where: str, error: Exception) -> InputError:
-    """One line that names the item and says what is wrong with it."""
+    """The error for the item ``where``, in one line."""
     reason = str(error) if isinstance(error, InputError) else f"can't be read ({type(error).__name__}: {error})"
     return InputError(f"{where}: {reason}")
 
 
 def _collate(samples: list[tuple[Tensor, int] | str]) -> tuple[np.ndarray, np.ndarray] | str:
-    """Arrays, not tensors: between processes a tensor takes /dev/shm, of which containers have 64 MB, an array a pipe."""
+    """Batches as arrays: tensors would be sent through /dev/shm, which has only 64 MB in containers; arrays go through a pipe."""
     for sample in samples:
         if isinstance(sample, str):
             return sample
@@ -59,16 +59,16 @@ def _collate(samples: list[tuple[Tensor, int] | str]) -> tuple[np.ndarray, np.nd
 
 
 def read_batches(view: ReadItems, batch_size: int, workers: int, name: str) -> Iterator[Any]:
-    """The view's batches, by ``workers`` processes where the system has what these need."""
+    """The view's batches, read by ``workers`` processes, or by this process if they can't be started."""
 
     def loader(workers: int) -> Iterator[Any]:
         return iter(torch.utils.data.DataLoader(view, batch_size, num_workers=workers, collate_fn=_collate))
 
     try:
         batches = loader(workers)
-    except OSError as error:  # no semaphores, no more processes
+    except OSError as error:  # the system has no semaphores, or allows no more processes
         warnings.warn(
-            f"{name}: no worker processes can be started ({error.strerror}); images are read by this one",
+            f"{name}: worker processes can't be started ({error.strerror}); this process reads the images",
             RuntimeWarning,
             stacklevel=2,
         )
@@ -79,5 +79,5 @@ def read_batches(view: ReadItems, batch_size: int, workers: int, name: str) -> I
         if "worker" not in str(error):
             raise
         raise InputError(
-            f"{name}: a process that reads images ended ({str(error).splitlines()[0]}); out of memory? Try fewer (--workers 0: none)"
+            f"{name}: a process that reads images died ({str(error).splitlines()[0]}), perhaps out of memory; use fewer (--workers 0: none)"
         ) from error

@@ -1,4 +1,4 @@
-"""Photos as people have them: files, PIL images, arrays or tensors, one or many, brought to a backbone's input."""
+"""Converts one or several photos (files, PIL images, arrays or tensors) to a backbone's input."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from .transforms import ImageTransform
 
 
 def is_one(photos: Any) -> bool:
-    """Whether this is one photo: a path, a PIL image, or an array or tensor of fewer than four dimensions."""
+    """Whether ``photos`` is a single photo: a path, a PIL image, or an array or tensor of fewer than four dimensions."""
     if isinstance(photos, (Tensor, np.ndarray)):
         return photos.ndim < 4
     return isinstance(photos, (str, os.PathLike)) or hasattr(photos, "convert")
 
 
 def photo_batches(photos: Any, transform: ImageTransform, batch_size: int) -> Iterator[Tensor]:
-    """Yield (B, channels, crop, crop) float32 in 0..1 of one photo or many; files are read batch by batch.
+    """Yield batches (B, channels, crop, crop) float32 in 0..1 of one or several photos; files are read batch by batch.
 
-    A photo is a path, a PIL image, or an array or tensor as `ImageTransform` takes them; many are an iterable of these, or
-    one tensor (N, channels, H, W). Raises ``InputError`` naming the photo that can't be read.
+    A photo is a path, a PIL image, or an array or tensor as for `ImageTransform`; several are an iterable of these, or one tensor
+    (N, channels, H, W). Raises ``InputError`` naming the photo that can't be read.
     """
     if isinstance(photos, Tensor) and photos.ndim == 4:
         for batch in photos.split(batch_size):

@@ -1,4 +1,4 @@
-"""The forms in which data sets give their items, brought to one: (image, class number)."""
+"""Converts the items of data sets, in their various forms, to (image, class number)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ LABEL_KEYS = ("label", "labels", "target", "targets", "class", "cls", "y")
 
 
 def read_sample(item: Any, transform: ImageTransform, class_names: Sequence[str]) -> tuple[Tensor, int]:
-    """(pixels, class number) of one item: (image, label[, …]) or a table with keys such as "image" and "label".
+    """(pixels, class number) of one item: (image, label[, …]) or a mapping with keys such as "image" and "label".
 
-    Raises ``InputError`` that says what is wrong with the item.
+    Raises ``InputError`` if the item has another form or can't be read.
     """
     image, label = image_and_label(item)
     target = class_number(label, class_names)
@@ -36,26 +36,26 @@ def read_sample(item: Any, transform: ImageTransform, class_names: Sequence[str]
 
 
 def image_and_label(item: Any) -> tuple[Any, Any]:
-    """The first two parts of a tuple or list, the parts of a table that are called so."""
+    """The first two elements of a tuple or list, or the image and label of a mapping."""
     if isinstance(item, Mapping):
         return item[_key(item, IMAGE_KEYS, "image")], item[_key(item, LABEL_KEYS, "label")]
     if isinstance(item, (tuple, list)) and len(item) >= 2:
         return item[0], item[1]
     raise InputError(
-        f"an item must be (image, label) or a table with 'image' and 'label', got {_told(item)}"
+        f"an item must be (image, label) or a mapping with 'image' and 'label', got {_told(item)}"
         + (f" of {len(item)}" if isinstance(item, (tuple, list)) else "")
     )
 
 
 def singles(item: Any) -> Iterator[Any]:
-    """The samples in what an iterable gives: itself, or each of a batch (images (B, …), labels (B,)), as a DataLoader has them."""
+    """The samples in an item of an iterable: the item itself, or those of a DataLoader's batch (images (B, …), labels (B,))."""
     image, label = image_and_label(item)
     if not is_batch(item):
         yield image, label
         return
     labels = label if hasattr(label, "__len__") and np.ndim(label) else [label]
     if len(image) != len(labels):
-        raise InputError(f"a batch of {len(image)} images with {len(labels)} labels")
+        raise InputError(f"a batch must have as many labels as images, got {len(labels)} for {len(image)}")
     yield from zip(image, labels, strict=True)
 
 
@@ -67,9 +67,9 @@ def is_batch(item: Any) -> bool:
 
 
 def class_number(label: Any, class_names: Sequence[str]) -> int:
-    """The class that ``label`` means: a whole number, an array of one, a one-hot vector, or a class name.
+    """The class number of ``label``: an integer, an array with one element, a one-hot vector, or a class name.
 
-    Raises ``InputError`` for anything else, mixtures of classes (CutMix, MixUp) and several classes at once among it.
+    Raises ``InputError`` for anything else, such as mixtures of classes (CutMix, MixUp) or several classes.
     """
     if isinstance(label, str):
         if label not in class_names:
@@ -106,24 +106,24 @@ def _one_hot(values: Tensor, class_names: Sequence[str]) -> int:
     if len(values) != len(class_names):
         raise InputError(f"the label must be one class, got {len(values)} numbers for {len(class_names)} classes")
     if values.double().count_nonzero() != 1 or values[place] != 1:
-        told = ", ".join(f"{value:g}" for value in values.double().tolist()[:6])
-        raise InputError(f"the label must be one class, got a mixture or several ({told}…); give data without mixing")
+        listed = ", ".join(f"{value:g}" for value in values.double().tolist()[:6])
+        raise InputError(f"the label must be one class, got a mixture or several ({listed}…); give data without mixing")
     return place
 
 
 def _key(item: Mapping[Any, Any], usual: tuple[str, ...], told: str) -> str:
-    found = [key for key in usual if key in item]
-    if not found:
-        found = [key for key in item if isinstance(key, str) and key.endswith(told)]
-    if len(found) != 1 and not (found and found[0] == told):
+    keys = [key for key in usual if key in item]
+    if not keys:
+        keys = [key for key in item if isinstance(key, str) and key.endswith(told)]
+    if len(keys) != 1 and not (keys and keys[0] == told):
         raise InputError(
             f"an item must have one {told}, got the keys {', '.join(map(str, item))}; give (image, label) pairs instead"
         )
-    return str(found[0])
+    return str(keys[0])
 
 
 def opened(image: Any) -> Any:
-    """What an image is given as, in the ways that need opening: Hugging Face's undecoded tables, paths, bytes."""
+    """``image``, opened if it is a path, a file, bytes, or an undecoded image of Hugging Face datasets."""
     if isinstance(image, Mapping) and ("bytes" in image or "path" in image):
         image = image.get("bytes") or image.get("path") or ""
     if isinstance(image, (bytes, bytearray)):

@@ -1,4 +1,4 @@
-"""Where real images come from: arrays, map-style data sets, iterables; batch by batch, never all in memory at once."""
+"""Sources of labelled real images (arrays, map-style data sets, iterables), read batch by batch."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from .loader import ReadItems, read_batches, unreadable
 from .samples import image_and_label, is_batch, opened, read_sample, singles
 from .transforms import ImageTransform, to_floats
 
-SAMPLED = 64  # images that decide whether a data set is grey
-DIGESTED = 32  # images that go into the fingerprint of one that isn't files
+SAMPLED = 64  # images examined to decide whether a data set is grey
+DIGESTED = 32  # images whose contents go into a fingerprint
 
 
 class ImageSource:
     """Labelled images: ``batches`` streams all of them in order, ``take`` fetches some by index.
 
-    channels: of synthetic images made from it, 1 where it is grey and 3 where it isn't. random_access: whether ``take`` is cheap (one
-    read an image) or a pass over everything. told: what was found, for people, one line; "" where there is nothing to say.
+    channels: of synthetic images made from it, 1 if it is grey, else 3. random_access: whether ``take`` reads only the images it needs,
+    or all of them. told: a summary of the data set in one line, or "".
     """
 
     name: str
@@ -38,7 +38,7 @@ class ImageSource:
 
     @property
     def exact_channels(self) -> int:
-        """What its images are read with to compute features: 3 unless all are known to be grey, so that no guess changes a feature."""
+        """Channels that images are read with to compute features: 3 unless all are known to be grey, because a guess could change features."""
         return self.channels
 
     def __len__(self) -> int:
@@ -49,46 +49,46 @@ class ImageSource:
         raise NotImplementedError
 
     def take(self, indices: Sequence[int], transform: ImageTransform) -> tuple[Tensor, Tensor]:
-        """Images and labels at ``indices``, in that order; this default makes one pass and keeps what it is asked for."""
+        """Images and labels at ``indices``, in that order; this default implementation makes one pass over all images."""
         wanted: dict[int, list[int]] = {}
         for place, index in enumerate(indices):
             wanted.setdefault(index, []).append(place)
-        found: list[tuple[Tensor, Tensor] | None] = [None] * len(indices)
+        taken: list[tuple[Tensor, Tensor] | None] = [None] * len(indices)
         position = 0
         for images, labels in self.batches(256, transform):
             for row in range(len(labels)):
                 for place in wanted.get(position + row, ()):
-                    found[place] = (images[row].clone(), labels[row])
+                    taken[place] = (images[row].clone(), labels[row])
             position += len(labels)
-        if any(pair is None for pair in found):
+        if any(pair is None for pair in taken):
             raise InputError(f"{self.name}: an index in {list(indices)[:8]}… is beyond its {position} images")
-        pairs = [pair for pair in found if pair is not None]
+        pairs = [pair for pair in taken if pair is not None]
         return torch.stack([image for image, _ in pairs]), torch.stack([label for _, label in pairs])
 
     def draw(self, count: int, transform: ImageTransform, *, seed: int, step: int) -> tuple[Tensor, Tensor]:
-        """``count`` images and labels at random without replacement, others at each ``step``; the same seed and step give the same."""
+        """``count`` random images and labels without replacement, determined by ``seed`` and ``step``."""
         chosen = philox.permutation(len(self), seed=seed, stream=philox.Stream.REAL_BATCH, step=step)[:count]
         images, labels = self.take(chosen.tolist(), transform)
         check_labels(f"labels of {self.name}", labels, len(images), len(self.class_names))
         return images, labels
 
     def counts(self) -> list[int] | None:
-        """Images of each class where that is known without reading any."""
+        """Number of images of each class, or None if it isn't known without reading them."""
         return None
 
     def fingerprint(self) -> str:
-        """16 hex digits that another data set hasn't, wherever it lies; "" where two passes may give different images."""
+        """16 hex digits that identify the data set independent of its location; "" if two passes may give different images."""
         return ""
 
 
 class ArraySource(ImageSource):
-    """Images in memory as bytes: (N, H, W) or (N, H, W, 3) uint8, labels (N,) int64."""
+    """Images in memory: (N, H, W) or (N, H, W, 3) uint8, labels (N,) int64."""
 
     def __init__(self, name: str, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str]) -> None:
         if images.dtype != np.uint8 or images.ndim not in (3, 4):
             raise InputError(f"images must be (N, H, W[, 3]) uint8, got {images.shape} {images.dtype}")
         if len(images) != len(labels):
-            raise InputError(f"images has {len(images)} items, labels has {len(labels)}")
+            raise InputError(f"labels must be as many as images, {len(images)}, got {len(labels)}")
         self.name, self.class_names = name, list(class_names)
         tensor = torch.from_numpy(np.ascontiguousarray(images))
         self.images = tensor.unsqueeze(1) if tensor.ndim == 3 else tensor.permute(0, 3, 1, 2)
@@ -119,9 +119,9 @@ class ArraySource(ImageSource):
 
 
 class MapSource(ImageSource):
-    """Any map-style data set of items as `samples` knows them: decoded one by one, by ``workers`` processes.
+    """Any map-style data set of items that `samples` supports, decoded by ``workers`` processes.
 
-    channels: None looks at a sample of the images.
+    channels: None: decided by a sample of the images.
     """
 
     def __init__(
@@ -148,17 +148,17 @@ class MapSource(ImageSource):
         return self._given or 3
 
     def _look(self) -> int:
-        """1 where every image of a sample is grey; one colour image in it makes 3."""
+        """1 if every image of a sample is grey, else 3."""
         places = evenly_spaced(len(self), SAMPLED)
         grey = 0
         for index in places:
             try:
                 grey += self._is_grey(index)
-            except Exception as error:  # data sets raise anything
+            except Exception as error:  # a data set may raise any exception
                 raise unreadable(self.describe(index), error) from error
         if places and grey == len(places):
             return 1
-        self.colour = "in colour" + (f" ({grey} of {len(places)} images looked at are grey)" if grey else "")
+        self.colour = "in colour" + (f" ({grey} of {len(places)} sampled images are grey)" if grey else "")
         return 3
 
     def _is_grey(self, index: int) -> bool:
@@ -174,7 +174,9 @@ class MapSource(ImageSource):
         view = ReadItems(self.dataset, indices, transform, self.describe, self.class_names)
         workers = self.workers if len(indices) > batch_size else 0
         for batch in read_batches(view, batch_size, workers, self.name):
-            if isinstance(batch, str):  # errors travel as text: an exception would come back with a worker's traceback
+            if isinstance(
+                batch, str
+            ):  # errors are sent as text, because an exception would include the worker's traceback
                 raise InputError(batch)
             pixels, labels = batch
             yield to_floats(torch.from_numpy(pixels)), torch.from_numpy(labels)
@@ -190,7 +192,7 @@ class MapSource(ImageSource):
         if not len(self):
             return ""
         digests = [self._digest(), self._digest()]
-        return digests[0] if digests[0] == digests[1] else ""  # a random transform of the data set's own
+        return digests[0] if digests[0] == digests[1] else ""  # the data set applies random transforms
 
     def _digest(self) -> str:
         images, labels = self.take(evenly_spaced(len(self), DIGESTED), ImageTransform(64, 64, self.exact_channels))
@@ -201,10 +203,10 @@ class MapSource(ImageSource):
 
 
 class IterableSource(ImageSource):
-    """Any iterable of items, or of batches of them, as `samples` knows them, iterated anew on every pass.
+    """Any iterable of items, or of batches of them, that `samples` supports, iterated again in every pass.
 
-    A generator can be iterated once only, so it serves for statistics; give a list, a data set or a class with
-    ``__iter__`` for anything that needs two passes.
+    A generator can only be iterated once, which is enough for statistics; use a list, a data set or a class with ``__iter__`` if
+    several passes are needed.
     """
 
     random_access = False
@@ -216,7 +218,7 @@ class IterableSource(ImageSource):
         self._started = False
 
     def __len__(self) -> int:
-        """The number of images, or 0 where that isn't known."""
+        """The number of images, or 0 if it isn't known."""
         if isinstance(self.iterable, torch.utils.data.DataLoader):  # its length counts batches
             return _length(self.iterable.dataset)
         return 0 if _holds_batches(self.iterable) else _length(self.iterable)
@@ -225,7 +227,7 @@ class IterableSource(ImageSource):
         once_only = iter(self.iterable) is self.iterable
         if once_only and self._started:
             raise InputError(
-                f"{self.name}: a generator can be read once, and this needs a second pass; give a list or a data set"
+                f"{self.name}: a generator can only be read once, but this needs a second pass; give a list or a data set"
             )
         self._started = True
         images: list[Tensor] = []
@@ -253,7 +255,7 @@ class IterableSource(ImageSource):
                 return
             except InputError:
                 raise
-            except Exception as error:  # data sets raise anything
+            except Exception as error:  # a data set may raise any exception
                 raise unreadable(f"{self.name}: item {position}", error) from error
             try:
                 parts = singles(item)
@@ -265,14 +267,14 @@ class IterableSource(ImageSource):
 
 
 def from_iterable(iterable: Iterable[Any], class_names: Sequence[str], channels: int = 3) -> ImageSource:
-    """Labelled images from Python: a data set with ``__getitem__`` and ``__len__`` (random access), any iterable, a DataLoader.
+    """Labelled images from Python: a data set with ``__getitem__`` and ``__len__`` (random access), any iterable, or a DataLoader.
 
-    An item is (image, label), anything behind these two is left aside, or a table with keys such as "image" and "label". Images as
-    `ImageTransform` takes them, or paths, or the bytes of a file; a label is a class number, an array of one, a one-hot vector or one
-    of ``class_names``. An iterable may give batches: images (B, channels, H, W) and labels (B,), as a DataLoader does. A shuffling
-    DataLoader is read in its data set's order, so that two passes agree.
+    An item is (image, label), with further elements ignored, or a mapping with keys such as "image" and "label". Images are as for
+    `ImageTransform`, or paths, or the bytes of a file; a label is a class number, an array with one element, a one-hot vector or one
+    of ``class_names``. An iterable may yield batches like a DataLoader: images (B, channels, H, W) and labels (B,). A shuffling
+    DataLoader is read in its data set's order, so that all passes give the same images.
 
-    channels: 1 (grey) or 3 (colour), what images are read as. Raises ``InputError``.
+    channels: 1 (grey) or 3 (colour), channels that images are converted to. Raises ``InputError`` for data of another kind.
     """
     if channels not in (1, 3):
         raise InputError(f"channels must be 1 (grey) or 3 (colour), got {channels}")
@@ -280,7 +282,7 @@ def from_iterable(iterable: Iterable[Any], class_names: Sequence[str], channels:
     indexed = hasattr(iterable, "__getitem__") and hasattr(iterable, "__len__")
     if isinstance(iterable, Mapping) or not (indexed or hasattr(iterable, "__iter__")):
         raise InputError(
-            f"data must be a data set or an iterable of (image, label), got a {type(iterable).__name__}; of a table of columns give "
+            f"data must be a data set or an iterable of (image, label), got a {type(iterable).__name__}; from columns make "
             "list(zip(images, labels))"
         )
     # An IterableDataset inherits a __getitem__ that only raises.
@@ -291,26 +293,26 @@ def from_iterable(iterable: Iterable[Any], class_names: Sequence[str], channels:
 
 
 def evenly_spaced(count: int, most: int) -> list[int]:
-    """At most ``most`` of the indices below ``count``, the first and the last among them."""
+    """At most ``most`` of the indices below ``count``, including the first and the last."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most)).tolist()})
 
 
 def _check_names(class_names: Any) -> None:
     named = isinstance(class_names, Sequence) and not isinstance(class_names, str)
     if not named or not all(isinstance(name, str) for name in class_names):
-        raise InputError(f"class_names must be a list of texts, got {str(class_names)[:80]!r}")
+        raise InputError(f"class_names must be a list of strings, got {str(class_names)[:80]!r}")
     twice = [name for name, count in Counter(class_names).items() if count > 1]
     if twice:
         raise InputError(f"class_names must differ, got {twice[0]!r} more than once")
 
 
 def _holds_batches(items: Any) -> bool:
-    """Whether this is a list of batches: of other data sets an item isn't read for it."""
+    """Whether ``items`` is a list of batches; items of other data sets aren't read to find out."""
     if not isinstance(items, (list, tuple)) or not items:
         return False
     try:
         return is_batch(items[0])
-    except InputError:  # said when it is read, with its number
+    except InputError:  # reported with the item's number when it is read
         return False
 
 
@@ -331,10 +333,10 @@ def _in_order(iterable: Iterable[Any]) -> Iterable[Any]:
         return iterable
     if isinstance(iterable.dataset, torch.utils.data.IterableDataset):
         if iterable.drop_last:
-            raise InputError("a DataLoader with drop_last leaves images out; make it without")
+            raise InputError("a DataLoader with drop_last leaves images out; create it without")
         return iterable
     batches, drawn, whole = iterable.batch_sampler, iterable.sampler, not iterable.drop_last
-    if type(batches) is torch.utils.data.BatchSampler:  # one that the user made has a sampler of its own
+    if type(batches) is torch.utils.data.BatchSampler:  # the user may have passed a batch sampler with its own sampler
         drawn, whole = batches.sampler, not batches.drop_last
     elif batches is not None:
         drawn = batches

@@ -1,4 +1,4 @@
-"""From one image, of whatever kind and size, to what a backbone's centre view takes."""
+"""Converts images of any kind and size to a backbone's input: resize, centre crop, channels."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from ..errors import InputError
 from .decoder import as_mode, plain
 
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R 601, as Pillow's convert("L")
-MOST_ASPECT = 50  # longer strips are refused: their shorter side resized to 224, 1 x 60000 pixels would be gigabytes
+MOST_ASPECT = (
+    50  # limit of the aspect ratio: with the shorter side resized to 224, 1 x 60000 pixels would take gigabytes
+)
 
 
 @dataclass(frozen=True)
 class ImageTransform:
-    """Resize the shorter side to ``resize`` (bicubic, antialiased), cut the central ``crop`` x ``crop``; 0..1 floats."""
+    """Resize the shorter side to ``resize`` (bicubic, antialiased) and crop the centre to ``crop`` x ``crop``; 0..1 floats."""
 
     resize: int
     crop: int
@@ -30,7 +32,7 @@ class ImageTransform:
         return to_floats(self.pixels(image))
 
     def pixels(self, image: Any) -> Tensor:
-        """As a call, but uint8 of a PIL image: a quarter of the bytes between processes."""
+        """Like a call, but uint8 for a PIL image, so that worker processes send a quarter of the bytes."""
         if hasattr(image, "convert"):
             return self._pil(image)
         array = image if isinstance(image, Tensor) else _as_tensor(np.asarray(image))
@@ -63,11 +65,13 @@ class ImageTransform:
         _check_shape(images.shape[3], images.shape[2])
         if images.is_complex():
             raise _wrong_pixels(images.dtype)
-        if images.dtype == torch.uint16:  # the upper 8 bits, as of PIL images
+        if images.dtype == torch.uint16:  # the upper 8 bits, as for PIL images
             images = (images.int() >> 8).byte()
         if images.dtype == torch.uint8:
             images = to_floats(images)
-        elif not (images.is_floating_point() and images.min() >= -1e-3 and images.max() <= 1 + 1e-3):  # NaN is neither
+        elif not (
+            images.is_floating_point() and images.min() >= -1e-3 and images.max() <= 1 + 1e-3
+        ):  # also true for NaN
             raise _wrong_pixels(f"{images.dtype} from {images.min()} to {images.max()}")
         images = images.float()
         images = match_channels(images, self.channels)
@@ -81,7 +85,7 @@ class ImageTransform:
 
 
 def to_floats(pixels: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 0..1; floats as they are."""
+    """uint8 0..255 -> float32 0..1; floats are returned unchanged."""
     return pixels.float().div_(255) if pixels.dtype == torch.uint8 else pixels
 
 
@@ -95,13 +99,13 @@ def match_channels(images: Tensor, channels: int) -> Tensor:
         return torch.einsum(
             "nchw,c->nhw", images, torch.tensor(LUMINANCE, dtype=images.dtype, device=images.device)
         ).unsqueeze(1)
-    raise InputError(f"images have {images.shape[1]} channels, can't become {channels}")
+    raise InputError(f"images with {images.shape[1]} channels can't be converted to {channels}")
 
 
 def _as_tensor(array: np.ndarray) -> Tensor:
-    """A copy, which torch takes whatever the array's strides, byte order and flags."""
+    """A copy of the array with native byte order and strides that torch supports."""
     if array.dtype.kind not in "biuf":
-        raise InputError(f"unreadable image (an array of {array.dtype}, wanted uint8 or floats)")
+        raise InputError(f"unreadable image (an array of {array.dtype}, but it must be of uint8 or floats)")
     return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("="), order="C"))
 
 
@@ -112,5 +116,5 @@ def _wrong_pixels(got: object) -> InputError:
 def _check_shape(width: int, height: int) -> None:
     if not 0 < max(width, height) <= MOST_ASPECT * min(width, height):
         raise InputError(
-            f"an image of {width} x {height} pixels, wanted sides of at most {MOST_ASPECT} to 1; cut a part of it"
+            f"an image of {width} x {height} pixels is too long: its sides must be at most {MOST_ASPECT} to 1; crop it"
         )

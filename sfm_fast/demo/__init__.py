@@ -1,1 +1,1 @@
-"""The demo: the whole road on embedded data, what it cost, and the page that shows it."""
+"""The demo: distillation, evaluation and cost on the embedded data, with an HTML page of the results."""

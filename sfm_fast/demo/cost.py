@@ -1,4 +1,4 @@
-"""Step time and peak memory of distillation methods on the same backbone and data, measured side by side in one run."""
+"""Measures step time and peak memory of distillation methods on the same backbone and data, interleaved in one run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..measure.timing import interleaved
 
 
 class Cost(TypedDict):
-    """What a step of one configuration took: seconds (median, and 20th and 80th percentile) and peak bytes."""
+    """Cost of a step of one configuration: seconds (median, 20th and 80th percentile) and peak bytes."""
 
     name: str
     method: str
@@ -32,7 +32,7 @@ class Cost(TypedDict):
 
 
 def sfm_and_lgm(config: DistillConfig) -> dict[str, DistillConfig]:
-    """``config`` as SFM and as the three forms of LGM, each with its own number of views; SFM first."""
+    """``config`` for SFM and for the three variants of LGM, with LGM's own number of views; SFM first."""
     forms = {
         f"LGM {variant}": replace(config, method="lgm", level="class", lgm_variant=variant, views=None)
         for variant in LGM_VARIANTS
@@ -48,10 +48,10 @@ def compare_methods(
     *,
     rounds: int = 5,
 ) -> list[Cost]:
-    """One row a configuration: seconds a step (median, p20, p80 of interleaved steps) and peak bytes of a step.
+    """One row per configuration: seconds per step (median, p20, p80 of interleaved steps) and peak bytes of a step.
 
-    All levels of the pyramid are live, as in most of a run. Memory is the delta over what exists before the step: the
-    images, Adam's state, the backbone and the cached data are not in it, so nothing of a method's own cost is hidden.
+    All levels of the pyramid are live, as in most of a run. Memory is counted beyond what exists before the step, so it doesn't
+    include the images, Adam's state, the backbone and the cached data, which all methods have.
     """
     steps = {}
     for name, config in configs.items():

@@ -1,4 +1,4 @@
-"""The page of `sfm-fast demo`: pictures, loss, accuracy, time and memory."""
+"""The HTML page of `sfm-fast demo`: images, loss, accuracy, time and memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ COST_HEADER = ("method", "views", "ms a step", "time x SFM", "peak memory", "mem
 
 
 def pixel_class_means(source: ImageSource, transform: ImageTransform, batch_size: int = 512) -> Tensor:
-    """Mean picture of each class: (C, channels, crop, crop), in one pass."""
+    """Mean image of each class: (C, channels, crop, crop), in one pass."""
     total = torch.zeros(len(source.class_names), transform.channels, transform.crop, transform.crop)
     counts = torch.zeros(len(source.class_names))
     for images, labels in source.batches(batch_size, transform):
@@ -63,7 +63,7 @@ def write_page(
     costs: list[Cost],
     facts: dict[str, str],
 ) -> None:
-    """Write the page to ``path``, atomically. nearest, means: (C, channels, S, S) in 0..1, class by class."""
+    """Write the page to ``path``, atomically. nearest, means: (C, channels, S, S) in 0..1, ordered by class."""
     from ..files import write_text
 
     entries = list(log)
@@ -91,32 +91,35 @@ def write_page(
     ]
     ours = next((place for place, row in enumerate(accuracy) if row.get("method") == config["method"]), None)
     sections = [
-        ("What was made", html.note("One image a class, and the same column's real images for comparison.") + pictures),
         (
-            "How it got there",
+            "Synthetic images",
+            html.note("One synthetic image per class, with real images of the same class below it.") + pictures,
+        ),
+        (
+            "Loss",
             html.figure(
                 curve,
-                f"Loss of every {entries[0]['step'] if entries else 1}th step; each new pyramid level makes it jump, views make it noisy.",
+                f"Loss of every {entries[0]['step'] if entries else 1}th step. It jumps at each new pyramid level, and random views make it noisy.",
             ),
         ),
         (
-            "What a classifier learns from it",
+            "Accuracy",
             html.note(
-                "A linear classifier on the frozen backbone's features, trained on the images named, tested on real images never seen. Mean ± std over seeds."
+                "A linear classifier on the frozen backbone's features, trained on the listed images and tested on other, real images. Mean ± standard deviation over seeds."
             )
-            + html.table(("trained on", "images a class", "top-1 %", "top-5 %"), accuracy_rows, ours),
+            + html.table(("trained on", "images per class", "top-1 %", "top-5 %"), accuracy_rows, ours),
         ),
         (
-            "What it cost",
+            "Cost",
             html.note(
-                "One step of each method, same backbone, same data, taken in turn in one run: median time, and the most memory a step takes beyond what is "
-                "there before it. LGM in three forms: as its public code (stock), with the backbone frozen, and without double backward (closed form)."
+                "One step of each method with the same backbone and data, timed in turn in one run: median time, and peak memory beyond what is allocated "
+                "before the step. LGM in three variants: as in its public code (stock), with a frozen backbone, and without double backward (closed form)."
             )
             + html.table(COST_HEADER, cost_rows(costs), 0),
         ),
         (
-            "Made with",
-            html.table(("what", "value"), [*facts.items(), *((key, str(value)) for key, value in config.items())]),
+            "Settings",
+            html.table(("name", "value"), [*facts.items(), *((key, str(value)) for key, value in config.items())]),
         ),
     ]
     lead = f"{len(synthetic.class_names)} classes, {config['ipc']} synthetic image(s) each, distilled in {config['steps']} steps by statistical flow matching ({config['method']})."

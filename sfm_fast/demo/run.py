@@ -1,4 +1,4 @@
-"""The whole road on the embedded data: statistics, distillation, evaluation, cost, and a page at its end."""
+"""Runs the demo on the embedded data: statistics, distillation, evaluation, cost, and a page of the results."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from .cost import Cost, compare_methods, sfm_and_lgm
 from .page import pixel_class_means, write_page
 
 STARTED = "demo.json"  # marks a folder as a demo's, which another demo may replace
-METHODS_SHOWN = ("sfm", "sfm-decoupled")  # the last one's pictures stand on the page
+METHODS_SHOWN = ("sfm", "sfm-decoupled")  # the page shows the images of the last one
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What a demo found: rows of the evaluation and of the cost, summaries of the runs, and the page about them."""
+    """Results of a demo: rows of the evaluation and of the cost, summaries of the runs, and the path of the page."""
 
     rows: list[Row]
     costs: list[Cost]
@@ -54,9 +54,9 @@ def run_demo(
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> Shown:
-    """Run the demo in ``folder``, which is locked for it; an earlier demo there is replaced, anything else refused.
+    """Run the demo in ``folder``, which is locked; an earlier demo in it is replaced, other files are an error.
 
-    ``backbone`` loads the backbone; ``say`` gets a line before each of the four parts.
+    ``backbone`` loads the backbone; ``say`` is called with a line before each of the four parts.
     """
     if Path(folder).is_dir() and any(Path(folder).iterdir()) and not (Path(folder) / STARTED).exists():
         raise InputError(f"--out {folder}: holds other files; choose an empty or a new folder")
@@ -66,17 +66,17 @@ def run_demo(
         model = backbone()
         train, test = open_dataset(EMBEDDED, "train"), open_dataset(EMBEDDED, "test")
 
-        say(f"1/4 statistics: {len(train)} images of {len(train.class_names)} classes, once")
+        say(f"1/4 statistics: {len(train)} images of {len(train.class_names)} classes, in one pass")
         statistics = class_statistics(train, model, batch_size=batch_size, progress=progress)
         statistics.save(out / "stats.safetensors")
 
-        say(f"2/4 distillation: {config.steps} steps each of SFM as in the paper, and of its decoupled variant")
+        say(f"2/4 distillation: {config.steps} steps of SFM as in the paper, and of its decoupled variant")
         summaries = {}
         for method in METHODS_SHOWN:
             distiller = make_distiller(replace(config, method=method), model, train, statistics)
             summaries[method] = distiller.run(out / method, overwrite=True, progress=progress)
 
-        say("3/4 evaluation: linear probes, beside the references")
+        say("3/4 evaluation: linear probes on synthetic images and on the references")
         evaluator = Evaluator(model, test, train, config=probe, batch_size=batch_size, progress=progress)
         sets = [SyntheticSet.load(out / method / RESULT) for method in METHODS_SHOWN]
         size = sets[0].images.shape[-1]

@@ -1,4 +1,4 @@
-"""Distilling: the configuration, the step, the run and its prediction."""
+"""Distillation: its configuration, methods, step and run, and the prediction of a step's memory."""
 
 from typing import TYPE_CHECKING
 

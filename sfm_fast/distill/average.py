@@ -1,4 +1,4 @@
-"""The mean of a run's last iterates: each step sees another view of an image, and the mean has less of that noise."""
+"""The mean of a run's last iterates, which has less of the noise that the random views of each step add."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from ..errors import InputError
 
 
 class IterateAverage:
-    """Mean of the pyramid after each of a run's last steps, ``share`` of all ``steps``; 0 keeps nothing.
+    """Mean of the pyramids after a run's last steps; ``share`` is their fraction of all ``steps``, 0 for no mean.
 
-    ``mean`` (like the pyramid, beside it) and ``count``, steps in it. A new pyramid level starts it anew.
+    ``mean``: like the pyramid, on the same device. ``count``: steps averaged so far. A new pyramid level restarts the mean.
     Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
     """
 
     def __init__(self, share: float, steps: int) -> None:
         self.share = share
-        self.first = steps - round(share * steps)  # steps done before those that count
+        self.first = steps - round(share * steps)  # number of steps before those that are averaged
         self.mean: Tensor | None = None
         self.count = 0
 
     @torch.no_grad()
     def add(self, pyramid: Tensor, steps_done: int) -> None:
-        """``pyramid`` as step number ``steps_done`` (1-based) left it."""
+        """Include ``pyramid`` as it is after step number ``steps_done`` (1-based)."""
         if steps_done <= self.first:
             return
         if self.mean is None or self.mean.shape != pyramid.shape:
@@ -35,13 +35,13 @@ class IterateAverage:
         self.mean.lerp_(pyramid, 1 / self.count)
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps."""
+        """Tensors for a checkpoint."""
         return {} if self.mean is None else {"average": self.mean, "average_count": torch.tensor(self.count)}
 
     def restore(self, tensors: dict[str, Tensor], pyramid: Tensor, steps_done: int) -> None:
-        """From `state`, after ``steps_done`` steps; a mean that began before this run's first step that counts is dropped.
+        """Restore `state`, after ``steps_done`` steps; a mean that includes steps before this run's averaged ones is dropped.
 
-        Raises ``InputError`` where it doesn't fit ``pyramid``; warns where steps that count are missing from it.
+        Raises ``InputError`` if the mean doesn't fit ``pyramid``; warns if averaged steps are missing from it.
         """
         self.mean, self.count = None, 0
         if not self.share:
@@ -51,8 +51,8 @@ class IterateAverage:
         missing = steps_done - self.first - self.count
         if missing > 0:
             warnings.warn(
-                f"average_last: {missing} of the last steps are missing from the mean, since the run was made for fewer steps before "
-                "(or had a new pyramid level among them)",
+                f"average_last: {missing} of the last steps are missing from the mean, because the run was first configured for fewer steps "
+                "(or because a pyramid level was added during them)",
                 RuntimeWarning,
                 stacklevel=2,
             )

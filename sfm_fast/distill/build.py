@@ -1,4 +1,4 @@
-"""From options, backbone and data to a Distiller: statistics checked or computed, objective chosen."""
+"""Builds a Distiller from configuration, backbone and data: checks or computes the statistics and makes the objective."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ def make_distiller(
     progress: bool = True,
     execution: Execution = Execution(),
 ) -> Distiller:
-    """Build the run that ``config`` describes, on the machine as ``execution`` says.
+    """A `Distiller` that runs ``config`` with the memory settings of ``execution``.
 
-    SFM needs ``statistics`` (a file, an object, or computed here from ``source``); LGM needs ``source`` alone.
-    Raises ``InputError`` where statistics, backbone and ``source`` don't belong together, or what is needed is missing.
+    SFM needs ``statistics`` (a file or an object; None: computed here from ``source``); LGM needs only ``source``.
+    Raises ``InputError`` if a needed input is missing, or if the statistics come from another backbone or data set.
     """
     kind = METHODS[config.method]
     if kind.needs_images:
         names = [] if source is None else source.class_names
         channels = backbone.in_channels if source is None else min(source.channels, backbone.in_channels)
         objective = kind.build(config, Given(backbone, len(names), channels, source=source))
-        assert source is not None  # or the objective had said so
+        assert source is not None  # else building the objective would have failed
         return Distiller(config, backbone, objective, names, channels, {"data": _told(source)}, execution)
     if statistics is not None:
         if not isinstance(statistics, ClassStatistics):
@@ -50,9 +50,7 @@ def make_distiller(
             check_made_of(statistics, source)
     else:
         if source is None:
-            raise InputError(
-                f"method {config.method} needs class statistics: give them, or the data set to compute them from"
-            )
+            raise InputError(f"method {config.method} needs class statistics, or the data set to compute them from")
         clusters = config.ipc if config.level == "cluster" else 0
         statistics = class_statistics(source, backbone, clusters=clusters, batch_size=batch_size, progress=progress)
     centers = (_cluster_centers(statistics, config.ipc) if config.level == "cluster" else statistics.centers).to(
@@ -68,51 +66,51 @@ def _cluster_centers(statistics: ClassStatistics, ipc: int) -> Tensor:
     centers = statistics.cluster_centers
     if centers is None or centers.shape[1] != ipc:
         raise InputError(
-            f"level 'cluster' with ipc {ipc} needs as many k-means centres a class, the statistics hold {statistics.clusters}: "
-            f"make them with `sfm-fast stats --clusters {ipc}`"
+            f"level 'cluster' with ipc {ipc} needs {ipc} k-means centres per class, but the statistics hold {statistics.clusters}: "
+            f"compute them with `sfm-fast stats --clusters {ipc}`"
         )
     return centers
 
 
 def check_made_with(statistics: ClassStatistics, backbone: Backbone) -> None:
-    """Raise ``InputError`` unless this very backbone made the statistics, at this input size, as far as they say."""
+    """Raise ``InputError`` if the statistics record another backbone, other weights or another input size than ``backbone``'s."""
     if statistics.dim != backbone.num_features:
         raise InputError(
-            f"{statistics.where}: has {statistics.dim} features, backbone {backbone.name!r} gives {backbone.num_features}"
+            f"{statistics.where}: has {statistics.dim} features, but backbone {backbone.name!r} gives {backbone.num_features}"
         )
     made_with = statistics.provenance.get("backbone", {})
     check_recorded(made_with, backbone, f"{statistics.where}: made with", "the backbone")
     precision = made_with.get("precision", backbone.precision)
     if precision != backbone.precision:
         warnings.warn(
-            f"{statistics.where}: made in {precision}, the backbone runs in {backbone.precision}: features differ a little; make them anew",
+            f"{statistics.where}: computed in {precision}, but the backbone runs in {backbone.precision}, so features differ a little; recompute them",
             RuntimeWarning,
             stacklevel=3,
         )
 
 
 def check_made_of(statistics: ClassStatistics, source: ImageSource) -> None:
-    """Raise ``InputError`` where the statistics say that they were made of another data set than ``source``."""
+    """Raise ``InputError`` if the statistics record another data set than ``source``."""
     made_of = statistics.provenance
     names, known = statistics.class_names or source.class_names, len(source)
     if names != source.class_names:
         raise InputError(
             f"{statistics.where}: made of {made_of.get('data')!r} with {len(names)} classes, {source.name} has {len(source.class_names)} "
-            f"({told_differences(names, source.class_names)}); make them anew"
+            f"({told_differences(names, source.class_names)}); recompute them"
         )
     if known and made_of.get("images", known) != known:
         raise InputError(
-            f"{statistics.where}: made of {made_of['images']} images, {source.name} has {known}; make them anew"
+            f"{statistics.where}: made of {made_of['images']} images, {source.name} has {known}; recompute them"
         )
     here = source.fingerprint()
     if here and (made_of.get("fingerprint") or here) != here:
         raise InputError(
-            f"{statistics.where}: made of {made_of.get('data')!r}, {source.name} holds other images of the same classes; make them anew"
+            f"{statistics.where}: made of {made_of.get('data')!r}, {source.name} holds other images of the same classes; recompute them"
         )
 
 
 def _told(source: ImageSource) -> str:
-    """What a resume compares: the data set by its contents, wherever it lies."""
+    """Description of a data set that a resumed run compares: by its contents, independent of its location."""
     return f"{len(source)} images of {len(source.class_names)} classes, {source.fingerprint() or source.name}"
 
 

@@ -1,6 +1,6 @@
-"""The state of a run as one safetensors file: pyramid levels, Adam's moments, step; enough to continue bit for bit.
+"""The state of a run as one safetensors file (pyramid levels, Adam's moments, step), from which it continues bit for bit.
 
-All randomness is counter-based, so there is no generator state to keep.
+All randomness is counter-based, so there is no generator state to save.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _METADATA = {
 
 
 class Progress(NamedTuple):
-    """Steps done, of ``micro_batch`` images at a time; ``asked``: as the run was told."""
+    """``steps`` done; the current ``micro_batch`` size, and the one ``asked`` for in the options."""
 
     steps: int
     micro_batch: int
@@ -48,7 +48,7 @@ def save_checkpoint(
     provenance: Metadata,
     progress: Progress,
 ) -> None:
-    """Write the state of a run that has come to ``progress``, atomically."""
+    """Write the state of a run after ``progress``, atomically."""
     tensors: dict[str, Tensor] = {"adam_steps": torch.tensor(optimiser.steps)}
     tensors |= dict(zip(_STATE, optimiser.state, strict=True)) | average.state()
     metadata = {
@@ -71,14 +71,14 @@ def load_checkpoint(
     config: DistillConfig,
     provenance: Metadata,
 ) -> Progress:
-    """Restore what `save_checkpoint` wrote into fresh ``images``, ``optimiser`` and ``average``; returns how far the run had come.
+    """Restore a file of `save_checkpoint` into new ``images``, ``optimiser`` and ``average``; returns the progress of the run.
 
-    Raises ``InputError`` where the file is damaged, or made with another configuration, backbone or centres.
+    Raises ``InputError`` if the file is damaged, or from a run with another configuration, backbone or centres.
     """
     tensors, metadata = load_tensors(path)
     if metadata.get("file_format") != FORMAT:
         raise InputError(
-            f"{path}: not a checkpoint of this package (format {metadata.get('file_format')!r}, wanted {FORMAT!r})"
+            f"{path}: not a checkpoint of this package (format must be {FORMAT!r}, got {metadata.get('file_format')!r})"
         )
     check(path, metadata, _METADATA, "checkpoint")
     made_with = metadata["provenance"]
@@ -90,11 +90,11 @@ def load_checkpoint(
     difference = config.difference(stored)
     if difference:
         raise InputError(
-            f"{path}: made with other options ({difference}); continue with the same ones, or choose another folder"
+            f"{path}: the run has other options ({difference}); resume it with the same options, or choose another folder"
         )
     for name, value in made_with.items():
         if provenance.get(name) != value:
-            raise InputError(f"{path}: made with other {name} ({value!r}, now {provenance.get(name)!r})")
+            raise InputError(f"{path}: the run has another {name} ({value!r}, now {provenance.get(name)!r})")
     if not 1 <= live <= len(images.sizes) or step < 0:
         raise InputError(f"{path}: damaged checkpoint ({live} levels for {len(images.sizes)} sizes, step {step})")
     adam_steps = tensors.get("adam_steps", torch.tensor(-1))

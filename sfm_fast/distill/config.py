@@ -1,4 +1,4 @@
-"""Everything that decides what a distillation run computes, checked once."""
+"""The options of a distillation run: `DistillConfig` determines its result, `Execution` its memory."""
 
 from __future__ import annotations
 
@@ -14,17 +14,18 @@ from .objectives import LEVELS, METHODS, DecoupledOptions, FlowOptions, Matching
 
 STATES = ("device", "host")
 
-# Better than the papers' settings at the same cost: means pulled to centres, larger crops, no noise that evaluation doesn't have,
-# and the mean of the last iterates.
+# More accurate than the papers' settings at the same cost: class means are pulled to the centres, crops are larger, views get no
+# noise (evaluation has none), and the result is the mean of the last iterates.
 RECOMMENDED: dict[str, Any] = {"method": "sfm-decoupled", "noise": False, "min_area": 0.3, "average_last": 0.25}
 
 
 @dataclass(frozen=True)
 class Execution:
-    """How a run uses the machine; what it computes is the same up to rounding.
+    """How a run uses memory; it changes the result only by rounding.
 
-    micro_batch: images whose activations exist at once, or "auto": the most that fit ``memory_budget`` (bytes; None: nine tenths of
-    what is free on a GPU, half of what is available on a CPU). state: where the pyramid and Adam's moments lie; "host" copies blocks to and fro.
+    micro_batch: images whose activations are in memory at a time, or "auto": the most that fit ``memory_budget`` (bytes; None: nine
+    tenths of the free memory on a GPU, half of the available memory on a CPU). state: where the pyramid and Adam's moments are stored;
+    "host" copies them to the device and back block by block.
     """
 
     micro_batch: int | str = "auto"
@@ -46,21 +47,21 @@ if TYPE_CHECKING:
     class _MethodOptions(FlowOptions, DecoupledOptions, MatchingOptions):
         """The options of all methods, as type checkers see them."""
 else:
-    # Of whatever methods there are: a new one needs no line here.
+    # Made from the registered methods, so that a new method needs no change here.
     _MethodOptions = type("_MethodOptions", tuple(dict.fromkeys(kind.options for kind in METHODS.values())), {})
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(_MethodOptions):
-    """Options of one run; the defaults are the papers'. A run is a function of these, the centres and the backbone.
+    """Options of one run, with the papers' defaults. They, the backbone and the centres (or real images) determine its result.
 
-    level: what the images of a class match: "class", their mean the class's; "cluster", each of them one of the class's ``ipc`` k-means
-    centres (a flow loss then leaves flows within a class out, which takes alignment "pair").
-    ipc: images per class. views: augmented views of an image a step (None: 1 for SFM, 10 for LGM).
+    level: "class" matches the mean of a class's images with the class mean; "cluster" matches each image with one of the class's ``ipc``
+    k-means centres (a flow loss then leaves out the flows within a class and needs alignment "pair").
+    ipc: images per class. views: augmented views per image and step (None: 1 for SFM, 10 for LGM).
     size: side of the synthetic images (None: from the backbone). grow_every: steps between pyramid levels.
-    average_last: the result is the mean of the pyramids after the run's last steps, this share of all; 0: the last one, as in the papers.
-    min_area: smallest random crop as a part of the image. noise: whether views get Gaussian noise.
-    The options of single methods (alignment, metric; alpha; lgm_variant) are those that the methods declare.
+    average_last: the result is the mean of the pyramids after this fraction of the steps, the last ones; 0: the last pyramid, as in the papers.
+    min_area: smallest area of a random crop, as a fraction of the image. noise: whether views get Gaussian noise.
+    The options of single methods (alignment, metric; alpha; lgm_variant) are declared by the methods.
     """
 
     method: str = option(
@@ -68,42 +69,46 @@ class DistillConfig(_MethodOptions):
     )
     level: str = option(
         "class",
-        "of sfm and sfm-decoupled: match class means, or each image of a class with one of its k-means centres, as many as --ipc",
+        "for sfm and sfm-decoupled: match the mean of a class's images with the class mean, or each image with one of the class's k-means centres, of which there are --ipc",
         choices=LEVELS,
     )
     ipc: int = option(1, "synthetic images per class", least=1, most=10**6)
-    steps: int = option(5000, "optimisation steps", least=1, most=2**32 - 1)
-    lr: float = option(2e-3, "Adam's step size", most=1000)
+    steps: int = option(5000, "number of optimisation steps", least=1, most=2**32 - 1)
+    lr: float = option(2e-3, "Adam's learning rate", most=1000)
     views: int | None = option(
         None,
-        "augmented views of every image a step",
+        "augmented views per image and step",
         metavar="A",
         usual=", ".join(f"{kind.usual_views} for {name}" for name, kind in METHODS.items()),
         least=1,
         most=10**4,
     )
-    parametrization: str = option("pyramid", "of the images", choices=PARAMETRIZATIONS)
+    parametrization: str = option(
+        "pyramid", "parameters of the images: a pyramid of levels or plain pixels", choices=PARAMETRIZATIONS
+    )
     size: int | None = option(
         None,
-        "side of the images",
+        "side of the synthetic images in pixels",
         metavar="PX",
-        usual="8/7 of the backbone's input, small inputs as they are",
+        usual="8/7 of the backbone's input size, or that size itself if it is small",
         least=1,
         most=MOST_PIXELS,
     )
     grow_every: int = option(200, "steps between pyramid levels", metavar="STEPS", least=1)
     average_last: float = option(
         0.0,
-        "take the mean of the images over this share of the steps, the last ones, such as 0.25",
+        "average the images over the last part of the run, given as a fraction of the steps such as 0.25",
         metavar="SHARE",
-        usual="0, the last images alone",
+        usual="0, no average",
         within="[0, 1]",
     )
-    min_area: float = option(AREA[0], "smallest random crop, as a part of the image", metavar="SHARE", within="(0, 1]")
+    min_area: float = option(
+        AREA[0], "smallest area of a random crop, as a fraction of the image", metavar="SHARE", within="(0, 1]"
+    )
     noise: bool = option(True, "whether views get Gaussian noise")
-    seed: int = option(0, "of the random numbers of a run", least=0, most=2**64 - 1)
+    seed: int = option(0, "seed of the run's random numbers", least=0, most=2**64 - 1)
 
-    # What may differ between a run and its continuation.
+    # Options that may change when a run is resumed.
     RESUMABLE = ("steps",)
 
     def __post_init__(self) -> None:
@@ -112,7 +117,7 @@ class DistillConfig(_MethodOptions):
 
     @classmethod
     def recommended(cls, **options: Any) -> DistillConfig:
-        """What did best here at the papers' cost (docs/accuracy.md): `RECOMMENDED`, cluster level from ipc 2 on; ``options`` come last."""
+        """The most accurate settings at the papers' cost (docs/accuracy.md): `RECOMMENDED`, with level "cluster" for ipc > 1; ``options`` take precedence."""
         chosen = RECOMMENDED | options
         clusters = chosen.get("ipc", 1) > 1 and chosen["method"] == "sfm-decoupled"
         return cls(**({"level": "cluster" if clusters else "class"} | chosen))
@@ -134,7 +139,7 @@ class DistillConfig(_MethodOptions):
         return cls(**{name: value for name, value in values.items() if name in known})
 
     def difference(self, other: DistillConfig) -> str:
-        """Names and values that forbid continuing ``other``'s run with this configuration; empty where none do."""
+        """The options, with values, that prevent resuming a run of configuration ``other`` with this one; "" if there are none."""
         pairs = (
             (name, value, getattr(self, name)) for name, value in asdict(other).items() if name not in self.RESUMABLE
         )

@@ -1,4 +1,4 @@
-"""The Distiller: what a distillation consists of, and its steps."""
+"""The Distiller: the state of a distillation run, and its steps."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Distiller:
     """Distils synthetic images by repeating a `DistillationStep`.
 
     Args:
-        config: what to compute.
+        config: options of the run.
         backbone: frozen model.
         objective: the loss; see `sfm_fast.distill.objectives`.
-        class_names: C names; there are ``config.ipc`` images of each, image i has label i mod C.
+        class_names: C names; each class has ``config.ipc`` images, and image i has label i mod C.
         channels: of the synthetic images, 1 or 3.
-        provenance: what the run depends on besides config (backbone, centres, data); a resume checks it.
-        execution: micro-batch and place of the state.
+        provenance: identifies the other inputs of the run (centres or data); checked when the run is resumed.
+        execution: micro-batch size and where the state is stored.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Distiller:
 
     @property
     def micro_batch(self) -> int:
-        """Images whose activations exist at once."""
+        """Number of images whose activations are in memory at a time."""
         return self._step.micro_batch
 
     @property
@@ -100,13 +100,13 @@ class Distiller:
         )
 
     def grow_fully(self) -> None:
-        """Make all levels live at once: to measure a step as most of a run has it."""
+        """Make all pyramid levels live, as they are in most of a run, to measure such a step."""
         while not self.images.fully_grown:
             self.images.grow()
         self.optimiser.restart()
 
     def step(self) -> Tensor:
-        """One step; adds a pyramid level first when one is due. Returns the loss as a tensor on the device."""
+        """One step, which first adds a pyramid level when one is due. Returns the loss as a tensor on the device."""
         due = min(1 + self.steps_done // self.config.grow_every, len(self.images.sizes))
         if self.images.live < due:
             self.images.grow()
@@ -118,7 +118,7 @@ class Distiller:
 
     @torch.no_grad()
     def result(self) -> SyntheticSet:
-        """The images as they are now, or the mean of the last ones where the configuration asks for it."""
+        """The current images, or with ``config.average_last`` their mean over the last steps."""
         metadata = {
             "config": self.config.to_dict(),
             "provenance": self.provenance,
@@ -139,11 +139,11 @@ class Distiller:
         progress: bool = True,
         on_step: Callable[[int], None] | None = None,
     ) -> Metadata:
-        """Run to ``config.steps`` and write everything into ``folder``; returns the summary, also in summary.json.
+        """Run to ``config.steps`` and write the results into ``folder``; returns the summary, which summary.json holds too.
 
-        Writes log.jsonl, TensorBoard events where that package is installed, grids/, checkpoint.safetensors and, at the end,
-        synthetic.safetensors and images/. A folder that holds a run is continued with ``resume``, replaced with
-        ``overwrite`` and otherwise an error; one that holds anything else is always an error. SIGINT, SIGTERM and SIGUSR1 save the state and raise `Interrupted`.
+        Writes log.jsonl, TensorBoard events if that package is installed, grids/, checkpoint.safetensors and, at the end,
+        synthetic.safetensors and images/. If the folder holds a run, ``resume`` continues it, ``overwrite`` replaces it, and without
+        either it is an error; other files in it are always an error. SIGINT, SIGTERM and SIGUSR1 save the state and raise `Interrupted`.
         """
         every = Every(checkpoint_every=checkpoint_every, grid_every=grid_every, log_every=log_every)
         with open_run_folder(folder, resume=resume, overwrite=overwrite) as place:
@@ -155,13 +155,13 @@ class Distiller:
         save_checkpoint(path, self.images, self.optimiser, self.average, self.config, self.provenance, done)
 
     def restore(self, path: Path) -> None:
-        """Continue from the checkpoint at ``path``; raises ``InputError`` where it is damaged, of other options, or past ``config.steps``."""
+        """Continue from the checkpoint at ``path``; raises ``InputError`` if it is damaged, has other options or more than ``config.steps`` steps."""
         done = load_checkpoint(path, self.images, self.optimiser, self.average, self.config, self.provenance)
         self.steps_done = done.steps
-        # Another one would round differently; it may have been halved meanwhile.
+        # Another micro-batch size would round differently; the checkpoint's may have been halved since the run began.
         if self.execution.micro_batch in ("auto", done.asked):
             self._stepper = self._make_step(done.micro_batch)
         if self.steps_done > self.config.steps:
             raise InputError(
-                f"{path.parent}: has run {self.steps_done} steps already, more than steps={self.config.steps}"
+                f"{path.parent}: the run has done {self.steps_done} steps already, more than steps={self.config.steps}"
             )

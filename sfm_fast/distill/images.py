@@ -12,11 +12,11 @@ from ..errors import InputError
 from ..ops.render import render, split_levels
 
 PARAMETRIZATIONS = ("pyramid", "pixel")
-_VALUES_AT_ONCE = 1 << 20  # random numbers drawn in plain torch take some hundred bytes each
+_VALUES_AT_ONCE = 1 << 20  # drawing random numbers in plain torch takes some hundred bytes per number
 
 
 def level_sizes(size: int, parametrization: str) -> list[int]:
-    """Sides of all levels a run will come to: 1, 2, 4, … and last ``size`` itself, or ``size`` alone for "pixel"."""
+    """Sides of all levels of a run: 1, 2, 4, … and finally ``size``; only ``size`` for "pixel"."""
     if parametrization not in PARAMETRIZATIONS:
         raise InputError(f"parametrization must be one of {PARAMETRIZATIONS}, got {parametrization!r}")
     if size < 1:
@@ -30,17 +30,17 @@ def level_sizes(size: int, parametrization: str) -> list[int]:
 
 
 def floats_per_image(channels: int, sizes: Sequence[int]) -> int:
-    """Numbers that the levels of one image hold."""
+    """Number of values in the levels of one image."""
     return channels * sum(side * side for side in sizes)
 
 
 class SyntheticImages(nn.Module):
     """``num_images`` images of ``channels`` x ``size`` x ``size``, rendered from their live levels.
 
-    Level k, of K live ones, starts as N(0, 1)/K; `grow` adds the next finer level and rescales the older by K/(K+1), so
+    Level k, of K live ones, starts as N(0, 1)/K; `grow` adds the next finer level and rescales the older ones by K/(K+1), so
     that the sum keeps its variance. Random numbers are keyed by seed, level and image. Source: arXiv 2511.16674.
 
-    All levels of an image lie one behind the other in a row of ``pyramid`` (num_images, floats): a micro-batch, its gradient
+    Each row of ``pyramid`` (num_images, floats) holds all levels of one image, one after the other, so a micro-batch, its gradient
     and its optimiser state are each one contiguous block. ``levels`` are views of it.
     """
 
@@ -55,10 +55,10 @@ class SyntheticImages(nn.Module):
         device: torch.device | str = "cpu",
         pinned: bool = False,
     ) -> None:
-        """``device``, ``pinned``: where the pyramid lies."""
+        """``device``, ``pinned``: memory of the pyramid."""
         super().__init__()
         if num_images < 1 or channels not in (1, 3):
-            raise InputError(f"wanted at least 1 image of 1 or 3 channels, got {num_images} of {channels}")
+            raise InputError(f"images must be at least 1, with 1 or 3 channels, got {num_images} with {channels}")
         self.num_images, self.channels, self.size, self.seed = num_images, channels, size, seed
         self.sizes = level_sizes(size, parametrization)
         self.live, self.pinned = 0, pinned
@@ -79,12 +79,12 @@ class SyntheticImages(nn.Module):
         return self.split(self.pyramid)
 
     def split(self, flat: Tensor) -> list[Tensor]:
-        """Rows like the pyramid's as levels."""
+        """Rows of the pyramid's layout, as views of their levels."""
         return split_levels(flat, self.channels, self.live_sizes)
 
     @torch.no_grad()
     def grow(self) -> None:
-        """Add the next level; no-op where all are live. Optimiser state is void afterwards."""
+        """Add the next level; does nothing if all are live. The optimiser's state is invalid afterwards."""
         if self.fully_grown:
             return
         live, side = self.live, self.sizes[self.live]
@@ -100,7 +100,7 @@ class SyntheticImages(nn.Module):
 
     @torch.no_grad()
     def allocate(self, live: int) -> None:
-        """Make the first ``live`` levels live, all values void: to be filled by `grow` or from a checkpoint."""
+        """Make the first ``live`` levels live with uninitialised values, to be filled by `grow` or from a checkpoint."""
         floats = floats_per_image(self.channels, self.sizes[:live])
         self.pyramid.data = torch.empty(self.num_images, floats, device=self.pyramid.device, pin_memory=self.pinned)
         self.live = live
@@ -109,7 +109,7 @@ class SyntheticImages(nn.Module):
     def pictures(self, pyramid: Tensor | None = None, at_once: int = 64) -> Tensor:
         """All images, (num_images, channels, size, size) in 0..1 in host memory, rendered a few at a time.
 
-        ``pyramid``: rendered instead of the images' own, of the same shape.
+        ``pyramid``: rendered instead of the images' own pyramid; of the same shape.
         """
         rows = self.pyramid.data if pyramid is None else pyramid
         parts = [render(self.split(block), self.size).cpu() for block in rows.split(at_once)]

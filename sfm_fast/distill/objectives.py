@@ -1,4 +1,4 @@
-"""The methods: what a step minimises, and what each declares for the rest of the package to follow."""
+"""The distillation methods: the loss that a step minimises, and each method's options and requirements."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ CLASSIFIER_STD = 0.01
 
 @dataclass(frozen=True)
 class Given:
-    """What an objective may be made of: the backbone, and centres or real images as it declares that it needs them.
+    """Inputs for building an objective: the backbone, and the centres or real images that the method needs.
 
-    centers: (C, D), or (C, ipc, D) at cluster level; None for a method that needs none. source: real images; None where there are none.
-    channels: of the synthetic images.
+    channels: of the synthetic images. centers: (C, D), or (C, ipc, D) at cluster level; None for a method that needs none.
+    source: real images, or None.
     """
 
     backbone: Backbone
@@ -44,26 +44,30 @@ class Given:
 
 
 class Objective(ABC):
-    """A loss on the features of the synthetic images, and what a run must know of it.
+    """A loss on the features of the synthetic images, and what a run must know about it.
 
-    `prepare` runs before the synthetic side of a step and may load real images; `loss` gets features (views * N, D) and labels
-    (views * N,) int64, view after view. A method is a subclass with `method` above it: everything else, from the options on the command line to
-    the prediction of its memory, follows from what it declares.
+    `prepare` runs before the synthetic images of a step are rendered and may load real images; `loss` gets features (views * N, D) and
+    labels (views * N,) int64, ordered by view. A method is a subclass decorated with `method`: everything else, from its options on the
+    command line to the prediction of its memory, follows from its class attributes.
     """
 
     name: ClassVar[str]  # of the method
-    about: ClassVar[str]  # one line for a command line
-    options: ClassVar[type]  # a dataclass of its own options, which `DistillConfig` has too
-    usual_views: ClassVar[int] = 1  # of an image a step, where the configuration doesn't say
-    levels: ClassVar[tuple[str, ...]] = LEVELS  # that it takes
-    needs_images: ClassVar[bool] = False  # real images at every step, instead of centres
-    separable: bool = False  # a sum over classes (at cluster level: over images), each with its own features alone
-    backbone_gradients: bool = False  # the backbone's own gradients are computed too, as the public code of LGM does
-    views: int = 1  # augmented views of every synthetic image a step
+    about: ClassVar[str]  # one line for the command line's help
+    options: ClassVar[type]  # dataclass of the method's own options, which `DistillConfig` inherits
+    usual_views: ClassVar[int] = 1  # views per image and step, unless the configuration sets them
+    levels: ClassVar[tuple[str, ...]] = LEVELS  # the levels that the method supports
+    needs_images: ClassVar[bool] = False  # whether it needs real images at every step, instead of centres
+    separable: bool = (
+        False  # whether it is a sum over classes (at cluster level: over images), each term of their own features only
+    )
+    backbone_gradients: bool = (
+        False  # whether the backbone's parameters get gradients too, as in the public code of LGM
+    )
+    views: int = 1  # augmented views per synthetic image and step
 
     @classmethod
     def check(cls, config: Any) -> None:
-        """Raise ``InputError`` where options of a `DistillConfig` don't go together."""
+        """Raise ``InputError`` if options of a `DistillConfig` can't be combined."""
         if config.level not in cls.levels:
             others = " and ".join(name for name, kind in METHODS.items() if config.level in kind.levels)
             raise InputError(f"level {config.level!r} is for {others}, not for {cls.name}")
@@ -71,10 +75,10 @@ class Objective(ABC):
     @classmethod
     @abstractmethod
     def build(cls, config: Any, given: Given) -> Objective:
-        """The objective of a `DistillConfig`. Raises ``InputError`` where ``given`` lacks something."""
+        """The objective for a `DistillConfig`. Raises ``InputError`` if ``given`` lacks a needed input."""
 
-    def prepare(self, step: int) -> None:  # noqa: B027 (nothing to prepare is a fine default)
-        """Whatever ``step`` needs before the synthetic images are rendered."""
+    def prepare(self, step: int) -> None:  # noqa: B027 (by default there is nothing to prepare)
+        """Compute what ``step`` needs before the synthetic images are rendered."""
 
     @abstractmethod
     def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
@@ -85,7 +89,7 @@ METHODS: dict[str, type[Objective]] = {}
 
 
 def method(kind: type[Objective]) -> type[Objective]:
-    """Decorator: make a complete subclass of `Objective` a method that runs can name."""
+    """Decorator: register a subclass of `Objective` as a method under its ``name``."""
     METHODS[kind.name] = kind
     return kind
 
@@ -95,20 +99,20 @@ class FlowOptions:
     """Options of `FlowMatching`."""
 
     alignment: str = option(
-        "global", "of sfm: all flows at once, class by class, or every pair of classes", choices=ALIGNMENTS
+        "global", "for sfm: align all flows at once, flow by flow, or every pair of classes", choices=ALIGNMENTS
     )
-    metric: str = option("cosine", "of sfm: how flows are compared", choices=METRICS)
+    metric: str = option("cosine", "for sfm: how flows are compared", choices=METRICS)
 
 
 @method
 class FlowMatching(Objective):
     """SFM: align the flows between class means with those between the centres, which are loaded once.
 
-    centers: (C, D), or (C, K, D) for cluster-level matching: image k of a class against the class's k-means centre k, and no
-    flow between centres of one class; with alignment "pair" only.
+    centers: (C, D), or (C, K, D) for cluster-level matching of image k of a class with the class's k-means centre k, without
+    flows between centres of one class; only with alignment "pair".
     """
 
-    name, about, options = "sfm", "flows between class centres, the paper's", FlowOptions
+    name, about, options = "sfm", "aligns flows between class means, the paper's loss", FlowOptions
 
     def __init__(
         self,
@@ -132,7 +136,9 @@ class FlowMatching(Objective):
     @classmethod
     def check(cls, config: Any) -> None:
         if config.level == "cluster" and config.alignment != "pair":
-            raise InputError(f"level 'cluster' of method 'sfm' takes alignment 'pair', got {config.alignment!r}")
+            raise InputError(
+                f"alignment must be 'pair' for method 'sfm' with level 'cluster', got {config.alignment!r}"
+            )
 
     @classmethod
     def build(cls, config: Any, given: Given) -> FlowMatching:
@@ -150,19 +156,19 @@ class DecoupledOptions:
 
     alpha: float = option(
         1.0,
-        "of sfm-decoupled: weight of the class's own term; 1 leaves the other classes' term out",
+        "for sfm-decoupled: weight of the term of the class's own centre; 1 leaves out the term of the other classes",
         within="[0, 1]",
     )
 
 
 @method
 class DecoupledFlowMatching(Objective):
-    """SFM's decoupled variant: mean squared error to the centre and to the mean of the others.
+    """SFM's decoupled variant: mean squared error to the class's centre and to the mean of the other centres.
 
-    centers: (C, D), or (C, K, D) for cluster-level matching: image k of a class against the class's k-means centre k.
+    centers: (C, D), or (C, K, D) for cluster-level matching of image k of a class with the class's k-means centre k.
     """
 
-    name, about, options = "sfm-decoupled", "means to their centres", DecoupledOptions
+    name, about, options = "sfm-decoupled", "pulls class means to their centres", DecoupledOptions
 
     def __init__(self, centers: Tensor, *, views: int = 1, alpha: float = 1.0) -> None:
         self.views, self.alpha, self.separable = views, alpha, alpha == 1
@@ -173,7 +179,7 @@ class DecoupledFlowMatching(Objective):
     def check(cls, config: Any) -> None:
         if config.level == "cluster" and config.alpha != 1:
             raise InputError(
-                f"level 'cluster' takes alpha 1: other centres of one class are no other classes, got {config.alpha}"
+                f"alpha must be 1 with level 'cluster', where the other centres include those of the same class, got {config.alpha}"
             )
 
     @classmethod
@@ -187,14 +193,14 @@ class DecoupledFlowMatching(Objective):
 
 
 def center_of(labels: Tensor, clusters: int, views: int) -> Tensor:
-    """Rows of the flattened (C, clusters, D) centres that a step's features (views * N) belong to; ``labels`` where clusters is 1.
+    """The row of the flattened (C, clusters, D) centres for each of a step's features (views * N); ``labels`` if clusters is 1.
 
-    Within a view, the k-th image of a class (in order) belongs to the class's centre k.
+    Within a view, the k-th image of a class belongs to the class's centre k.
     """
     if clusters == 1:
         return labels
     count = len(labels) // views
-    order = torch.argsort(labels[:count], stable=True)  # every class has as many images as clusters
+    order = torch.argsort(labels[:count], stable=True)  # every class has one image per cluster
     slot = torch.empty_like(order).scatter_(0, order, torch.arange(count, device=labels.device) % clusters)
     return labels * clusters + slot.repeat(views)
 
@@ -203,27 +209,27 @@ def center_of(labels: Tensor, clusters: int, views: int) -> Tensor:
 class MatchingOptions:
     """Options of `GradientMatching`."""
 
-    lgm_variant: str = option("closed-form", "of lgm: how its gradients are computed", choices=LGM_VARIANTS)
+    lgm_variant: str = option("closed-form", "for lgm: how its gradients are computed", choices=LGM_VARIANTS)
 
 
 @method
 class GradientMatching(Objective):
-    """LGM: match a fresh linear classifier's gradient on synthetic views with that on a batch of real images.
+    """LGM: match the gradient of a new random linear classifier on synthetic views with that on a batch of real images.
 
-    Variants: "closed-form" (frozen backbone, formula instead of double backward), "frozen" (double backward) and
-    "stock" (as the public code: backbone left requiring grad, the real side run with grad too, double backward).
+    Variants: "closed-form" (frozen backbone, a formula instead of double backward), "frozen" (double backward) and "stock" (like
+    the public code: the backbone's parameters require gradients, the features of real images have a graph too, double backward).
     """
 
-    name, about, options = "lgm", "linear gradient matching", MatchingOptions
+    name, about, options = "lgm", "linear gradient matching on real images", MatchingOptions
     usual_views, needs_images, levels = 10, True, ("class",)
 
     def __init__(self, config: Any, given: Given) -> None:
         source = given.source
         if source is None:
-            raise InputError("method lgm matches gradients on real images: give the data set")
+            raise InputError("method lgm matches gradients on real images and needs the data set")
         if not source.random_access:
             raise InputError(
-                f"{source.name}: LGM draws real images at random at every step, and this data set can only be read in order"
+                f"{source.name}: LGM draws random real images at every step, but this data set can only be read in order"
             )
         if not len(source):
             raise InputError(f"{source.name}: holds no images")
@@ -233,7 +239,7 @@ class GradientMatching(Objective):
         size = config.size or given.backbone.image_size
         self.transform = ImageTransform(size, size, given.channels)
         self.batch = min(config.ipc * self.views * given.num_classes, len(source))
-        # Frozen, the input's gradient still flows; "stock" leaves what the public code leaves on.
+        # The gradient to the images doesn't need the parameters' gradients, but the public code computes them, and so does "stock".
         self.backbone_gradients = self.variant == "stock"
 
     @classmethod

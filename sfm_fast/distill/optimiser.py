@@ -1,4 +1,4 @@
-"""Adam on pyramids, some images at a time, so that no gradient of all images ever exists."""
+"""Adam on pyramids, one block of images at a time, so that the gradient of all images is never in memory."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ EPS = 1e-8
 
 
 class PyramidAdam:
-    """torch's fused Adam over the live levels of ``images``, updated block of images by block of images.
+    """torch's fused Adam over the live levels of ``images``, one block of images at a time.
 
-    An image's pyramid gets its whole gradient from its own micro-batch, so the update can follow at once. State:
-    ``exp_avg`` and ``exp_avg_sq``, like ``images.pyramid`` and beside it; ``steps``, finished ones.
+    The gradient of an image's pyramid is complete after its own micro-batch, so the update can follow immediately. State:
+    ``exp_avg`` and ``exp_avg_sq``, like ``images.pyramid`` and on the same device; ``steps``, the number of finished steps.
     """
 
     def __init__(self, images: SyntheticImages, lr: float) -> None:
@@ -24,7 +24,7 @@ class PyramidAdam:
         self.restart()
 
     def restart(self) -> None:
-        """Forget everything: fresh state for the levels that live now."""
+        """Reset the state, for the levels that are live now."""
         pyramid, self.steps = self.images.pyramid.data, 0
         self.exp_avg, self.exp_avg_sq = (
             torch.zeros(pyramid.shape, device=pyramid.device, pin_memory=self.images.pinned) for _ in range(2)
@@ -36,7 +36,7 @@ class PyramidAdam:
         return self.images.pyramid.data, self.exp_avg, self.exp_avg_sq
 
     def update(self, state: tuple[Tensor, ...], gradient: Tensor, skip: Tensor) -> None:
-        """One step of the images whose blocks of `state` are given, in place; nothing where ``skip`` () float32 is 1."""
+        """Update the images whose blocks of `state` are given, in place; does nothing if ``skip`` () float32 is 1."""
         pyramid, exp_avg, exp_avg_sq = state
         step = torch.full((), float(self.steps), device=pyramid.device)
         adam(

@@ -1,4 +1,4 @@
-"""Which micro-batch fits, and a table of what a step takes: SFM's ways of running it beside LGM's."""
+"""Chooses a micro-batch that fits, and compares the predicted cost of a step of SFM with that of LGM."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from .predict import Prediction, predict_step
 
 
 def largest_micro_batch(peak: Callable[[int], int], count: int, budget: int) -> int:
-    """The most of ``count`` images a micro-batch for which ``peak(micro_batch)`` stays within ``budget`` bytes; at least 1.
+    """The largest micro-batch of ``count`` images whose ``peak(micro_batch)`` is within ``budget`` bytes; at least 1.
 
-    All images in one where they fit: then no forward runs twice. Else at most half of them, in micro-batches of about equal size.
+    ``count`` if all images fit, because then no forward runs twice; otherwise at most half of them, in micro-batches of about equal size.
     """
     if peak(count) <= budget:
         return count
-    # The peak grows nearly linearly: two small cases say where the budget ends; what is found there closes in on it.
+    # The peak grows almost linearly, so two small sizes predict the one that fits; each further guess narrows the interval.
     most = (count + 1) // 2
     known = {size: peak(size) for size in {min(4, most), min(32, most)}}
     while True:
@@ -41,7 +41,7 @@ def largest_micro_batch(peak: Callable[[int], int], count: int, budget: int) -> 
 
 
 class PlanRow(TypedDict):
-    """One way of running a step, predicted: bytes, floating-point operations, and whether it fits the memory asked for."""
+    """Predicted cost of one way of running a step: bytes, floating-point operations, and whether it fits the given memory."""
 
     method: str
     variant: str
@@ -58,7 +58,7 @@ class PlanRow(TypedDict):
 def choose_micro_batch(
     config: DistillConfig, backbone: Backbone, classes: int, channels: int, execution: Execution
 ) -> int:
-    """The largest micro-batch that fits the budget of ``execution`` with all levels live. Raises ``InputError`` where one image doesn't."""
+    """The largest micro-batch that fits the budget of ``execution`` with all levels live. Raises ``InputError`` if one image doesn't fit."""
     budget, count = execution.memory_budget, classes * config.ipc
 
     def peak(micro_batch: int) -> int:
@@ -69,7 +69,7 @@ def choose_micro_batch(
             channels,
             micro_batch,
             host_state=execution.state == "host",
-            # Where the free memory was counted the model was there already; a budget is meant for everything.
+            # A budget includes the weights; the free memory was measured after the model was loaded.
             count_parameters=budget is not None,
         ).peak_bytes
 
@@ -77,17 +77,17 @@ def choose_micro_batch(
         chosen = largest_micro_batch(peak, count, free_memory(backbone.device) if budget is None else budget)
     except InputError:
         raise
-    except Exception as error:  # of a model that can't run without values; memory may be plenty all the same
+    except Exception as error:  # the model can't run on fake tensors; there may still be enough memory
         warnings.warn(
             f"the memory of {backbone.name!r} can't be predicted ({type(error).__name__}): all images go into one "
-            "micro-batch, which is halved when memory runs out; --micro-batch chooses another",
+            "micro-batch, which is halved when memory runs out; --micro-batch sets its size",
             RuntimeWarning,
             stacklevel=3,
         )
         return count
     if budget is not None and chosen == 1 and peak(1) > budget:
         raise InputError(
-            f"memory_budget of {units.memory(budget)} is too small: one image at a time is predicted to take {units.memory(peak(1))}"
+            f"memory_budget of {units.memory(budget)} is too small: a step is predicted to take {units.memory(peak(1))} with one image at a time"
         )
     return chosen
 
@@ -102,8 +102,9 @@ def plan(
     micro_batches: Sequence[int] = (),
     lgm_views: int = 10,
 ) -> list[PlanRow]:
-    """One row a way of running a step: SFM in one shot, in micro-batches that fit ``memory`` bytes (with the state on the device and on
-    the host) and of the sizes asked for, then LGM's three forms, one of them in the same micro-batches. ``recommended`` marks the fastest that fits.
+    """One row for each way of running a step: SFM in one shot, in the largest micro-batches that fit ``memory`` bytes (state on the device
+    and on the host) and in ``micro_batches``; then LGM's three variants, and "closed-form" also in the recommended micro-batches.
+    ``recommended`` marks the fastest row of SFM that fits.
     """
     for size in micro_batches:
         if size < 1:
@@ -116,17 +117,17 @@ def plan(
         return predict_step(configured, backbone, classes, channels, micro_batch, host_state=host)
 
     def row(configured: DistillConfig, variant: str, micro_batch: int | None, host: bool = False) -> PlanRow:
-        found = predict(configured, micro_batch or count, host)
+        prediction = predict(configured, micro_batch or count, host)
         return {
             "method": "lgm" if configured.method == "lgm" else "sfm",
             "variant": variant,
             "micro_batch": micro_batch,
             "views": configured.views_per_step,
-            "peak_bytes": found.peak_bytes,
-            "by_category": found.by_category,
-            "flops_per_step": found.flops,
-            "host_bytes": found.host_bytes,
-            "fits": found.peak_bytes <= memory,
+            "peak_bytes": prediction.peak_bytes,
+            "by_category": prediction.by_category,
+            "flops_per_step": prediction.flops,
+            "host_bytes": prediction.host_bytes,
+            "fits": prediction.peak_bytes <= memory,
             "recommended": False,
         }
 
@@ -144,13 +145,13 @@ def plan(
         rows.append(row(config, "micro-batched", min(size, count)))
     fitting = [candidate for candidate in rows if candidate["fits"]]
     if fitting:
-        # A GPU is poorly used by a handful of images: then rather bring the state from the host.
+        # Micro-batches below 8 images use a GPU poorly; keeping the state on the host is better then.
         roomy = [candidate for candidate in fitting if (candidate["micro_batch"] or count) >= min(8, count)] or fitting
         roomy[0]["recommended"] = True
     for variant in ("closed-form", "frozen", "stock"):
         lgm = replace(config, method="lgm", level="class", average_last=0.0, lgm_variant=variant, views=lgm_views)
         rows.append(row(lgm, variant, None))
         if variant == "closed-form" and fitting and roomy and roomy[0]["micro_batch"]:
-            # Not what LGM's code does, but what this package's step does for it.
+            # LGM's public code has no micro-batches, but this package's step runs LGM with them.
             rows.append(row(lgm, f"{variant}, micro-batched", roomy[0]["micro_batch"]))
     return rows

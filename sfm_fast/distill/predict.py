@@ -1,7 +1,7 @@
-"""Predicts a step's peak memory and floating-point operations with fake tensors: no device, no weights, no images needed.
+"""Predicts a step's peak memory and floating-point operations with fake tensors, without the device, weights or images.
 
-The very code of the step runs on tensors without data; every allocation and release is counted. Micro-batches between the first and
-the last one repeat what these do, and are skipped.
+The step's own code runs on tensors without data, and every allocation and release is counted. Micro-batches between the first and
+the last one cost the same and are skipped.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from .step import DistillationStep, MicroBatch
 
 @dataclass(frozen=True)
 class Prediction:
-    """Peak bytes of a step, what they are made of at that moment, and the step's floating-point operations.
+    """Peak bytes of a step, their composition at the peak, and the step's floating-point operations.
 
-    ``by_category``: bytes of the backbone's parameters, the pyramid, Adam's moments, activations kept for a backward, and everything
-    else (views, gradients, features, temporaries). ``host_bytes``: pyramid and moments in host memory, not part of the peak.
+    ``by_category``: bytes of the backbone's parameters, the pyramid, Adam's moments, activations kept for the backward pass, and
+    everything else (views, gradients, features, temporaries). ``host_bytes``: pyramid and moments in host memory, not part of the peak.
     """
 
     peak_bytes: int
@@ -44,10 +44,10 @@ class Prediction:
 
 
 class _SampledStep(DistillationStep):
-    """A step whose micro-batches between the first and the last do nothing; ``tracker`` counts operations of the others."""
+    """A step whose micro-batches between the first and the last do nothing; ``tracker`` counts the operations of these two."""
 
     tracker: Tracker
-    forward_flops = backward_flops = 0.0  # an image
+    forward_flops = backward_flops = 0.0  # per image
 
     def _end(self, begin: int, stop: int) -> int:
         last = (math.ceil(self.images.num_images / self.micro_batch) - 1) * self.micro_batch
@@ -94,7 +94,7 @@ class _SampledFromHost(FromHost):
 
 
 class _NoImages(ImageSource):
-    """Stands for a data set of ``count`` images: what is drawn of it has no values."""
+    """A data set of ``count`` images without values."""
 
     name = "no images"
 
@@ -110,7 +110,7 @@ class _NoImages(ImageSource):
 
 
 class _Objective(Objective):
-    """``wrapped``, with the operations of its preparation counted."""
+    """``wrapped``, counting the operations of its `prepare`."""
 
     prepare_flops = 0
 
@@ -120,11 +120,11 @@ class _Objective(Objective):
 
     @classmethod
     def build(cls, config: Any, given: Given) -> _Objective:
-        raise NotImplementedError("wraps an objective that was built")
+        raise NotImplementedError("wraps an existing objective")
 
     def prepare(self, step: int) -> None:
         before = self.tracker.flops
-        # "stock" runs its real side with a graph.
+        # "stock" computes the features of real images with a graph.
         self.tracker.fresh = "activations" if self.backbone_gradients else "workspace"
         self.wrapped.prepare(step)
         self.tracker.fresh = "workspace"
@@ -135,7 +135,7 @@ class _Objective(Objective):
 
 
 def _build(config: DistillConfig, backbone: Backbone, classes: int, channels: int) -> Objective:
-    """The objective of ``config``, made of centres and images without values."""
+    """The objective of ``config``, with centres and images without values."""
     shape = (classes, config.ipc) if config.level == "cluster" else (classes,)
     centers = torch.empty(*shape, backbone.num_features, device=backbone.device)
     images = _NoImages(config.ipc * config.views_per_step * classes)
@@ -152,9 +152,9 @@ def predict_step(
     host_state: bool = False,
     count_parameters: bool = True,
 ) -> Prediction:
-    """What a step of ``config`` with all levels live will take; see `Prediction`.
+    """The predicted cost of a step of ``config`` with all levels live; see `Prediction`.
 
-    backbone: a loaded one, or one of `shape_of_backbone` without weights. micro_batch: images at once (None: all).
+    backbone: with weights, or without from `shape_of_backbone`. micro_batch: images at a time (None: all).
     count_parameters: whether the backbone's weights are part of the peak.
     """
     tracker, device = Tracker(), backbone.device
@@ -190,7 +190,7 @@ def predict_step(
             staging=_SampledFromHost(device, micro_batch or count) if host_state else InPlace(),
         )
         step.tracker = tracker
-        tracker.restart()  # what it took to make all this is over
+        tracker.restart()  # the peak must not include the preparation
         step.compute(0)
     flops = objective.prepare_flops + count * (step.forward_flops + step.backward_flops)
     if count > step.micro_batch:  # all but the last micro-batch run forward twice
@@ -201,14 +201,14 @@ def predict_step(
 
 
 def _without_values(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of ``model`` whose parameters and buffers are made anew: inside a fake mode, without memory."""
+    """A copy of ``model`` with new parameters and buffers, which take no memory in a fake tensor mode."""
 
     def like(tensor: Tensor) -> Tensor:
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
 
     copies: dict[int, Any] = {id(value): nn.Parameter(like(value), False) for value in model.parameters()}
     copies |= {id(value): like(value) for value in model.buffers()}
-    for module in model.modules():  # and what models keep beside them, such as cached attention biases
+    for module in model.modules():  # tensors in other attributes too, such as cached attention biases
         beside = {
             name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")
         }

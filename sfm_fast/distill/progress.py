@@ -1,4 +1,4 @@
-"""What a run shows and hears: progress bar, JSON lines, TensorBoard, memory, signals."""
+"""A run's progress bar, log (JSON lines, TensorBoard), memory peak and signals."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .run_folder import LOG
 
 
 def peak_bytes(device: torch.device) -> int:
-    """Most memory so far: of torch's allocator on a GPU, of the whole process (resident) on a CPU."""
+    """Peak memory so far: of torch's allocator on a GPU, resident memory of the whole process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
@@ -35,14 +35,14 @@ class LogRow(TypedDict):
 
 
 class Signals:
-    """While open, SIGINT, SIGTERM and SIGUSR1 only note themselves; a second SIGINT interrupts at once."""
+    """Within the context, SIGINT, SIGTERM and SIGUSR1 only set ``signum``; a second SIGINT raises KeyboardInterrupt."""
 
     HANDLED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
     def __enter__(self) -> Signals:
         self.signum: int | None = None
         self.previous: dict[int, Any] = {}
-        with contextlib.suppress(ValueError):  # not the main thread: its owner handles signals
+        with contextlib.suppress(ValueError):  # only the main thread can set signal handlers
             for number in self.HANDLED:
                 self.previous[number] = signal.signal(number, self._note)
         return self
@@ -60,7 +60,7 @@ class Signals:
 class Reporter:
     """Progress bar, JSON lines and TensorBoard.
 
-    title: what stands before the bar. memory: what ``peak`` in `step` measures.
+    title: shown before the bar. memory: name of what ``peak`` in `step` measures.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ def _tensorboard(place: Path, first: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    # Events after the checkpoint of a resumed run belong to steps that will be run again.
+    # A resumed run repeats the steps after its checkpoint, so their events are removed.
     return SummaryWriter(str(place / "tensorboard"), purge_step=first + 1 if first else None)
 
 

@@ -1,4 +1,4 @@
-"""A run in its folder: the loop over the steps, with log, picture grids, checkpoints, signals and the result at its end."""
+"""A run in its folder: the loop over the steps, with log, image grids, checkpoints, signals and the final result."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from .run_folder import CHECKPOINT, LOG, MARKER, RESULT, SUMMARY, clear_run, cut
 from .step import StepFailed
 
 
-class Interrupted(Exception):  # noqa: N818 (no error: the run was asked to stop, and its state is saved)
-    """A signal stopped the run after its state was saved; ``signum`` says which."""
+class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and its state is saved)
+    """Signal ``signum`` stopped the run after step ``step``; its state was saved."""
 
     def __init__(self, signum: int, step: int) -> None:
         super().__init__(
@@ -38,7 +38,7 @@ class Every:
     """How often a run writes, in steps."""
 
     checkpoint_every: int = option(500, "steps between checkpoints", metavar="STEPS", least=1)
-    grid_every: int = option(500, "steps between picture grids", metavar="STEPS", least=1)
+    grid_every: int = option(500, "steps between image grids", metavar="STEPS", least=1)
     log_every: int = option(10, "steps between log lines", metavar="STEPS", least=1)
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class Every:
 
 
 class Distilling(Protocol):
-    """What a run wants of a `Distiller`."""
+    """The parts of a `Distiller` that a run uses."""
 
     config: DistillConfig
     backbone: Backbone
@@ -70,7 +70,7 @@ class Distilling(Protocol):
 
 @dataclass
 class Run:
-    """One run of ``distiller`` in ``place``, a folder that is locked for it."""
+    """One run of ``distiller`` in the locked folder ``place``."""
 
     distiller: Distilling
     place: Path
@@ -88,7 +88,7 @@ class Run:
             cut_log(place / LOG, distiller.steps_done)
             first = distiller.steps_done
         else:
-            # An earlier run is replaced only once this one has shown that it can make a step.
+            # An earlier run is deleted only after this one has managed a step.
             begun = self._timed_step()
             clear_run(place)
         write_json(place / MARKER, {"config": distiller.config.to_dict(), "provenance": distiller.provenance})
@@ -115,7 +115,7 @@ class Run:
         return summary
 
     def _loop(self, first: int, begun: tuple[Tensor, float] | None) -> Reporter:
-        """All steps from ``first`` on, of which one may have been made."""
+        """All steps from ``first`` on; ``begun``: loss and seconds of the first one, if it is done already."""
         distiller, images = self.distiller, self.distiller.images
         title = f"distil, {distiller.micro_batch} of {images.num_images} images at a time"
         memory = "peak" if distiller.backbone.device.type == "cuda" else "process"
@@ -137,7 +137,7 @@ class Run:
         return report
 
     def _steps(self, begun: tuple[Tensor, float] | None) -> Iterator[tuple[Tensor, float]]:
-        """Loss and seconds of every step, the one already made first; a step that fails leaves a checkpoint behind."""
+        """Loss and seconds of every step, beginning with ``begun``; if a step fails, a checkpoint is saved."""
         if begun is not None:
             yield begun
         while self.distiller.steps_done < self.distiller.config.steps:
@@ -158,7 +158,7 @@ class Run:
         self.distiller.save(self.place / CHECKPOINT)
 
     def _bytes_to_write(self) -> int:
-        """A checkpoint with all levels live, another one beside it while it is replaced, and the images."""
+        """Disk space for two checkpoints with all levels live (the old one exists until it is replaced) and the images."""
         images = self.distiller.images
         floats = floats_per_image(images.channels, images.sizes)
         return 4 * images.num_images * (8 * floats + images.channels * images.size**2) + (1 << 22)

@@ -1,4 +1,4 @@
-"""A run's folder: what lies in it under which name, and whether a run may start there."""
+"""A run's folder: the names of its files, and whether a run may start in it."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ CHECKPOINT, LOG, RESULT, SUMMARY, MARKER = (
 
 
 def check_run_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> None:
-    """Raise ``InputError`` unless a run may start (or continue, with ``resume``) in ``folder``; touches nothing."""
+    """Raise ``InputError`` unless a run may start (or continue, with ``resume``) in ``folder``; changes nothing."""
     if not str(folder):
         raise InputError("the run's folder must have a name, got ''")
     place = Path(folder)
     if resume:
         if not (place / CHECKPOINT).is_file():
-            raise InputError(f"{place}: nothing to resume here, {CHECKPOINT} is missing")
+            raise InputError(f"{place}: nothing to resume, {CHECKPOINT} is missing")
     elif place.is_dir() and any(entry.name != LOCK_NAME for entry in place.iterdir()):
         if not (place / MARKER).is_file():
-            raise InputError(f"{place}: holds other files, and no run; choose an empty or a new folder")
+            raise InputError(f"{place}: holds files that are not of a run; choose an empty or a new folder")
         if not overwrite:
             raise InputError(
-                f"{place}: holds a run already; --resume continues it, --overwrite replaces it, or choose another folder"
+                f"{place}: holds a run already; use --resume to continue it, --overwrite to replace it, or choose another folder"
             )
 
 
 @contextlib.contextmanager
 def open_run_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> Iterator[Path]:
-    """The folder, made and locked, once a run may start in it: checked before it is touched, and again with the lock held."""
+    """Create and lock the folder if a run may start in it, which is checked before and again while the lock is held."""
     check_run_folder(folder, resume=resume, overwrite=overwrite)
     with locked_folder(folder) as place:
         check_run_folder(folder, resume=resume, overwrite=overwrite)
@@ -48,7 +48,7 @@ def open_run_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> Ite
 
 
 def clear_run(place: Path) -> None:
-    """Remove an earlier run's own files, and nothing else."""
+    """Remove the files of an earlier run, and no others."""
     for name in (CHECKPOINT, LOG, RESULT, SUMMARY, "grid.png"):
         (place / name).unlink(missing_ok=True)
     for name in ("grids", "images", "tensorboard"):
@@ -56,7 +56,7 @@ def clear_run(place: Path) -> None:
 
 
 def cut_log(path: Path, steps: int) -> None:
-    """Remove the lines of later steps, which will be run again, and one that a crash cut short."""
+    """Remove the lines of steps after ``steps``, which will be repeated, and lines truncated by a crash."""
     if path.is_file():
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines(True)
         write_text(path, "".join(line for line in lines if _step_of(line) <= steps))
@@ -66,4 +66,4 @@ def _step_of(line: str) -> float:
     try:
         return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
-        return math.inf  # a line cut short by a crash
+        return math.inf  # a line truncated by a crash

@@ -1,4 +1,4 @@
-"""Where the blocks of a step come from: the device's own memory, or the host's with copies that overlap the computation."""
+"""Provides the blocks of images for a step: from device memory, or from host memory with copies that overlap the computation."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ class InPlace:
         return tuple(tensor[begin:end] for tensor in state)
 
     def prefetch(self, state: Sequence[Tensor], begin: int, end: int) -> None:
-        """Nothing to bring."""
+        """Does nothing: the state is on the device."""
 
     def store(self, state: Sequence[Tensor], begin: int, end: int, block: Sequence[Tensor]) -> None:
-        """The slice was changed in place."""
+        """Does nothing: the slice was changed in place."""
 
     def finish(self) -> None:
-        """Nothing under way."""
+        """Does nothing: there are no copies to wait for."""
 
 
 class FromHost(InPlace):
-    """State in host memory, pinned where there is a GPU; the next block travels while one is computed with.
+    """State in host memory (pinned for a GPU); the next block is copied while the current one is computed.
 
-    All copies queue on one stream of their own, so a block that was stored is there when it is fetched again.
+    All copies run in order on one separate stream, so a block that was stored is complete when it is fetched again.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,7 +36,7 @@ class FromHost(InPlace):
         self.coming: tuple[tuple[int, ...], tuple[Tensor, ...], torch.cuda.Event | None] | None = None
 
     def prefetch(self, state: Sequence[Tensor], begin: int, end: int) -> None:
-        name = (begin, end, len(state))  # of one step, in which the state itself stays
+        name = (begin, end, len(state))  # enough within one step, which always uses the same state tensors
         if self.coming is not None and self.coming[0] == name:
             return
         if self.stream is None:
@@ -57,7 +57,7 @@ class FromHost(InPlace):
             stream = torch.cuda.current_stream(self.device)
             stream.wait_event(event)
             for tensor in block:
-                tensor.record_stream(stream)  # its memory isn't free for the copies before the computation is done
+                tensor.record_stream(stream)  # its memory must not be reused before the computation is done
         return block
 
     def store(self, state: Sequence[Tensor], begin: int, end: int, block: Sequence[Tensor]) -> None:
@@ -72,7 +72,7 @@ class FromHost(InPlace):
                 part.record_stream(self.stream)
 
     def finish(self) -> None:
-        """Let the current stream wait for all copies: who waits for it may read the host's memory."""
+        """Let the current stream wait for all copies; the host memory may be read after synchronising with it."""
         self.coming = None
         if self.stream is not None:
             torch.cuda.current_stream(self.device).wait_stream(self.stream)

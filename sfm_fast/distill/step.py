@@ -1,9 +1,9 @@
-"""One distillation step, for any objective: views, features, loss, and back to the pixels, some images at a time.
+"""One distillation step for any objective, from views through features and loss to the update of the images, in micro-batches.
 
-All losses depend on the images through the features alone. So a step of several micro-batches takes (1) the features of all
-images without a graph, (2) the loss and its gradient to the features, (3) each micro-batch's views again, the same to the bit,
-and their way back with its slice of that gradient: the gradient of the one-shot step, with the activations of one micro-batch.
-The last micro-batch of (1) keeps its graph and comes first in (3); a single one is the one-shot step.
+All losses depend on the images only through the features. So a step with several micro-batches computes (1) the features of all
+images without a graph, (2) the loss and its gradient to the features, (3) for each micro-batch the same views again, bit for bit,
+and their backward pass with its slice of that gradient. This is the gradient of the one-shot step, with the activations of one
+micro-batch. The last micro-batch of (1) keeps its graph and comes first in (3), so one with all images is the one-shot step.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from .objectives import Objective
 from .optimiser import PyramidAdam
 from .staging import InPlace
 
-LARGEST = 1e18  # of a gradient's entries: their squares must fit into float32
+LARGEST = 1e18  # limit of a gradient's entries, whose squares must fit into float32
 
 
-class StepFailed(InputError):  # noqa: N818 (says what happened)
-    """The step could not be finished. ``torn``: some images were updated before that was known."""
+class StepFailed(InputError):  # noqa: N818 (the name says what happened)
+    """A step could not be finished. ``torn``: whether some images had been updated before it failed."""
 
     def __init__(self, message: str, torn: bool) -> None:
         super().__init__(message)
@@ -37,7 +37,7 @@ class StepFailed(InputError):  # noqa: N818 (says what happened)
 
 @dataclass
 class MicroBatch:
-    """A micro-batch on its way: images [begin, end), their views and the features that remember how they came about."""
+    """Images [begin, end), their views ``shown`` and their features, with a graph from the views if one was kept."""
 
     begin: int
     end: int
@@ -48,9 +48,9 @@ class MicroBatch:
 class DistillationStep:
     """Steps of one run: ``step(number)`` updates the optimiser's images in place.
 
-    labels: (num_images,) int64. micro_batch: images a micro-batch, all views of an image in the same one; halved for good when
-    the device runs out of memory, without losing the step. staging: where the blocks of images come from.
-    The same images, seed, step and micro-batch give the same update bit for bit (on a GPU: up to the backbone's determinism).
+    labels: (num_images,) int64. micro_batch: images per micro-batch, each with all its views; halved permanently when the device
+    runs out of memory, without losing the step. staging: provides the blocks of images.
+    The same images, seed, step and micro-batch size give the same update bit for bit (on a GPU if the backbone is deterministic).
     """
 
     def __init__(
@@ -70,15 +70,19 @@ class DistillationStep:
         self.augmentation, self.seed = augmentation, seed
         self.micro_batch = min(micro_batch, self.images.num_images)
         self.staging = staging or InPlace()
-        self.graph: MicroBatch | None = None  # the last one, between its forward and its backward
-        self.one: Tensor | None = None  # the loss's own gradient, kept: autograd would fill a new one at every step
+        self.graph: MicroBatch | None = (
+            None  # the micro-batch whose graph is kept, between its forward and its backward pass
+        )
+        self.one: Tensor | None = (
+            None  # the gradient of the loss itself, reused because autograd would allocate one at every step
+        )
 
     def __call__(self, step: int) -> Tensor:
-        """Step ``step`` (0-based); the detached loss, on the device. Raises ``StepFailed`` where it isn't finite."""
+        """Step number ``step`` (0-based). Returns the detached loss on the device; raises ``StepFailed`` if it or the gradient isn't finite."""
         loss, bad, updated = self.compute(step)
         if bad:
             what, torn = "gradient" if loss.isfinite() else "loss", bool(updated)
-            undone = "some images were updated, go back to a checkpoint" if torn else "nothing was updated"
+            undone = "some images were updated, so resume from a checkpoint" if torn else "no image was updated"
             raise StepFailed(
                 f"the {what} became nan or infinite at step {step}: {undone}; try a smaller lr or precision fp32", torn
             )
@@ -86,13 +90,13 @@ class DistillationStep:
         return loss
 
     def compute(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Everything that doesn't wait for the device: loss, whether something was not finite, whether anything was updated; all ()."""
+        """The step without waiting for the device: the loss, 1 if loss or gradient isn't finite, 1 if an image was updated; all of shape ()."""
         with self._gradients_of_backbone():
             return self._compute(step)
 
     @contextlib.contextmanager
     def _gradients_of_backbone(self) -> Iterator[None]:
-        """The model's parameters require gradients for as long as a step of an objective that wants theirs; else they stay frozen."""
+        """During a step of an objective with ``backbone_gradients`` the model's parameters require gradients; otherwise they stay frozen."""
         model = self.backbone.model
         if not self.objective.backbone_gradients:
             yield
@@ -114,7 +118,7 @@ class DistillationStep:
             if not is_out_of_memory(error):
                 raise
             raise StepFailed(
-                "out of memory before any image was updated: for the loss, or for LGM's real images, there is no micro-batch",
+                "out of memory before any image was updated: the loss, and LGM's real images, can't be split into micro-batches",
                 False,
             ) from error
         bad, updated = (~loss.isfinite()).float(), torch.zeros((), device=loss.device)
@@ -123,7 +127,7 @@ class DistillationStep:
         return loss, bad, updated
 
     def _draw(self, step: int) -> Views:
-        """Boxes and noise counters of all views, (views, images, ...). Small, so drawn on the host, where that is faster."""
+        """Boxes and noise counters of all views, (views, images, ...). They are small, so drawing them on the host is faster."""
         count, backbone = self.images.num_images, self.backbone
         views = draw_views(
             torch.arange(self.objective.views * count),
@@ -142,7 +146,7 @@ class DistillationStep:
         )
 
     def _features(self, views: Views) -> Tensor:
-        """Features (views * images, D) as a leaf; the last micro-batch leaves its graph."""
+        """Features (views * images, D) as a leaf tensor; ``graph`` keeps the last micro-batch with its graph."""
         count = self.images.num_images
         features, begin = None, 0
         while begin < count:
@@ -153,22 +157,22 @@ class DistillationStep:
                 if not is_out_of_memory(error):
                     raise
                 part = None
-            if part is None:  # outside of the handler, whose traceback holds on to tensors
+            if part is None:  # outside of the handler, whose traceback keeps tensors alive
                 self._back_off()
                 continue
             if end == count:
                 self.graph = part
-            found = part.features.detach().view(len(views.boxes), end - begin, -1)
+            block = part.features.detach().view(len(views.boxes), end - begin, -1)
             if features is None:
-                features = found if end - begin == count else found.new_empty(len(found), count, found.shape[-1])
-            if features is not found:
-                features[:, begin:end] = found
+                features = block if end - begin == count else block.new_empty(len(block), count, block.shape[-1])
+            if features is not block:
+                features[:, begin:end] = block
             begin = end
         assert features is not None
         return features.flatten(0, 1).requires_grad_()
 
     def _loss(self, features: Tensor, step: int) -> tuple[Tensor, Tensor]:
-        """Loss and its gradient to the features; gives the graph up where there is no room for both."""
+        """The loss and its gradient to the features; releases the kept graph if memory runs out."""
         while True:
             try:
                 loss = self.objective.loss(features, self.labels, step)
@@ -181,12 +185,12 @@ class DistillationStep:
             self.graph = None
 
     def _descend(self, views: Views, gradient: Tensor, bad: Tensor, updated: Tensor) -> None:
-        """Update all images, those of the graph first. ``bad`` () becomes 1 where that must stop, ``updated`` () where any was."""
+        """Update all images, those of the kept graph first. ``bad`` () becomes 1 if a gradient isn't finite, ``updated`` () if an image was updated."""
         count = self.images.num_images
         gradient = gradient.view(len(views.boxes), count, -1)
         begin, stop, parts = 0, count, 0
         while begin < stop:
-            held, self.graph = self.graph, None  # only the first time round is there one
+            held, self.graph = self.graph, None  # only the first iteration may have one
             first, last = (held.begin, held.end) if held else (begin, self._end(begin, stop))
             done = False
             try:
@@ -207,11 +211,11 @@ class DistillationStep:
                 begin = last
 
     def _end(self, begin: int, stop: int) -> int:
-        """Where the micro-batch from ``begin`` on ends."""
+        """The end of the micro-batch that starts at ``begin``."""
         return min(begin + self.micro_batch, stop)
 
     def _forward(self, views: Views, begin: int, end: int, keep: bool) -> MicroBatch:
-        """Views and features of images [begin, end)."""
+        """Views and features of images [begin, end), with a graph if ``keep``."""
         count, state = self.images.num_images, self.optimiser.state[:1]
         (pyramid,) = self.staging.fetch(state, begin, end)
         if end < count:
@@ -227,7 +231,7 @@ class DistillationStep:
     def _update(
         self, views: Views, gradient: Tensor, held: MicroBatch | None, first: int, last: int, bad: Tensor
     ) -> None:
-        """Backward and Adam of images [first, last)."""
+        """Backward pass and Adam update of images [first, last)."""
         state = self.optimiser.state
         block = self.staging.fetch(state, first, last)
         following, stop = (0, first) if held else (last, self.images.num_images)
@@ -238,12 +242,12 @@ class DistillationStep:
         if self.objective.backbone_gradients:
             torch.autograd.backward(graph.features, part)
             assert shown.grad is not None
-            found = shown.grad
+            of_views = shown.grad
         else:
-            (found,) = torch.autograd.grad(graph.features, shown, part)
+            (of_views,) = torch.autograd.grad(graph.features, shown, part)
         levels, chosen = self.images.split(block[0]), _select(views, first, last)
-        flat = render_augment_backward(found, levels, self.images.size, chosen)
-        # Adam squares it; nan fails the comparison too.
+        flat = render_augment_backward(of_views, levels, self.images.size, chosen)
+        # Adam squares the gradient, which must not overflow; nan fails the comparison too.
         torch.maximum(bad, (~(torch.linalg.vector_norm(flat, torch.inf) < LARGEST)).float(), out=bad)
         self.optimiser.update(block, flat, bad)
         self.staging.store(state, first, last, block)
@@ -253,15 +257,15 @@ class DistillationStep:
             torch.cuda.empty_cache()
         if self.micro_batch == 1:
             raise StepFailed(
-                "out of memory with a single image a micro-batch: take fewer views, --state host, --grad-checkpointing, a smaller "
-                "backbone or a larger device",
+                "out of memory with a single image per micro-batch: use fewer views, --state host, --grad-checkpointing, a smaller "
+                "backbone or a device with more memory",
                 torn,
             )
         self.micro_batch //= 2
 
 
 def _select(views: Views, begin: int, end: int) -> Views:
-    """Those of images [begin, end), view after view."""
+    """The views of images [begin, end), ordered by view."""
     return replace(
         views, boxes=views.boxes[:, begin:end].flatten(0, 1), noise_items=views.noise_items[:, begin:end].flatten(0, 1)
     )

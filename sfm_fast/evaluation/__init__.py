@@ -1,4 +1,4 @@
-"""How well classifiers made with a few images do: probes, classifier inheritance, distillation, and honest references."""
+"""Accuracy of classifiers from a few images: probes, classifier inheritance, knowledge distillation, and references on real images."""
 
 from typing import TYPE_CHECKING
 

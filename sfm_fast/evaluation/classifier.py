@@ -1,4 +1,4 @@
-"""The linear classifier trained on all real data: what inheritance reuses, and the reference that a few images are held to."""
+"""Trains the linear classifier on all real data, which inheritance reuses."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 class Tried(TypedDict):
-    """A weight decay on the validation rows."""
+    """Results of one weight decay on the validation rows."""
 
     weight_decay: float
     top1: float
@@ -48,20 +48,20 @@ def train_classifier(
 ) -> Classifier:
     """Softmax regression: the minimum of mean cross-entropy + weight_decay / 2 * |weight|², the bias unpenalised.
 
-    Features are standardised inside (constant ones get weight 0, as do those whose spread float32 can't hold), so the penalty doesn't depend on their scale; the result takes raw
-    features. The weight decay is chosen by the accuracy on a stratified part of the rows, the lower cross-entropy deciding between
-    equal accuracies; then the classifier is fitted to all rows. Decays are tried from strong to weak, until two in a row are worse than
-    the best by both measures. Every fit takes all rows at once (L-BFGS), to convergence.
+    Features are standardised internally, so the penalty doesn't depend on their scale; the result takes raw features. Constant features,
+    and those whose spread is beyond float32's range, get weight 0. The weight decay is the one with the highest accuracy on a stratified
+    validation split, and among equal ones with the lowest cross-entropy; then the classifier is fitted to all rows. Decays are tried from
+    strong to weak, until two in a row are worse than the best in both measures. Every fit is full-batch L-BFGS to convergence.
 
     Args:
-        features: (N, D) of any float dtype; one float32 copy is made of them.
+        features: (N, D) of any float dtype; they are copied once as float32.
         labels: (N,) int64, every class at least once.
-        weight_decays: to choose from, all positive.
-        validation: part of each class that chooses the weight decay: at least one row, never a class's last. 0, allowed with one
-            weight decay alone, leaves it out.
+        weight_decays: candidates, all positive.
+        validation: fraction of each class held out to choose the weight decay: at least one row, but never all rows of a class. 0 means
+            no validation and is only allowed with a single weight decay.
         seed: of the split.
-        search_rows: most rows that are trained on while choosing; beyond it a random part of them. The last fit takes all. A decay
-            chosen on a small part errs on the strong side.
+        search_rows: most training rows used while choosing; a random subset if there are more. The last fit uses all rows. On a small
+            subset the chosen decay tends to be too strong.
         tolerance, max_iterations: see `fit_lbfgs`.
 
     Returns:
@@ -69,8 +69,8 @@ def train_classifier(
         test_top1 (None here), search (a row for each weight decay tried: top1, cross_entropy, iterations, converged), iterations and
         converged of the last fit, images, seed, seconds, sfm_fast.
 
-    Raises ``InputError``: a class without rows (named), a row that isn't finite (numbered), features whose scale is out of a float32
-    classifier's reach, too few rows to validate on, an argument out of its range.
+    Raises ``InputError`` for a class without rows, a row that isn't finite, features whose scale is beyond a float32 classifier, too
+    few rows for validation, or an argument out of its range.
     """
     started = time.perf_counter()
     decays = _check(weight_decays, validation, seed, search_rows, tolerance, max_iterations)
@@ -88,7 +88,7 @@ def train_classifier(
     training, held = stratified_split(labels.cpu(), validation, seed)
     if len(decays) > 1 and not len(held):
         raise InputError(
-            f"weight_decays has {len(decays)} values to choose from, but no class has two rows to hold one out; give one"
+            f"weight_decays must be a single value if no class has two rows, one of which could be held out, got {len(decays)}"
         )
     features, labels = features.detach(), labels.to(features.device)
     standardise = Standardiser.of(features)
@@ -96,11 +96,11 @@ def train_classifier(
     held_features, held_labels = features[order[len(training) :]], labels[order[len(training) :]]
     searched = min(len(training), search_rows)
     search: list[tuple[Fit, Tried]] = []
-    # The rows that train come first, so that a fit to some of them, or to all, reads one part of one copy.
+    # Training rows come first, so that a fit to some of them, or to all rows, uses a slice of this one copy.
     x, y = torch.cat([standardise(features[rows]) for rows in order.split(8192)]), labels[order]
     fit_decay = functools.partial(fit_lbfgs, tolerance=tolerance, max_iterations=max_iterations)
     start = None
-    for decay in decays if len(held) else ():  # from strong to weak: each starts where the last one ended
+    for decay in decays if len(held) else ():  # from strong to weak: each fit starts from the last one's result
         start = fit_decay(x[:searched], y[:searched], classes, decay, start=start)
         search.append((start, _validate(decay, start, standardise, held_features, held_labels)))
         if _past_the_best([row for _, row in search]):
@@ -111,7 +111,7 @@ def train_classifier(
     classifier = Classifier(*standardise.fold(fit.weight, fit.bias), class_names=list(class_names))
     if not (classifier.weight.isfinite().all() and classifier.bias.isfinite().all()):
         raise InputError(
-            f"the classifier's weights are out of float32's range: scale the features, or change the weight decay {decay:g}"
+            f"the classifier's weights are beyond float32's range: rescale the features, or change the weight decay {decay:g}"
         )
     classifier.metadata = {
         "solver": "lbfgs",
@@ -140,9 +140,9 @@ def train_on_source(
     progress: bool = True,
     **options: Any,
 ) -> Classifier:
-    """`train_classifier` (``options`` are its own) on a data set's features; backbone, data and the accuracy on ``test`` join the metadata.
+    """`train_classifier` (which gets ``options``) on a data set's features; adds backbone, data and the accuracy on ``test`` to the metadata.
 
-    ``feature_seconds`` there is the time of the features, ``seconds`` that of the fit; ``cache`` keeps the features.
+    ``feature_seconds`` in it is the time for computing features, ``seconds`` that of the fit; ``cache`` stores the features.
     """
     if test is not None:
         check_class_names(test.class_names, train.class_names, f"test {test.name}", f"{train.name}'s")
@@ -167,7 +167,7 @@ def train_on_source(
 
 
 def accuracy(head: LinearMap, features: Tensor, labels: Tensor, k: int = 1) -> float:
-    """Share of rows of features (N, D) whose label (N,) is among the head's k largest logits, block by block."""
+    """Fraction of rows of features (N, D) whose label (N,) is among the head's k largest logits, computed in blocks."""
     size = max(1, (1 << 24) // head.out_features)
     right = [
         top_k_accuracy(head(block.float()), targets, k) * len(block)
@@ -177,14 +177,14 @@ def accuracy(head: LinearMap, features: Tensor, labels: Tensor, k: int = 1) -> f
 
 
 def stratified_split(labels: Tensor, validation: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Row numbers that train and that validate, each in random order: labels (N,) int64 on the CPU.
+    """Indices of training and of validation rows, each in random order: labels (N,) int64 on the CPU.
 
-    Of a class of n rows round(validation * n) validate, but at least one and never all; none of a class with a single row.
+    Of a class of n rows, round(validation * n) are for validation, but at least one and never all; none of a class with one row.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     by_class = order[torch.argsort(labels[order], stable=True)]
     counts = torch.bincount(labels)
-    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]  # of a row within its class
+    place = torch.arange(len(labels)) - (counts.cumsum(0) - counts)[labels[by_class]]  # index of a row within its class
     held_of_class = (validation * counts).round().clamp(min=1).minimum(counts - 1) if validation else 0 * counts
     held = torch.zeros(len(labels), dtype=torch.bool)
     held[by_class] = place < held_of_class[labels[by_class]]
@@ -206,12 +206,12 @@ def _validate(decay: float, fit: Fit, standardise: Standardiser, features: Tenso
 
 
 def _rank(row: Tried) -> tuple[float, float]:
-    """What the best row has least of."""
+    """Sorting key whose minimum is the best row."""
     return -row["top1"], row["cross_entropy"]
 
 
 def _past_the_best(rows: list[Tried]) -> bool:
-    """Whether the last two decays are worse than the best by both measures: weaker ones, which take longest, overfit more."""
+    """Whether the last two decays are worse than the best in both measures: weaker ones take longer and overfit more."""
     best = min(rows, key=_rank)
     return len(rows) > 2 and all(
         row["top1"] < best["top1"] and row["cross_entropy"] > best["cross_entropy"] for row in rows[-2:]
@@ -226,14 +226,14 @@ def _check(
     tolerance: float,
     max_iterations: int,
 ) -> list[float]:
-    """The weight decays from strong to weak; raises ``InputError`` that names an argument out of its range."""
+    """The weight decays from strong to weak; raises ``InputError`` for an argument out of its range."""
     decays = sorted({float(decay) for decay in weight_decays}, reverse=True)
     if not decays or not all(0 < decay < math.inf for decay in decays):
-        raise InputError(f"weight_decays must be positive numbers, at least one, got {list(weight_decays)}")
+        raise InputError(f"weight_decays must be one or more positive numbers, got {list(weight_decays)}")
     if not 0 <= validation < 1:
         raise InputError(f"validation must be in [0, 1), got {validation}")
     if validation == 0 and len(decays) > 1:
-        raise InputError(f"weight_decays has {len(decays)} values to choose from, but validation is 0; give one")
+        raise InputError(f"weight_decays must be a single value if validation is 0, got {len(decays)}")
     if not 0 <= seed < 2**63:
         raise InputError(f"seed must be in [0, 2**63), got {seed}")
     if not 0 < tolerance < math.inf:

@@ -1,4 +1,4 @@
-"""How well classifiers made with a few images do on the real test set, in three modes, beside honest references."""
+"""Test accuracy of classifiers from a few images in three modes, and of references on real images."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ __all__ = ["MODES", "REFERENCES", "Evaluator", "ProbeConfig"]
 
 
 class Evaluator:
-    """Evaluates sets of images on one backbone; each feature is computed once, whatever number of sets and modes needs it.
+    """Evaluates sets of images on one backbone; features are computed once and reused for all sets and modes.
 
-    Modes: "probe" trains a linear classifier on features of the images' views; "inherit" keeps the classifier of all real data on
-    the distilling backbone, and fits a projector to its features on the views (none where the backbones are one); "kd" trains
-    as "probe", with that classifier on the distilling backbone's features of the same views as teacher.
+    Modes: "probe" trains a linear classifier on features of the images' views; "inherit" reuses the classifier trained on all real
+    images and the distilling backbone, and fits a projector to that backbone's features of the views (none if both backbones are the
+    same); "kd" trains like "probe", with that classifier, on the distilling backbone's features of the same views, as teacher.
 
     Args:
         backbone: the evaluating backbone.
-        test: real test images. train: real training images, needed for the references, and where no classifier is given.
-        distilling: the backbone that distilled, whose features choose real images too (default: ``backbone``).
-        classifier: the one on its features; None trains it on ``train`` when a mode first needs it.
-        cache: keeps features of data sets (default: in memory only).
+        test: real test images. train: real training images, needed for the references, and if no classifier is given.
+        distilling: the distilling backbone, whose features also choose the references' real images (default: ``backbone``).
+        classifier: trained on its features; None: trained on ``train`` when a mode first needs it.
+        cache: stores features of data sets (default: in memory only).
 
-    Raises ``InputError``, before any work, where the parts don't belong together or a mode misses one.
+    Raises ``InputError``, before any work, if the inputs don't match each other or a mode lacks one.
     """
 
     def __init__(
@@ -64,16 +64,16 @@ class Evaluator:
         self.class_names, self.num_classes = test.class_names, len(test.class_names)
         for mode in self.modes:
             if mode not in MODES:
-                raise InputError(f"modes: {mode!r} is none of {', '.join(MODES)}")
+                raise InputError(f"modes must be among {', '.join(MODES)}, got {mode!r}")
         if not self.modes:
-            raise InputError(f"modes must name at least one of {', '.join(MODES)}")
+            raise InputError(f"modes must name at least one of {', '.join(MODES)}, got none")
         if train is not None:
             check_class_names(train.class_names, test.class_names, f"train {train.name}", "the test set's")
         if classifier is not None:
             check_classifier(classifier, self.distilling, self.class_names)
         elif train is None and set(self.modes) - {"probe"}:
             raise InputError(
-                f"modes {', '.join(sorted(set(self.modes) - {'probe'}))} need a classifier, or train to train it on"
+                f"modes {', '.join(sorted(set(self.modes) - {'probe'}))} need classifier, or train to train one"
             )
         self._classifier = classifier
 
@@ -83,7 +83,7 @@ class Evaluator:
         if self._classifier is None:
             sets = self.sets
             if sets.train is None:
-                raise InputError("a classifier is needed: give classifier, or train to train it on")
+                raise InputError("a classifier is needed: pass classifier, or train to train one")
             self._classifier = train_on_source(
                 sets.train,
                 self.distilling,
@@ -96,12 +96,12 @@ class Evaluator:
 
     @property
     def test_features(self) -> Tensor:
-        """(N, D) of the test images on the evaluating backbone."""
+        """(N, D) features of the test images on the evaluating backbone."""
         return self.sets.tested[0]
 
     @property
     def test_labels(self) -> Tensor:
-        """(N,) int64 of the test images."""
+        """(N,) int64 labels of the test images."""
         return self.sets.tested[1]
 
     def evaluate(
@@ -115,31 +115,31 @@ class Evaluator:
     ) -> list[Row]:
         """A row for each mode: images (N, channels, H, W) in 0..1 with labels (N,); a list holds one set per seed.
 
-        ``chosen``: whether it took the distilling backbone to make or choose the images. In a row, ``parameters`` and ``bytes_…``
-        are what must be stored to predict beside the backbone, ``parameters_folded`` is classifier and projector as one map;
-        ``fit_seconds`` the mean time of a fit alone, ``seconds`` that of the row, features that modes share included in each.
+        ``chosen``: whether the distilling backbone was used to make or choose the images. In a row, ``parameters`` and ``bytes_…``
+        count what prediction needs besides the backbone, ``parameters_folded`` the same with classifier and projector as one map;
+        ``fit_seconds`` is the mean time of a fit, ``seconds`` that of the row with its features, even if several modes share them.
         """
         modes = self.modes if modes is None else modes
         self._prepare(modes)
         sets = images if isinstance(images, list) else [images] * self.config.seeds
-        their_labels = labels if isinstance(labels, list) else [labels] * self.config.seeds
+        label_sets = labels if isinstance(labels, list) else [labels] * self.config.seeds
         fits: dict[str, list[Scored]] = {mode: [] for mode in modes}
         seconds = dict.fromkeys(modes, 0.0)
-        for seed, (some, theirs) in enumerate(zip(sets, their_labels, strict=True)):
+        for seed, (seed_images, seed_labels) in enumerate(zip(sets, label_sets, strict=True)):
             started = time.perf_counter()
-            features = self.sets.of_views(some, theirs, seed, modes)
+            features = self.sets.of_views(seed_images, seed_labels, seed, modes)
             shared = time.perf_counter() - started
             for mode in modes:
                 started = time.perf_counter()
                 fits[mode].append(self._fit(mode, features, seed))
                 seconds[mode] += shared + time.perf_counter() - started
-        ipc = len(their_labels[0]) // self.num_classes
+        ipc = len(label_sets[0]) // self.num_classes
         return [self._row(name, mode, ipc, fits[mode], seconds[mode], chosen) for mode in modes]
 
     def evaluate_synthetic(self, synthetic: SyntheticSet, *, modes: Sequence[str] | None = None) -> list[Row]:
-        """Rows of a distilled set: ``images`` is "sfm" or "lgm", ``method`` says which kind of it.
+        """Rows of a distilled set: ``images`` in a row is "sfm" or "lgm", ``method`` the full name of the method.
 
-        Raises ``InputError`` where it was distilled on another backbone than the distilling one, or has other classes than the data.
+        Raises ``InputError`` if it was distilled on another backbone than ``distilling``, or has other classes than the data.
         """
         self.check_synthetic(synthetic)
         method = synthetic.metadata.get("config", {}).get("method", "synthetic")
@@ -149,9 +149,9 @@ class Evaluator:
     def check_synthetic(
         self, synthetic: SyntheticSet, told: str = "synthetic", role: str = "the distilling backbone"
     ) -> None:
-        """Raise ``InputError`` where `evaluate_synthetic` would: it was distilled on another backbone, or has other classes.
+        """Raise ``InputError`` if ``synthetic`` was distilled on another backbone than ``distilling``, or has other classes than the data.
 
-        told: begins the message. role: what it calls the distilling backbone.
+        told: how the message names the set. role: how it names the distilling backbone.
         """
         record = synthetic.metadata.get("backbone", {})
         check_recorded(record, self.distilling, f"{told}: distilled on", role)
@@ -166,13 +166,13 @@ class Evaluator:
         like: SyntheticSet | None = None,
         modes: Sequence[str] | None = None,
     ) -> list[Row]:
-        """Rows of one of `REFERENCES`, a mode each; none of "class-means" without mode "probe".
+        """Rows of one of `REFERENCES`, one per mode; "class-means" only has a row for mode "probe".
 
-        "full": centre views of all real training images. "random-real": ``ipc`` images a class, drawn anew for every seed.
-        "nearest-real": those nearest to their class centre. "neighbour-real": those nearest to the images of ``like``. "class-means":
-        no images, but class means of real features (with ``ipc`` > 1, k-means centres: then it is called "cluster-means").
-        Images are chosen by the distilling backbone's features; means are the evaluating one's.
-        Raises `TooFewImagesError` where a class has fewer real images than ``ipc``.
+        "full": centre views of all real training images. "random-real": ``ipc`` random real images per class, others for each seed.
+        "nearest-real": the real images nearest to their class centre. "neighbour-real": those nearest to the images of ``like``.
+        "class-means": class means of real features instead of images (with ``ipc`` > 1 k-means centres, called "cluster-means").
+        Images are chosen by features of the distilling backbone; means are of features of the evaluating one.
+        Raises `TooFewImagesError` if a class has fewer real images than ``ipc``.
         """
         modes = self.modes if modes is None else modes
         size = image_size or self.distilling.image_size
@@ -192,9 +192,9 @@ class Evaluator:
             return self.evaluate(name, *self.sets.nearest_images(ipc, size), modes=modes)
         if name == "neighbour-real":
             if like is None:
-                raise InputError("neighbour-real needs the synthetic set whose neighbours are wanted: give like")
+                raise InputError("neighbour-real needs like, the synthetic set whose nearest real images are wanted")
             return self.evaluate(name, *self.sets.neighbour_images(like.images, like.labels, size), modes=modes)
-        raise InputError(f"reference {name!r} is none of {', '.join(REFERENCES)}")
+        raise InputError(f"reference must be one of {', '.join(REFERENCES)}, got {name!r}")
 
     def probe(self, name: str, images: Tensor | list[Tensor], labels: Tensor | list[Tensor]) -> Row:
         """The row of `evaluate` in mode "probe"."""
@@ -217,12 +217,12 @@ class Evaluator:
         return self.reference("nearest-real", ipc, image_size, modes=("probe",))[0]
 
     def _prepare(self, modes: Sequence[str]) -> None:
-        """Train the classifier where a mode needs it: no row's time."""
+        """Train the classifier if a mode needs it, so that its time isn't part of a row's."""
         if set(modes) - {"probe"}:
             self.classifier  # noqa: B018
 
     def _from_features(self, name: str, modes: Sequence[str], features: Features) -> list[Row]:
-        """Rows of a training set that is given by its features: the seeds differ in their start alone."""
+        """Rows of a training set given as features; the seeds differ only in the initial weights."""
         self._prepare(modes)
         ipc, rows = len(features.labels) // self.num_classes, []
         for mode in modes:

@@ -1,4 +1,4 @@
-"""Linear maps on features: the classifier trained on the full data, and the projector that lets another backbone use it."""
+"""Linear maps on features: the classifier trained on the full data, and the projector through which another backbone uses it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..files import Metadata, load_tensors, save_tensors
 from ..schema import BACKBONE, NAMES, check
 
 CLASSIFIER_FORMAT, PROJECTOR_FORMAT = "sfm_fast.classifier/1", "sfm_fast.projector/1"
-# What is read of their metadata, here and in a bundle.
+# Metadata that this package reads from them, here and in a bundle.
 CLASSIFIER_METADATA = {
     "backbone?": (BACKBONE, None),
     "images?": int,
@@ -23,7 +23,7 @@ CLASSIFIER_METADATA = {
     "test_data?": (str, None),
 }
 PROJECTOR_METADATA = {"phi?": (BACKBONE, None), "psi?": (BACKBONE, None), "penalty?": (float, None), "blends?": bool}
-_MEASURED = ("seconds", "feature_seconds")  # not in the files: equal results shall be equal files
+_MEASURED = ("seconds", "feature_seconds")  # not stored, so that equal results give equal files
 
 
 @dataclass
@@ -46,22 +46,22 @@ class LinearMap:
 
     @property
     def parameters(self) -> int:
-        """Numbers that it holds."""
+        """Number of weights and biases."""
         return self.weight.numel() + self.bias.numel()
 
     def nbytes(self, dtype: torch.dtype = torch.float32) -> int:
-        """Bytes of its numbers, stored as ``dtype``."""
+        """Bytes of the parameters when stored as ``dtype``."""
         return self.parameters * dtype.itemsize
 
 
 @dataclass
 class Projector(LinearMap):
-    """Features of an evaluating backbone -> features of the distilling one. ``metadata`` says how it was fitted, and for which two."""
+    """Features of an evaluating backbone -> features of the distilling one. ``metadata`` records the fit and the two backbones."""
 
     metadata: Metadata = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, atomically; raises ``InputError`` as of `check_metadata`."""
+        """Write a safetensors file, atomically; raises ``InputError`` like `check_metadata`."""
         check_metadata(self.metadata)
         save_tensors(
             path, {"weight": self.weight, "bias": self.bias}, {"file_format": PROJECTOR_FORMAT, **_kept(self.metadata)}
@@ -69,7 +69,7 @@ class Projector(LinearMap):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Projector:
-        """Read what `save` wrote; raises ``InputError`` that says what is wrong with a file."""
+        """Read a file of `save`; raises ``InputError`` if it is damaged or another kind of file."""
         weight, bias, metadata = _load(path, PROJECTOR_FORMAT, PROJECTOR_METADATA, "projector")
         return cls(weight, bias, metadata)
 
@@ -82,7 +82,7 @@ class Classifier(LinearMap):
     metadata: Metadata = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file, atomically; raises ``InputError`` as of `check_metadata`, for "class_names" too."""
+        """Write a safetensors file, atomically; raises ``InputError`` like `check_metadata`, also for the key "class_names"."""
         check_metadata(self.metadata, "class_names")
         save_tensors(
             path,
@@ -92,7 +92,7 @@ class Classifier(LinearMap):
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Classifier:
-        """Read what `save` wrote; raises ``InputError`` that says what is wrong with a file."""
+        """Read a file of `save`; raises ``InputError`` if it is damaged or another kind of file."""
         wanted = {"class_names": NAMES, **CLASSIFIER_METADATA}
         weight, bias, metadata = _load(path, CLASSIFIER_FORMAT, wanted, "classifier")
         names = metadata.pop("class_names")
@@ -102,16 +102,14 @@ class Classifier(LinearMap):
 
 
 def check_metadata(metadata: Mapping[str, Any], *more: str) -> None:
-    """Raise ``InputError`` for keys that are the file's own: "format" and "file_format", and ``more``."""
+    """Raise ``InputError`` for keys that the file format reserves: "format", "file_format" and ``more``."""
     taken = sorted({"format", "file_format", *more} & metadata.keys())
     if taken:
-        raise InputError(
-            f"metadata must not have the keys {', '.join(taken)}: the file has its own; choose other names"
-        )
+        raise InputError(f"metadata must not have the reserved keys {', '.join(taken)}; choose other names")
 
 
 def compose(outer: LinearMap, inner: LinearMap) -> LinearMap:
-    """``outer(inner(x))`` as one map: what prediction through a projector needs to store, at most."""
+    """``outer(inner(x))`` as one map, such as a classifier after a projector."""
     return LinearMap(outer.weight @ inner.weight, outer.weight @ inner.bias + outer.bias)
 
 
@@ -121,9 +119,9 @@ def _kept(metadata: Mapping[str, Any]) -> Metadata:
 
 def _load(path: str | os.PathLike[str], wanted: str, spec: Metadata, what: str) -> tuple[Tensor, Tensor, Metadata]:
     tensors, metadata = load_tensors(path)
-    found = metadata.pop("file_format", None)
-    if found != wanted or not {"weight", "bias"} <= tensors.keys():
-        raise InputError(f"{path}: no {what} of this package (format {found!r}, wanted {wanted!r})")
+    file_format = metadata.pop("file_format", None)
+    if file_format != wanted or not {"weight", "bias"} <= tensors.keys():
+        raise InputError(f"{path}: no {what} of this package (format must be {wanted!r}, got {file_format!r})")
     check(path, metadata, spec, what)
     weight, bias = tensors["weight"].float(), tensors["bias"].float()
     if weight.ndim != 2 or bias.shape != weight.shape[:1] or not (weight.isfinite().all() and bias.isfinite().all()):

@@ -1,4 +1,4 @@
-"""A linear map on features, trained with Adam: probes, distilled probes, and accuracy."""
+"""Trains linear maps on features with Adam, for probes with and without a teacher, and computes accuracy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..checks import check_labels, kind_of
 from ..errors import InputError
 
 BATCH = 256
-LEARNING_RATE = 1e-3  # for a batch of 256; scaled in proportion
+LEARNING_RATE = 1e-3  # for a batch of 256; proportional to the batch size
 TEMPERATURE, ALPHA = 4.0, 0.5  # of knowledge distillation
 MOST_STEPS = 20000
 
@@ -31,16 +31,16 @@ def train_linear(
 ) -> tuple[Tensor, Tensor]:
     """A classifier: features (views, N, D), labels (N,) -> weight (C, D), bias (C,), trained by `fit_linear` on cross-entropy.
 
-    With ``teacher``, logits (views, N, C) of the same views, the loss is `distillation_loss`; alpha 0 is the probe without
-    teacher, bit for bit. Features and teacher may be of any float dtype and are taken as float32. Raises ``InputError``: labels
-    outside 0..C-1 or not as many as images, features or teacher that aren't finite or fit together, a scale that training overflows on.
+    With ``teacher``, logits (views, N, C) of the same views, the loss is `distillation_loss`; alpha 0 gives the same bits as no
+    teacher. Features and teacher may be of any float dtype and are converted to float32. Raises ``InputError`` for labels outside
+    0..C-1, shapes that don't match, values that aren't finite, or a scale with which training overflows.
     """
     check_distillation(temperature, alpha)
     check_seed(seed)
     if not isinstance(features, Tensor) or not features.is_floating_point():
         raise InputError(f"features must be a float tensor, got {kind_of(features)}")
     if features.ndim != 3 or 0 in features.shape:
-        raise InputError(f"features must be (views, images, features), none of them 0, got {tuple(features.shape)}")
+        raise InputError(f"features must be (views, images, features), none of which is 0, got {tuple(features.shape)}")
     if num_classes < 1:
         raise InputError(f"num_classes must be at least 1, got {num_classes}")
     check_labels("labels", labels, features.shape[1], num_classes)
@@ -49,7 +49,7 @@ def train_linear(
         raise InputError(f"teacher must be a float tensor, got {kind_of(teacher)}")
     if teacher is not None and teacher.shape != (*features.shape[:2], num_classes):
         raise InputError(
-            f"teacher must be {(*features.shape[:2], num_classes)}, logits of the features' views, got {tuple(teacher.shape)}"
+            f"teacher must be {(*features.shape[:2], num_classes)}, the logits of the features' views, got {tuple(teacher.shape)}"
         )
     if teacher is not None:
         check_range("teacher", teacher)
@@ -66,20 +66,20 @@ def train_linear(
     )
     if not (weight.isfinite().all() and bias.isfinite().all()):
         raise InputError(
-            f"training left float32's range: scale the features (up to {float(features.abs().max()):.3g}) or the teacher"
+            f"training left float32's range: scale down the features (up to {float(features.abs().max()):.3g}) or the teacher"
         )
     return weight, bias
 
 
 def check_range(name: str, value: Tensor) -> None:
-    """Raise ``InputError`` unless all numbers of the float tensor ``value`` are finite, as float32 too."""
+    """Raise ``InputError`` unless all values of the float tensor ``value`` are finite, in float32 too."""
     if not value.numel():
         return
     most = max(abs(float(end)) for end in value.detach().aminmax())
     if not most < float("inf"):
         raise InputError(f"{name} holds NaN or infinity")
     if most > torch.finfo(torch.float32).max:
-        raise InputError(f"{name} reaches {most:.3g}, beyond float32, which linear maps take; scale it down")
+        raise InputError(f"{name} reaches {most:.3g}, beyond the range of float32; scale it down")
 
 
 def check_seed(seed: int) -> None:
@@ -97,11 +97,11 @@ def check_distillation(temperature: float, alpha: float) -> None:
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float) -> Tensor:
-    """alpha T² KL(teacher_T || student_T) + (1 - alpha) CE, means over rows: logits (B, C) twice, labels (B,) (Hinton et al. 2015)."""
+    """alpha T² KL(teacher_T || student_T) + (1 - alpha) CE, means over rows: both logits (B, C), labels (B,) (Hinton et al. 2015)."""
     loss = (1 - alpha) * F.cross_entropy(student, labels) if alpha < 1 else student.new_zeros(())
     if alpha > 0:
-        ours, theirs = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
-        loss = loss + alpha * temperature**2 * F.kl_div(ours, theirs, reduction="batchmean", log_target=True)
+        predicted, target = (F.log_softmax(logits / temperature, dim=1) for logits in (student, teacher))
+        loss = loss + alpha * temperature**2 * F.kl_div(predicted, target, reduction="batchmean", log_target=True)
     return loss
 
 
@@ -117,11 +117,11 @@ def fit_linear(
 ) -> tuple[Tensor, Tensor]:
     """Adam with a cosine schedule: features (views, N, D) -> weight (outputs, D), bias (outputs,).
 
-    ``loss(predictions, rows, images)`` gets predictions (B, outputs), the rows (B,) of the flattened (views * N, D) features
-    that they are of, and their images (B,), 0..N-1. A step trains on about 256 features: a shuffled part of a large set, or
-    every image of a small one in several views (drawn anew from the cached ones), so that ten images are trained on as
-    thoroughly as ten thousand. An epoch sees every image at least once; the step size is lr * batch / 256. ``epochs`` is
-    cut where they would take more than ``most_steps`` steps. Deterministic in ``seed`` on one device.
+    ``loss(predictions, rows, images)`` gets predictions (B, outputs), their rows (B,) in the flattened (views * N, D) features,
+    and their images (B,), 0..N-1. A step trains on about 256 features: a shuffled part of a large set, or every image of a
+    small one in several views (random ones of the given views), so that small sets get as many updates per epoch.
+    An epoch uses every image at least once; the learning rate is lr * batch / 256. ``epochs`` is reduced if they would take
+    more than ``most_steps`` steps. Deterministic in ``seed`` on one device.
     """
     views, count, dim = features.shape
     generator = torch.Generator().manual_seed(seed)
@@ -149,6 +149,6 @@ def fit_linear(
 
 
 def top_k_accuracy(logits: Tensor, labels: Tensor, k: int) -> float:
-    """Share of rows whose label is among the k largest logits (k is cut to the number of classes)."""
+    """Fraction of rows whose label is among the k largest logits (k is at most the number of classes)."""
     best = logits.topk(min(k, logits.shape[1]), dim=1).indices
     return (best == labels.unsqueeze(1)).any(1).double().mean().item()

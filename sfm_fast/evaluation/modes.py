@@ -1,4 +1,4 @@
-"""Three ways from features of a few images to a predictor: a probe, an inherited classifier, a distilled classifier."""
+"""Three ways to fit a classifier to features of a few images: a probe, an inherited classifier, a probe with a teacher."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ MODES = ("probe", "inherit", "kd")
 
 @dataclass(frozen=True)
 class ProbeConfig:
-    """seeds: fits of every row, each with its own views and start. views: cached views an image (epochs cycle through them).
+    """seeds: fits per row, each with its own views and initial weights. views: views per image, from which epochs draw.
 
-    min_area: smallest crop as a fraction of the image. projector: the solver of mode inherit. blends: whether it is fitted on blends of
-    two images too, in half of the views; False: on views of single images alone, as in the paper. temperature, alpha: of mode kd.
+    min_area: smallest area of a crop as a fraction of the image. projector: solver of mode inherit. blends: whether half of its views
+    show blends of two images; False: only views of single images, as in the paper. temperature, alpha: of mode kd.
     """
 
-    seeds: int = option(3, "fits of every row", least=1)
-    epochs: int = option(1000, "most epochs of a fit with Adam, which takes at most 20 000 steps", least=1)
-    views: int = option(200, "augmented views cached for every image", least=1)
-    min_area: float = option(AREA[0], "smallest random crop, as a part of the image", within="(0, 1]")
-    projector: str = option("ridge", "how mode inherit fits its projector", choices=SOLVERS)
-    blends: bool = option(False, "fit it on blends of two images too, in half of the views")
-    temperature: float = option(TEMPERATURE, "softens the teacher's probabilities in mode kd")
-    alpha: float = option(ALPHA, "the teacher's part in the loss of mode kd")
+    seeds: int = option(3, "number of fits per row of the table, each with another seed", least=1)
+    epochs: int = option(1000, "maximum number of epochs of a fit with Adam, which takes at most 20 000 steps", least=1)
+    views: int = option(200, "augmented views per image, whose features are computed once", least=1)
+    min_area: float = option(AREA[0], "smallest area of a random crop, as a fraction of the image", within="(0, 1]")
+    projector: str = option("ridge", "solver that fits the projector of mode inherit", choices=SOLVERS)
+    blends: bool = option(False, "let half of the views for the projector show blends of two images")
+    temperature: float = option(TEMPERATURE, "softmax temperature of teacher and student in mode kd")
+    alpha: float = option(ALPHA, "weight of the teacher's term in the loss of mode kd")
 
     def __post_init__(self) -> None:
         check_options(self)
         check_distillation(self.temperature, self.alpha)
 
     def settings(self, mode: str) -> dict[str, object]:
-        """Those that play a part in ``mode``."""
+        """The settings that ``mode`` uses."""
         unused = {
             "probe": ("projector", "blends", "temperature", "alpha"),
             "inherit": ("temperature", "alpha") + (("epochs",) if self.projector == "ridge" else ()),
@@ -58,8 +58,8 @@ class ProbeConfig:
 class Features:
     """Training features of one seed: on the evaluating backbone (V, N, Dpsi), on the distilling one (V, N, Dphi), labels (N,).
 
-    ``distilling`` is None where both are one backbone, or no mode needs it. ``projector``: what the projector is fitted on, features
-    on both as far as they are other ones.
+    ``distilling`` is None if both backbones are the same, or no mode needs it. ``projector``: features on both backbones for fitting
+    the projector, if they differ from the others.
     """
 
     evaluating: Tensor
@@ -70,7 +70,7 @@ class Features:
 
 @dataclass
 class Fit:
-    """One seed's predictor: projector (None: straight on the evaluating backbone's features), then head; and how it was fitted."""
+    """One seed's classifier, ``head`` after ``projector`` (None: on the evaluating backbone's own features); solver and time of the fit."""
 
     head: LinearMap
     projector: Projector | None
@@ -79,12 +79,12 @@ class Fit:
 
     @property
     def parameters(self) -> int:
-        """What must be stored to predict, beside the backbone."""
+        """Number of parameters for prediction, besides the backbone's."""
         return self.head.parameters + (0 if self.projector is None else self.projector.parameters)
 
     @property
     def parameters_folded(self) -> int:
-        """The same of head and projector as one map."""
+        """The same with head and projector as one map."""
         inputs = self.head.in_features if self.projector is None else self.projector.in_features
         return self.head.out_features * (inputs + 1)
 
@@ -97,9 +97,9 @@ class Fit:
 def fit(
     mode: str, features: Features, num_classes: int, classifier: LinearMap | None, config: ProbeConfig, seed: int
 ) -> Fit:
-    """Fit in ``mode``; "inherit" and "kd" take the ``classifier`` of the distilling backbone's features.
+    """Fit in ``mode``; "inherit" and "kd" need the ``classifier`` on the distilling backbone's features.
 
-    Inherited without distilling features, the classifier is taken as it is: both backbones are one.
+    Mode "inherit" without distilling features means that both backbones are the same, so the classifier is used unchanged.
     """
     if mode == "inherit":
         assert classifier is not None
@@ -109,12 +109,14 @@ def fit(
         inputs, targets = features.projector or (features.evaluating, features.distilling)
         projector = fit_projector(inputs, targets, solver=config.projector, epochs=config.epochs, seed=seed)
         return Fit(classifier, projector, config.projector, time.perf_counter() - started)
-    views = min(config.views, config.epochs)  # an epoch sees one view of an image, at least
+    views = min(
+        config.views, config.epochs
+    )  # no more views than epochs, since an epoch uses at least one view of each image
     inputs, teacher = features.evaluating[:views], None
     if mode == "kd":
         assert classifier is not None
-        known = features.evaluating if features.distilling is None else features.distilling
-        teacher = classifier(known[:views])
+        taught = features.evaluating if features.distilling is None else features.distilling
+        teacher = classifier(taught[:views])
     started = time.perf_counter()
     weight, bias = train_linear(
         inputs,
@@ -139,7 +141,7 @@ class Scored:
 
 
 def summary(scored: list[Scored]) -> dict[str, object]:
-    """What a row says of its seeds: accuracies, mean ± standard deviation, time of a fit, and what must be stored to predict."""
+    """The part of a row that the seeds determine: mean and standard deviation of accuracies, time of a fit, number of parameters and bytes."""
     first = scored[0].fit
     row: dict[str, object] = {}
     for name in ("top1", "top5"):
@@ -162,11 +164,11 @@ def summary(scored: list[Scored]) -> dict[str, object]:
 def check_classifier(
     classifier: Classifier, phi: Backbone, class_names: list[str], argument: str = "classifier"
 ) -> None:
-    """Raise ``InputError`` unless ``classifier`` takes features of ``phi``, the distilling backbone, and tells ``class_names``."""
+    """Raise ``InputError`` unless ``classifier`` is for features of ``phi``, the distilling backbone, and for ``class_names``."""
     made_with = classifier.metadata.get("backbone") or {}
     check_recorded(made_with, phi, f"{argument}: trained on features of", "the distilling backbone")
     if classifier.in_features != phi.num_features:
         raise InputError(
-            f"{argument}: takes {classifier.in_features} features, the distilling backbone {phi.name!r} gives {phi.num_features}"
+            f"{argument}: takes {classifier.in_features} features, but the distilling backbone {phi.name!r} gives {phi.num_features}"
         )
     check_class_names(classifier.class_names, class_names, argument, "the test set's")

@@ -1,4 +1,4 @@
-"""Classifier inheritance: a linear projector from one backbone's features to another's, fitted on views of synthetic images."""
+"""Fits the linear projector of classifier inheritance, from one backbone's features to another's, on views of synthetic images."""
 
 from __future__ import annotations
 
@@ -39,30 +39,30 @@ def fit_projector(
     seed: int = 0,
     metadata: Metadata | None = None,
 ) -> Projector:
-    """The linear map that takes ``inputs`` nearest to ``targets`` in mean squared error; labels play no part.
+    """The linear map from ``inputs`` to ``targets`` with the least mean squared error; it needs no labels.
 
     With W (Dphi, Dpsi), "ridge" minimises ‖X Wᵀ + b - Y‖² + λ‖W‖² over all V * N rows, b unpenalised, in float64 and closed form. λ is a
-    penalty times the mean eigenvalue of X's scatter matrix (centred X: ‖X‖² / Dpsi), so it depends neither on the features' scale nor
-    on the number of rows.
+    penalty times the mean eigenvalue of X's scatter matrix (centred X: ‖X‖² / Dpsi), so a penalty doesn't depend on the features' scale
+    or on the number of rows.
 
     Args:
-        inputs: (V, N, Dpsi) floats, views of N images on the evaluating backbone.
-        targets: (V, N, Dphi) floats, the same views on the distilling one.
+        inputs: (V, N, Dpsi) floats, features of views of N images on the evaluating backbone.
+        targets: (V, N, Dphi) floats, features of the same views on the distilling one.
         solver: "ridge", or "adam": the paper's fit with `fit_linear`, lr 0.01 * batch / 256.
-        penalties: of ridge, all positive; the one with the least squared error of every row left out in turn (exact, in closed form) is
-            taken, equal errors decided for the largest. Views of an image are near copies, so this errs on the side of small penalties;
-            holding out views, or images with all their views, was no better on average over sets and pairs of backbones.
-        epochs, most_steps: Adam's, as of `fit_linear`.
-        seed: of Adam's start and batches.
-        metadata: joins the projector's; not with the keys "format" and "file_format", which its file has.
+        penalties: candidates for ridge, all positive; the one with the least leave-one-out squared error over rows (exact, in closed form)
+            is used, the largest of equal ones. Views of an image are similar, so the chosen penalty tends to be too small; holding out
+            views, or images with all their views, was no better on average over sets and pairs of backbones.
+        epochs, most_steps: for Adam, see `fit_linear`.
+        seed: of Adam's initial weights and batches.
+        metadata: added to the projector's; must not have the keys "format" and "file_format".
 
     Returns:
-        Projector, float32, on the inputs' device. Its metadata: solver, views, images, seconds, seed, sfm_fast; with ridge penalty
-        and held_out_mse (None for a single penalty); with Adam epochs. Constant inputs, or a single row, give weight 0:
-        the mean target.
+        Projector, float32, on the inputs' device. Its metadata: solver, views, images, seconds, seed, sfm_fast; for ridge penalty
+        and held_out_mse (None for a single penalty); for Adam epochs. Constant inputs, or a single row, give weight 0, so that it
+        returns the mean target.
 
-    Raises ``InputError``: shapes that don't pair up, rows that aren't finite, an argument out of its range, scales of inputs and
-    targets that no float32 map connects.
+    Raises ``InputError`` for shapes that don't match, rows that aren't finite, an argument out of its range, or scales of inputs and
+    targets for which the map isn't finite in float32.
     """
     started = time.perf_counter()
     check_seed(seed)
@@ -96,7 +96,7 @@ def fit_projector(
     if not (weight.isfinite().all() and bias.isfinite().all()):
         sizes = [float(part.abs().max()) for part in (x, y)]
         raise InputError(
-            f"the projector left float32's range: inputs of up to {sizes[0]:.3g} and targets of up to {sizes[1]:.3g}; scale them"
+            f"the projector's weights left float32's range: inputs of up to {sizes[0]:.3g} and targets of up to {sizes[1]:.3g}; rescale them"
         )
     facts |= {"views": views, "images": images, "seed": seed, "seconds": round(time.perf_counter() - started, 6)}
     return Projector(weight, bias, {**facts, "sfm_fast": __version__, **(metadata or {})})
@@ -104,13 +104,15 @@ def fit_projector(
 
 @dataclass(frozen=True, kw_only=True)
 class ProjectorFit:
-    """How a projector is fitted on synthetic images: on ``views`` flips and crops of every image, the same for both backbones."""
+    """How a projector is fitted on synthetic images: on ``views`` flips and crops per image, the same for both backbones."""
 
-    solver: str = option("ridge", "how the projector is fitted", choices=SOLVERS)
-    views: int = option(200, "augmented views of every image that the projector is fitted on", least=1)
-    min_area: float = option(AREA[0], "smallest crop of these views, as a part of the image", within="(0, 1]")
-    blends: bool = option(False, "fit it on blends of two images too, in half of the views")
-    seed: int = option(0, "of these views", least=0, most=2**63 - 1)
+    solver: str = option("ridge", "solver that fits the projector", choices=SOLVERS)
+    views: int = option(200, "augmented views per image that the projector is fitted on", least=1)
+    min_area: float = option(
+        AREA[0], "smallest area of a crop in these views, as a fraction of the image", within="(0, 1]"
+    )
+    blends: bool = option(False, "let half of these views show blends of two images")
+    seed: int = option(0, "seed of these views", least=0, most=2**63 - 1)
 
     def __post_init__(self) -> None:
         check_options(self)
@@ -119,10 +121,10 @@ class ProjectorFit:
 def fit_on_images(
     images: Tensor, phi: Backbone, psi: Backbone, fit: ProjectorFit, *, batch_size: int = 256
 ) -> Projector:
-    """The projector psi -> phi, fitted on views of images (N, channels, H, W) in 0..1 as ``fit`` says."""
+    """The projector psi -> phi, fitted on views of images (N, channels, H, W) in 0..1 with the settings of ``fit``."""
     augmentation = Augmentation(min_area=fit.min_area, noise=False)
     seen_by = projector_features if fit.blends else view_features
-    # The same seed: both backbones see the same crops, each at its own input size.
+    # With the same seed, both backbones get the same crops, each at its own input size.
     x, y = (
         seen_by(model, images, fit.views, augmentation, seed=fit.seed, batch_size=batch_size) for model in (psi, phi)
     )
@@ -133,10 +135,10 @@ def fit_on_images(
 
 
 class Ridge:
-    """Ridge regression of targets (n, P) on inputs (n, D) with all of its work done but the penalty.
+    """Ridge regression of targets (n, P) on inputs (n, D), prepared so that it can be solved for many penalties.
 
-    One eigendecomposition, of the smaller of XᵀX and XXᵀ ("dual": its eigenvectors turned into XᵀX's): with Xᵀ X = V diag(s) Vᵀ
-    and M = (X V)ᵀ Y, the solution is Wᵀ = V diag(1 / (s + λ)) M for every λ. X and Y are centred in float64, block by block of rows.
+    One eigendecomposition, of the smaller of XᵀX and XXᵀ ("dual": its eigenvectors are converted to XᵀX's): with Xᵀ X = V diag(s) Vᵀ
+    and M = (X V)ᵀ Y, the solution is Wᵀ = V diag(1 / (s + λ)) M for every λ. X and Y are centred in float64, in blocks of rows.
     """
 
     def __init__(self, inputs: Tensor, targets: Tensor, *, dual: bool | None = None) -> None:
@@ -146,7 +148,7 @@ class Ridge:
         if rows < dim if dual is None else dual:
             centred = inputs.double() - self.input_mean
             eigenvalues, vectors = torch.linalg.eigh(centred @ centred.T)
-            # Of directions beyond X's rank only rounding is left, which the division would blow up.
+            # Directions beyond X's rank hold only rounding errors, which the division would amplify.
             kept = eigenvalues > rows * torch.finfo(torch.float64).eps * eigenvalues[-1]
             self.eigenvalues = eigenvalues[kept]
             self.vectors = centred.T @ vectors[:, kept] / self.eigenvalues.sqrt()
@@ -157,7 +159,7 @@ class Ridge:
             eigenvalues, self.vectors = torch.linalg.eigh(scatter)
             self.eigenvalues = eigenvalues.clamp(min=0)
         total = float(self.eigenvalues.sum())
-        if total <= 1e-24 * rows * float(self.input_mean.square().sum()):  # constant inputs, but for rounding
+        if total <= 1e-24 * rows * float(self.input_mean.square().sum()):  # constant inputs, up to rounding
             self.eigenvalues, self.vectors = self.eigenvalues[:0], self.vectors[:, :0]
         self.unit = total / dim
         self.moments = self.vectors.new_zeros(len(self.eigenvalues), targets.shape[1])
@@ -177,7 +179,7 @@ class Ridge:
         return weight, self.target_mean - weight @ self.input_mean
 
     def left_out_errors(self, penalties: Sequence[float]) -> Tensor:
-        """(penalties,) mean squared error of the rows, each predicted by the fit (same λ) to all others.
+        """(penalties,) mean squared error of the rows, each predicted by the fit to all others with the same λ.
 
         Exact: row i's error is residual_i / (1 - h_i), h the diagonal of the hat matrix, 1/n of which is the bias's (Allen's PRESS).
         """
@@ -198,18 +200,18 @@ def _check(inputs: Tensor, targets: Tensor, solver: str, penalties: Sequence[flo
     if solver not in SOLVERS:
         raise InputError(f"solver must be one of {SOLVERS}, got {solver!r}")
     if not penalties or not all(0 < penalty < math.inf for penalty in penalties):
-        raise InputError(f"penalties must be positive numbers, at least one, got {list(penalties)}")
+        raise InputError(f"penalties must be one or more positive numbers, got {list(penalties)}")
     if epochs < 1:
         raise InputError(f"epochs must be at least 1, got {epochs}")
     for name, value in (("inputs", inputs), ("targets", targets)):
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise InputError(f"{name} must be a float tensor, got {kind_of(value)}")
         if value.ndim != 3 or 0 in value.shape:
-            raise InputError(f"{name} must be (views, images, features), none of them 0, got {tuple(value.shape)}")
+            raise InputError(f"{name} must be (views, images, features), none of which is 0, got {tuple(value.shape)}")
         check_range(name, value)
     if inputs.shape[:2] != targets.shape[:2] or inputs.device != targets.device:
         raise InputError(
-            f"targets must be of the inputs' views and images, {tuple(inputs.shape[:2])} on {inputs.device}, "
+            f"targets must have the inputs' views, images and device, {tuple(inputs.shape[:2])} on {inputs.device}, "
             f"got {tuple(targets.shape[:2])} on {targets.device}"
         )
     return sorted({float(penalty) for penalty in penalties}, reverse=True)

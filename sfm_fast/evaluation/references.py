@@ -1,4 +1,4 @@
-"""What distilled images are held to: which real images of each class, chosen by their features, and labelled means of features."""
+"""References to compare distilled images with: real images of each class chosen by their features, and class means of features."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ USUAL = REFERENCES[:3]
 
 
 class TooFewImagesError(InputError):
-    """A reference wants more real images of a class than there are."""
+    """A reference needs more real images of a class than there are."""
 
 
 def random_indices(labels: Tensor, class_names: list[str], count: int, seed: int) -> Tensor:
-    """Indices (C * count,) of ``count`` random images of every class, class by class: labels (N,) int64 on the CPU."""
+    """Indices (C * count,) of ``count`` random images of every class, ordered by class: labels (N,) int64 on the CPU."""
     _check_count(count)
     score = philox.uniform(torch.arange(len(labels)), 1, seed=seed, stream=philox.Stream.PROBE, step=1)[:, 0]
     return lowest_per_class(score, labels, len(class_names), count, class_names)
@@ -38,31 +38,31 @@ def nearest_indices(features: Tensor, labels: Tensor, class_names: list[str], co
 def neighbour_indices(queries: Tensor, query_labels: Tensor, features: Tensor, labels: Tensor) -> Tensor:
     """Indices (M,) of the real image nearest (Euclidean) to each query of its own class: queries (M, D), features (N, D).
 
-    Images are distinct within a class as far as it has enough: the closest pair is matched first, then the closest of the rest.
-    Raises ``InputError``: a query's class without images, features that aren't finite or beyond float32.
+    Images are distinct within a class if it has enough: the closest pair is matched first, then the closest of the rest.
+    Raises ``InputError`` if a query's class has no images, or if features aren't finite in float32.
     """
     check_range("queries", queries)
     check_range("features", features)
-    found = torch.full((len(queries),), -1)
+    nearest = torch.full((len(queries),), -1)
     for label in query_labels.unique().tolist():
         asking, rows = ((part == label).nonzero().flatten() for part in (query_labels.to(labels.device), labels))
         if not len(rows):
-            raise TooFewImagesError(f"class {label} has no real images to be neighbours")
+            raise TooFewImagesError(f"class {label} has no real images")
         distance = torch.cdist(queries[asking].double(), features[rows].double())
         for _ in range(len(asking)):
-            if distance.isinf().all():  # every image of the class is taken: open those of the queries that are left
-                free = (found[asking.cpu()] < 0).to(distance.device)
+            if distance.isinf().all():  # every image of the class is used: the remaining queries may use them again
+                free = (nearest[asking.cpu()] < 0).to(distance.device)
                 distance[free] = torch.cdist(queries[asking[free]].double(), features[rows].double())
             query, row = divmod(int(distance.argmin()), len(rows))
-            found[asking[query]] = int(rows[row])
+            nearest[asking[query]] = int(rows[row])
             distance[query], distance[:, row] = float("inf"), float("inf")
-    return found
+    return nearest
 
 
 def labelled_means(features: Tensor, labels: Tensor, class_names: list[str], count: int) -> tuple[Tensor, Tensor]:
-    """Class means (C, D) and their labels (C,), or with ``count`` > 1 as many k-means centres of each class: (C * count, D).
+    """Class means (C, D) and their labels (C,), or with ``count`` > 1 that many k-means centres of each class: (C * count, D).
 
-    What matching means could at best end in, were any feature the feature of some image.
+    The best result that matching class means could reach, if every feature vector were the features of some image.
     """
     _check_count(count)
     check_range("features", features)
@@ -70,7 +70,7 @@ def labelled_means(features: Tensor, labels: Tensor, class_names: list[str], cou
     if int(counts.min()) < count:
         label = int(counts.argmin())
         raise TooFewImagesError(
-            f"class {label} ({class_names[label]!r}) has {int(counts[label])} images, ipc={count} wants more"
+            f"class {label} ({class_names[label]!r}) has {int(counts[label])} images, fewer than ipc={count}"
         )
     clusters = count if count > 1 else 0
     seen = ClassStatistics(
@@ -82,14 +82,14 @@ def labelled_means(features: Tensor, labels: Tensor, class_names: list[str], cou
 
 
 def lowest_per_class(score: Tensor, labels: Tensor, num_classes: int, count: int, class_names: list[str]) -> Tensor:
-    """Indices (num_classes * count,) of the ``count`` lowest scores of every class, class by class, lowest first."""
+    """Indices (num_classes * count,) of the ``count`` lowest scores of every class, ordered by class and score."""
     _check_count(count)
     chosen = []
     for label in range(num_classes):
         rows = (labels == label).nonzero().flatten()
         if len(rows) < count:
             raise TooFewImagesError(
-                f"class {label} ({class_names[label]!r}) has {len(rows)} images, ipc={count} wants more"
+                f"class {label} ({class_names[label]!r}) has {len(rows)} images, fewer than ipc={count}"
             )
         chosen.append(rows[torch.argsort(score[rows], stable=True)[:count]])
     return torch.cat(chosen)

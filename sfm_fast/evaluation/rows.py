@@ -1,4 +1,4 @@
-"""One row of an evaluation, as JSON has it."""
+"""One row of an evaluation, as written to JSON."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import TypedDict
 
 
 class Row(TypedDict, total=False):
-    """How well a classifier made with some images does, over seeds.
+    """Accuracy of classifiers from one set of images over several seeds.
 
-    images: what it was made with, a distilled set's method or a reference. distilled_on: the backbone that made or chose them.
-    ``top…``: accuracies in 0..1. parameters, bytes_…: of what must be stored to predict, beside the backbone. seconds: of the row.
-    The rest are the settings of its mode.
+    images: a distilled set's method or a reference. distilled_on: the backbone that made or chose the images.
+    ``top…``: accuracies in 0..1. parameters, bytes_…: of what prediction needs besides the backbone. seconds: time of the row.
+    The other fields are the settings of the mode.
     """
 
     images: str
@@ -43,7 +43,7 @@ class Row(TypedDict, total=False):
 
 
 class LeftOut(TypedDict):
-    """A reference without a row, and why."""
+    """A reference without a row, and the reason."""
 
     images: str
     ipc: int

@@ -1,4 +1,4 @@
-"""What classifiers are trained and tested on: features of real images and of views of a few, and the references' choice of real ones."""
+"""Training and test sets for classifiers: features of real images, of views of a few images, and of the references' real images."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .modes import Features, ProbeConfig
 
 @dataclass(frozen=True)
 class TrainingSets:
-    """Features on the evaluating ``backbone`` and on ``distilling``, each computed once; ``train`` is None where no reference needs it."""
+    """Features on the evaluating ``backbone`` and on ``distilling``, each computed once; ``train`` may be None if no reference needs it."""
 
     backbone: Backbone
     distilling: Backbone
@@ -34,7 +34,7 @@ class TrainingSets:
 
     @functools.cached_property
     def same(self) -> bool:
-        """Whether both backbones are one."""
+        """Whether both backbones are the same."""
         return self.distilling.identity == self.backbone.identity
 
     @functools.cached_property
@@ -45,14 +45,14 @@ class TrainingSets:
     def real(self, backbone: Backbone) -> tuple[Tensor, Tensor]:
         """Features and labels of the real training images on ``backbone``."""
         if self.train is None:
-            raise InputError("references need the real training images: give train")
+            raise InputError("references need train, the real training images")
         return self._features(self.train, backbone)
 
     def _features(self, source: ImageSource, backbone: Backbone) -> tuple[Tensor, Tensor]:
         return self.cache.features(source, backbone, batch_size=self.batch_size, progress=self.progress)
 
     def of_real(self, modes: Sequence[str]) -> Features:
-        """All real training images, centre views."""
+        """Features of the centre views of all real training images."""
         features, labels = self.real(self.backbone)
         other = None
         if not self.same and set(modes) - {"probe"}:
@@ -60,12 +60,12 @@ class TrainingSets:
         return Features(features.unsqueeze(0), other, labels)
 
     def of_means(self, ipc: int) -> Features:
-        """Class means of the real features; with ``ipc`` > 1 k-means centres."""
+        """Class means of the real features, or k-means centres if ``ipc`` > 1."""
         means, labels = references.labelled_means(*self.real(self.backbone), self.test.class_names, ipc)
         return Features(means.unsqueeze(0), None, labels)
 
     def of_views(self, images: Tensor, labels: Tensor, seed: int, modes: Sequence[str]) -> Features:
-        """One seed's views of images: as many as the modes take, the same crops and flips on both backbones."""
+        """Features of one seed's views of images: as many views as the modes need, with the same crops and flips on both backbones."""
         config = self.config
         views = config.views if "inherit" in modes and not self.same else min(config.views, config.epochs)
         augmentation = Augmentation(min_area=config.min_area, noise=False)
@@ -90,7 +90,7 @@ class TrainingSets:
         return Features(plain[0], plain[1], labels.to(device), pair)
 
     def random_images(self, ipc: int, size: int, seed: int) -> tuple[Tensor, Tensor]:
-        """``ipc`` real images of each class at random, (C * ipc, channels, size, size), and their labels."""
+        """``ipc`` random real images of each class, (C * ipc, channels, size, size), and their labels."""
         _, labels = self.real(self.distilling)
         return self._take(references.random_indices(labels.cpu(), self.test.class_names, ipc, seed), size)
 
@@ -99,7 +99,7 @@ class TrainingSets:
         return self._take(references.nearest_indices(*self.real(self.distilling), self.test.class_names, ipc), size)
 
     def neighbour_images(self, images: Tensor, labels: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """For each of images (N, channels, H, W) in 0..1 the nearest real one of its class, distinct ones as far as there are enough."""
+        """For each of images (N, channels, H, W) in 0..1 the nearest real image of its class; distinct ones if the class has enough."""
         phi = self.distilling
         transform = phi.transform(min(images.shape[1], phi.in_channels))
         queries = phi.features(transform.batch(images.clamp(0, 1)), self.batch_size)

@@ -1,4 +1,4 @@
-"""What is computed of a data set on a backbone: features, class statistics, and a folder that keeps them."""
+"""Features and class statistics of a data set on a backbone, and a cache for features."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""Features of a data set on a backbone, computed once: kept in memory, and in a folder if one is given."""
+"""A cache for features of data sets on backbones, in memory and optionally in a folder."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ FORMAT = "sfm_fast.features/1"
 
 
 class FeatureCache:
-    """``features`` computes at the first call alone. None as ``folder``: kept in memory only.
+    """`features` computes only at the first call for a data set and backbone. Without ``folder`` the results are kept only in memory.
 
-    Features are found again by the backbone (fingerprint, precision, input transform), the data set's name, number of images and class
-    names, and its fingerprint: every file's name and size and 32 evenly spaced images. A change to other images that keeps their sizes
-    goes unseen, so clear the folder after one. A data set that can only be streamed is known by name and length; a stream without a
-    length, or without a name of its own, and a data set whose images differ from pass to pass, are kept in memory only, for that object.
+    The key is the backbone (fingerprint, precision, input transform), the data set's name, number of images and class names, and its
+    fingerprint: every file's name and size and 32 evenly spaced images. A change of other images that keeps their sizes isn't noticed,
+    so clear the folder after one. A streamed data set is identified by name and length; a stream without a length or a name of its own,
+    and a data set whose images differ between passes, are cached only in memory, for that object.
 
-    Any number of processes may use one folder: a file appears whole or not at all. A damaged one is computed anew, with a warning:
-    it holds a SHA-256 of its numbers, which costs about a quarter of a second for 300 MB (files of earlier versions have none).
-    Raises ``InputError`` where ``folder`` is a file or can't be made.
+    Several processes may use one folder, because files are written atomically. A damaged file is recomputed, with a warning: files
+    hold a SHA-256 of their tensors, which takes about a quarter of a second for 300 MB (files of earlier versions have none).
+    Raises ``InputError`` if ``folder`` is a file or can't be created.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None = None) -> None:
@@ -44,32 +44,32 @@ class FeatureCache:
         if self.folder is None:
             return
         if not str(folder):
-            raise InputError("cache: an empty name; wanted a folder")
+            raise InputError("cache must be a folder, got an empty name")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"cache {self.folder}: no folder can be made here ({error.strerror})") from error
+            raise InputError(f"cache {self.folder}: the folder can't be created ({error.strerror})") from error
         if not os.access(self.folder, os.W_OK | os.X_OK):
-            raise InputError(f"cache {self.folder}: can't write here")
+            raise InputError(f"cache {self.folder}: the folder can't be written")
 
     def features(
         self, source: ImageSource, backbone: Backbone, *, batch_size: int = 256, progress: bool = True
     ) -> tuple[Tensor, Tensor]:
         """Features (N, D) float32 and labels (N,) int64 of the centre views, in the data set's order, on the backbone's device.
 
-        They are the kept tensors themselves, not copies: clone them before writing to them, or later calls return what was written.
+        These are the cached tensors themselves, not copies: clone them before changing them, or later calls return the changed ones.
         """
         key = self._key(source, backbone)
         digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
         where = f"{digest} {backbone.device}"
         if where not in self._kept:
             path = None if self.folder is None or "object" in key else self.folder / _file_name(key, digest)
-            found = None if path is None else _read(path, key, len(source.class_names), backbone)
-            if found is None:
-                found = dataset_features(source, backbone, batch_size=batch_size, progress=progress)
+            features = None if path is None else _read(path, key, len(source.class_names), backbone)
+            if features is None:
+                features = dataset_features(source, backbone, batch_size=batch_size, progress=progress)
                 if path is not None:
-                    _write(path, key, found)
-            self._kept[where] = found
+                    _write(path, key, features)
+            self._kept[where] = features
         return self._kept[where]
 
     def _key(self, source: ImageSource, backbone: Backbone) -> Mapping[str, Any]:
@@ -85,7 +85,7 @@ class FeatureCache:
         if content:
             return key | {"content": content}
         if source.random_access or not len(source) or source.name == "iterable":
-            self._streams[id(source)] = source  # held, so that no other object gets its id
+            self._streams[id(source)] = source  # kept alive, so that no other object gets its id
             return key | {"object": id(source)}
         return key
 
@@ -96,41 +96,43 @@ def _file_name(key: Mapping[str, Any], digest: str) -> str:
 
 
 def _read(path: Path, key: Mapping[str, Any], classes: int, backbone: Backbone) -> tuple[Tensor, Tensor] | None:
-    """What `_write` wrote, or None where there is nothing, or nothing sound."""
+    """The features and labels of a file of `_write`, or None if it is missing or damaged."""
     while path.exists():
         before = _version(path)
         try:
             return _read_once(path, key, classes, backbone)
         except InputError as error:
             if _version(path) != before:
-                continue  # replaced while it was read: header of one file, numbers of the other
-            warnings.warn(f"cached features are left aside and computed anew: {error}", stacklevel=3)
+                continue  # replaced while it was read, so header and tensors may be of different files
+            warnings.warn(f"cached features can't be used and are recomputed: {error}", stacklevel=3)
             return None
     return None
 
 
 def _version(path: Path) -> tuple[int, int] | None:
-    """Another one for every file that has been at ``path``."""
+    """Identifies the file that is at ``path`` now; changes when it is replaced."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return None
-    return found.st_ino, found.st_mtime_ns
+    return status.st_ino, status.st_mtime_ns
 
 
 def _read_once(path: Path, key: Mapping[str, Any], classes: int, backbone: Backbone) -> tuple[Tensor, Tensor]:
     tensors, metadata = load_tensors(path)
     if metadata.get("file_format") != FORMAT or metadata.get("key") != key or set(tensors) != {"features", "labels"}:
-        raise InputError(f"{path}: holds other features than its name says")
+        raise InputError(f"{path}: its contents don't match its name")
     features, labels = tensors["features"], tensors["labels"]
     check_features(f"features in {path}", features, backbone.num_features, "the backbone")
     check_labels(f"labels in {path}", labels, len(features), classes)
     if len(features) != (key["images"] or len(features)) or features.dtype != torch.float32:
-        raise InputError(f"{path}: {len(features)} rows of {features.dtype}, wanted {key['images']} of float32")
+        raise InputError(
+            f"{path}: features must be {key['images']} rows of float32, got {len(features)} of {features.dtype}"
+        )
     if not features.isfinite().all():
-        raise InputError(f"{path}: features that aren't finite")
+        raise InputError(f"{path}: features aren't finite")
     if metadata.get("sha256", digest := _digest(features, labels)) != digest:
-        raise InputError(f"{path}: other numbers than were written")
+        raise InputError(f"{path}: its tensors differ from those that were written")
     return features.to(backbone.device), labels.to(backbone.device)
 
 
@@ -140,10 +142,10 @@ def _digest(features: Tensor, labels: Tensor) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, key: Mapping[str, Any], found: tuple[Tensor, Tensor]) -> None:
-    features, labels = (part.cpu() for part in found)
+def _write(path: Path, key: Mapping[str, Any], tensors: tuple[Tensor, Tensor]) -> None:
+    features, labels = (part.cpu() for part in tensors)
     metadata = {"file_format": FORMAT, "key": key, "sha256": _digest(features, labels)}
     try:
         save_tensors(path, {"features": features, "labels": labels}, metadata)
-    except InputError as error:  # a full disk takes the cache away, not the features
+    except InputError as error:  # a full disk must not lose the features
         warnings.warn(f"features aren't cached: {error}", stacklevel=3)

@@ -1,4 +1,4 @@
-"""Features for evaluation, each computed once: of a whole data set, and of augmented views of a few images."""
+"""Computes features for evaluation (of a whole data set, and of augmented views of a few images) and class statistics."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..version import __version__
 from ..views import Augmentation, draw_views
 from .statistics import ClassStatistics
 
-# Steps of the stream PROBE, beside 0 of plain views and 1 of random real images.
+# Steps of the random stream PROBE; 0 is for plain views and 1 for random real images.
 _CROPS_OF_BLENDS, _BLENDS = 2, 3
 
 
@@ -30,7 +30,7 @@ def stream_features(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (B, D) float32 features of the centre views and (B,) labels, in the data set's order, with a progress bar."""
     transform = backbone.transform(min(source.exact_channels, backbone.in_channels))
-    # None: tqdm shows no bar where stderr is a file or a pipe.
+    # With disable=None tqdm shows no bar if stderr isn't a terminal.
     quiet, what = None if progress else True, f"{source.name} on {backbone.name}"
     with tqdm(total=len(source) or None, desc=what, unit="image", disable=quiet) as bar:
         for images, labels in source.batches(batch_size, transform):
@@ -41,7 +41,7 @@ def stream_features(
 def dataset_features(
     source: ImageSource, backbone: Backbone, *, batch_size: int = 256, progress: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """All features (N, D) float32 and labels (N,) of a data set; images pass through batch by batch."""
+    """All features (N, D) float32 and labels (N,) of a data set; images are loaded batch by batch."""
     batches = list(stream_features(source, backbone, batch_size=batch_size, progress=progress))
     if not batches:
         raise InputError(f"{source.name}: holds no images")
@@ -63,14 +63,14 @@ def view_features(
 ) -> Tensor:
     """Features (views, N, D) float32 of flipped and cropped views of images (N, channels, H, W) in 0..1.
 
-    blend: each view shows w * its image + (1 - w) * another one, both drawn anew for every view, w uniform in 0..1. The same seed
-    gives the same views on every backbone, each at its own input size.
+    blend: each view shows w * its image + (1 - w) * a random image, both w (uniform in 0..1) and that image drawn for every view. The
+    same seed gives the same views on every backbone, each at its own input size.
     """
     images = images.to(backbone.device)
     if images.shape[1] > backbone.in_channels:
         images = match_channels(images, backbone.in_channels)
     parts = []
-    # Views are numbered image by image within a view, so any batch size computes the same ones.
+    # Random numbers are keyed by the index of view and image, so the views don't depend on the batch size.
     items = torch.arange(views * len(images), device=images.device)
     for chunk in items.split(batch_size):
         drawn = draw_views(
@@ -103,10 +103,10 @@ def projector_features(
     plain: Tensor | None = None,
     batch_size: int = 256,
 ) -> Tensor:
-    """Features (views, N, D) that a projector is fitted on: views of the images, the second half of blends of two.
+    """Features (views, N, D) for fitting a projector: views of the images, the second half of them blends of two images.
 
-    A few images cover little of what a backbone can see; their blends cover more at no cost, and the fit needs no labels.
-    ``plain``: `view_features` of as many views with the same seed, where they are known already.
+    A few images cover a small part of the feature space; their blends cover more of it, and the fit needs no labels.
+    ``plain``: `view_features` of as many views with the same seed, if they are computed already.
     """
     blends = views // 2
     if plain is None:
@@ -126,10 +126,10 @@ def class_statistics(
     batch_size: int = 256,
     progress: bool = True,
 ) -> ClassStatistics:
-    """Statistics of a data set on a backbone in one pass; ``.provenance`` names backbone, data, transform and counts.
+    """Statistics of a data set on a backbone in one pass; ``.provenance`` records backbone, data, transform and counts.
 
-    ``known``: its `dataset_features`, where they have been computed before. Raises ``InputError`` for a class without images, or
-    without any class of ``clusters`` of them: before the pass where the data set says how many it has.
+    ``known``: its `dataset_features`, if they are computed already. Raises ``InputError`` if a class has no images or no class has
+    ``clusters`` of them; before the pass if the data set knows its counts.
     """
     _check_counts(source, clusters)
     statistics = ClassStatistics(
@@ -146,7 +146,7 @@ def class_statistics(
         stream = zip(*(part.split(batch_size) for part in known), strict=True)
     for features, labels in stream:
         statistics.update(features, labels)
-    statistics.centers  # noqa: B018 (an empty class is an error here, before anything is built on it)
+    statistics.centers  # noqa: B018 (raises if a class is empty)
     statistics.provenance = {
         "sfm_fast": __version__,
         "backbone": backbone.describe(),
@@ -167,5 +167,5 @@ def _check_counts(source: ImageSource, clusters: int) -> None:
             raise InputError(f"{source.name}: class {label} ({source.class_names[label]!r}) has no images")
     if counts and max(counts) < clusters:
         raise InputError(
-            f"{source.name}: {max(counts)} images in the largest class are too few for {clusters} k-means centres"
+            f"{source.name}: the largest class has {max(counts)} images, too few for {clusters} k-means centres"
         )

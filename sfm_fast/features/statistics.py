@@ -1,4 +1,4 @@
-"""Class statistics of real features: counts, means and optional k-means centres, in one pass and float64."""
+"""Class statistics of real features: counts, means and optional k-means centres, computed in one pass in float64."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ _METADATA = {
 
 
 class ClassStatistics:
-    """Mean feature of each class, whatever the order of the images, the batch size or the number of processes.
+    """Mean feature of each class, independent of the order of images, the batch size and the number of processes.
 
     Args:
         num_classes: C >= 2.
-        dim: D, features an image.
-        clusters: K k-means centres a class beside its mean (scikit-learn's MiniBatchKMeans); 0 for none. A class of fewer than K images
-            has these as its centres, over and over, and a warning says so; there must be a class of K.
+        dim: D, features per image.
+        clusters: K, k-means centres per class besides its mean (scikit-learn's MiniBatchKMeans); 0 for none. A class of fewer than K
+            images has its images as centres, repeated, and a warning says so; at least one class must have K images.
         class_names: C names, used in error messages.
-        device: where the (C, D) float64 sums live; features are moved there.
+        device: of the (C, D) float64 sums; features are moved there.
 
-    Sums are float64: relative to the feature scale the centres are exact to about 1e-15 times the number of images.
+    Sums are float64: relative to the feature scale, the centres are exact to about 1e-15 times the number of images.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class ClassStatistics:
         self.num_classes, self.dim, self.clusters = num_classes, dim, clusters
         self.class_names = class_names
         self.provenance: Metadata = {}
-        self.where = "statistics"  # what messages call them: the file they come from
-        # Even where this runs in inference mode: what is made there couldn't be added to outside.
+        self.where = "statistics"  # their name in messages, such as their file
+        # Tensors made in inference mode couldn't be updated outside of it.
         with torch.inference_mode(False):
             self._sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
             self._counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
@@ -72,9 +72,9 @@ class ClassStatistics:
         self._fits = _ClusterFits(num_classes, clusters) if clusters else None
 
     def update(self, features: Tensor, labels: Tensor) -> None:
-        """Add a batch: features (N, D) of any float dtype, labels (N,) int64. Nothing is added where an argument is bad."""
+        """Add a batch: features (N, D) of any float dtype, labels (N,) int64. If an argument is bad, nothing is added."""
         if self.clusters and self._fits is None:
-            raise InputError("statistics with k-means centres that come from a file can't be updated")
+            raise InputError("statistics with k-means centres can't be updated after loading them from a file")
         if features.ndim != 2 or not features.is_floating_point() or features.shape[1] != self.dim:
             raise InputError(
                 f"features must be (items, {self.dim}) floats, got {tuple(features.shape)} {features.dtype}"
@@ -95,13 +95,13 @@ class ClassStatistics:
             self._cluster_centers = None
 
     def merge(self, other: ClassStatistics) -> None:
-        """Add what ``other`` has seen; its k-means centres can't be merged, so neither side may have any."""
+        """Add the sums and counts of ``other``; k-means centres can't be merged, so neither may have any."""
         if (other.num_classes, other.dim) != (self.num_classes, self.dim):
             raise InputError(
-                f"other has {other.num_classes} classes x {other.dim} features, this one {self.num_classes} x {self.dim}"
+                f"other must have {self.num_classes} classes x {self.dim} features, got {other.num_classes} x {other.dim}"
             )
         if self.class_names and other.class_names and self.class_names != other.class_names:
-            raise InputError(f"other has the classes {other.class_names[:5]}…, this one {self.class_names[:5]}…")
+            raise InputError(f"other must have the classes {self.class_names[:5]}…, got {other.class_names[:5]}…")
         if self.clusters or other.clusters:
             raise InputError("statistics with k-means centres can't be merged: compute them in one pass")
         self._sums += other._sums.to(self._sums.device)
@@ -116,12 +116,12 @@ class ClassStatistics:
 
     @property
     def counts(self) -> Tensor:
-        """(C,) int64, images seen of each class."""
+        """(C,) int64, number of images of each class."""
         return self._counts.clone()
 
     @property
     def centers(self) -> Tensor:
-        """(C, D) float64 class means. Raises ``InputError`` that names a class without images."""
+        """(C, D) float64 class means. Raises ``InputError`` if a class has no images."""
         empty = (self._counts == 0).nonzero().flatten()
         if len(empty):
             raise InputError(
@@ -131,9 +131,9 @@ class ClassStatistics:
 
     @property
     def cluster_centers(self) -> Tensor | None:
-        """(C, K, D) float64 k-means centres, or None where none were asked for."""
+        """(C, K, D) float64 k-means centres, or None if ``clusters`` is 0."""
         if self._fits is not None and self._cluster_centers is None:
-            self.centers  # noqa: B018 (names an empty class before k-means would fail on it)
+            self.centers  # noqa: B018 (raises if a class is empty, before k-means would)
             self._cluster_centers = self._fits.finish(self._name)
         return self._cluster_centers
 
@@ -150,11 +150,11 @@ class ClassStatistics:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ClassStatistics:
-        """Read what `save` wrote; ``.provenance`` of the result holds its metadata. Raises ``InputError`` naming a damaged file."""
+        """Read a file of `save`; ``.provenance`` of the result holds its metadata. Raises ``InputError`` if the file is damaged."""
         tensors, metadata = load_tensors(path)
         if metadata.get("file_format") != FORMAT or not {"sums", "counts"} <= tensors.keys():
             raise InputError(
-                f"{path}: no class statistics of this package (format {metadata.get('file_format')!r}, wanted {FORMAT!r})"
+                f"{path}: no class statistics of this package (format must be {FORMAT!r}, got {metadata.get('file_format')!r})"
             )
         sums, counts = tensors["sums"], tensors["counts"]
         whole = sums.ndim == 2 and sums.dtype == torch.float64 and sums.isfinite().all()
@@ -168,8 +168,8 @@ class ClassStatistics:
             fits = clusters.ndim == 3 and clusters.shape[::2] == sums.shape and clusters.shape[1] > 0
             if not fits or clusters.dtype != torch.float64 or not clusters.isfinite().all():
                 raise InputError(
-                    f"{path}: damaged statistics (cluster_centers {tuple(clusters.shape)} {clusters.dtype}, wanted finite float64 "
-                    f"({sums.shape[0]}, centres, {sums.shape[1]}))"
+                    f"{path}: damaged statistics (cluster_centers must be finite float64 ({sums.shape[0]}, centres, {sums.shape[1]}), "
+                    f"got {tuple(clusters.shape)} {clusters.dtype})"
                 )
         statistics = cls(*sums.shape, class_names=names)
         statistics.where = str(path)
@@ -184,7 +184,7 @@ class ClassStatistics:
 
 
 class _ClusterFits:
-    """One mini-batch k-means a class, fed from a small buffer so that no pass over the images is added."""
+    """One mini-batch k-means per class, fed from a small buffer so that no second pass over the images is needed."""
 
     BUFFER = 1024
 
@@ -229,15 +229,15 @@ class _ClusterFits:
 
 
 def check_clusters(small: Mapping[int, int], num_classes: int, clusters: int, name: Callable[[int], str]) -> None:
-    """Warn of classes with fewer images than ``clusters``, ``small`` (class -> images); raise ``InputError`` where all are such."""
+    """Warn about classes with fewer images than ``clusters``, ``small`` (class -> images); raise ``InputError`` if all are."""
     if not small:
         return
-    told = ", ".join(f"{name(label)} has {count}" for label, count in list(small.items())[:5])
-    told += f" and {len(small) - 5} more" if len(small) > 5 else ""
+    listed = ", ".join(f"{name(label)} has {count}" for label, count in list(small.items())[:5])
+    listed += f" and {len(small) - 5} more" if len(small) > 5 else ""
     if len(small) == num_classes:
-        raise InputError(f"class {told}: too few for {clusters} k-means centres in every class")
+        raise InputError(f"every class has too few images for {clusters} k-means centres (class {listed})")
     warnings.warn(
-        f"fewer images than {clusters} centres (class {told}): these classes' images are their centres, each several times",
+        f"classes with fewer images than {clusters} centres use their images as centres, repeated (class {listed})",
         RuntimeWarning,
         stacklevel=2,
     )

@@ -1,4 +1,4 @@
-"""The losses on features: statistical flow matching, its decoupled form, linear gradient matching."""
+"""The losses on features: statistical flow matching, its decoupled variant, and linear gradient matching."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""From checked arguments to a loss: constants of the centres, the choice of backend, the call of the operation."""
+"""Evaluates a loss for checked arguments: prepares the centres' constants, chooses a backend and calls the operation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Options(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """What a loss needs of the centres: the float32 shift (D,), and (C, D) float64 shifted and float32 centred."""
+    """Constants that a loss needs of the centres: the shift (D,) float32, the shifted centres (C, D) float64, the centred ones (C, D) float32."""
 
     shift: Tensor
     shifted: Tensor
@@ -38,7 +38,7 @@ class Constants(NamedTuple):
 
 
 def prepare(centers: Tensor) -> Constants:
-    # In float64: centres computed in float64 keep what float32 would round off next to a large common mean.
+    # In float64, because float32 would lose digits of the differences next to a large common mean.
     exact = centers.detach().double().contiguous()
     shift = exact.mean(0).float()
     shifted = exact - shift.double()
@@ -54,7 +54,7 @@ shifted_float32 = TensorCache(_to_float32)
 
 
 def check_segments(features: Tensor, labels: Tensor | None, constants: Constants) -> Segments | None:
-    """Checks features and labels; None where the features are the class means already."""
+    """Segments of the checked features and labels; None if the features are the class means."""
     classes, dim = constants.centred.shape
     check_features("features", features, dim, "centers")
     if features.device != constants.shift.device:
@@ -63,7 +63,7 @@ def check_segments(features: Tensor, labels: Tensor | None, constants: Constants
         return segments_of(labels, features.shape[0], classes, features.device)
     if features.shape[0] != classes:
         raise InputError(
-            f"features has {features.shape[0]} rows for {classes} centers: without labels it must hold one mean a class"
+            f"features must have {classes} rows, one mean per class, if labels is None, got {features.shape[0]}"
         )
     return None
 
@@ -83,10 +83,10 @@ def evaluate(
     ).backend
     kind = reference.KINDS.get((alignment, metric))
     if torch._C._are_functorch_transforms_active():
-        chosen = "torch"  # the others have no rules for torch.func's transforms
+        chosen = "torch"  # the other backends don't support torch.func's transforms
         if kind is None:
             raise InputError(
-                "alignment='pair' with metric='cosine' can't run inside torch.func transforms: take torch.autograd.grad, or another metric"
+                "alignment='pair' with metric='cosine' can't run inside torch.func transforms: use torch.autograd.grad or another metric"
             )
     shift, centred = constants.shift, constants.centred
     if chosen == "torch":
@@ -131,7 +131,7 @@ def in_torch(
     dtype = compute_dtype(features)
     centers, shift = centers.to(dtype), shift.to(dtype)
     order, offsets = (None, None) if segments is None else (segments.order, segments.offsets)
-    # Autocast would run the products in low precision, next to a result that promises float32.
+    # Without autocast, which would compute the products of a float32 result in low precision.
     with no_autocast(features.device):
         if kind is not None and pairs.groups is None:
             loss = reference.flow_alignment(features, order, offsets, centers, shift, kind, eps, alpha)
@@ -162,14 +162,14 @@ _count_pairs = TensorCache(count_pairs)
 
 
 def pairs_of(centers: Tensor, groups: Tensor | None) -> Pairs:
-    """The pairs of ``centers``; raises ``InputError`` where ``groups`` don't fit, or leave no flow."""
+    """The pairs of ``centers``; raises ``InputError`` if ``groups`` don't fit, or leave no pair."""
     if groups is None:
         return Pairs(None, centers.shape[0] * (centers.shape[0] - 1))
     check_groups(groups, centers)
     count = _count_pairs(groups)
     readable = not torch.compiler.is_compiling() and not count.is_meta and type(count) is Tensor
     if readable and count == 0:
-        raise InputError("groups puts all centers into one class: no flow is left")
+        raise InputError("groups must hold at least two classes, got one: no flow is left")
     return Pairs(groups, count)
 
 
@@ -187,5 +187,5 @@ def check_options(
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps <= 1e30:
         raise InputError(f"eps must be a positive number up to 1e30, got {eps!r}")
     if groups is not None and alignment != "pair":
-        raise InputError(f"groups is for alignment='pair', got it with {alignment!r}")
+        raise InputError(f"alignment must be 'pair' if groups is given, got {alignment!r}")
     return Options(alignment, metric, backend, float(eps), precision)

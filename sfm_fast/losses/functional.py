@@ -23,7 +23,7 @@ def flow_alignment_loss(
     precision: str = "highest",
     groups: Tensor | None = None,
 ) -> Tensor:
-    """Statistical flow matching: how far the flows between synthetic class means are from those between real centres.
+    """Statistical flow matching: the distance between the flows of synthetic class means and those of real class centres.
 
     Args:
         features: (N, D) synthetic features, float32, float64, bfloat16 or float16, any strides. Differentiable.
@@ -36,26 +36,26 @@ def flow_alignment_loss(
         eps: a flow shorter than this (in feature units; for "global" all flows flattened) counts as cosine 0 with zero
             gradient.
         precision: of the matrix products of "pair" with "cosine" on a GPU: "highest" is as accurate as float32,
-            "high" takes one TF32 product. CPU and plain torch always compute "highest".
-        groups: (C,) int64, for centres that are clusters of classes: the class of every centre; flows between centres of the
-            same class are left out. With alignment "pair" only. ``labels`` then count centres, not classes.
+            "high" uses one TF32 product. CPU and plain torch always compute "highest".
+        groups: (C,) int64, the class of every centre if a class has several, such as clusters; flows between centres of one
+            class are left out. Only with alignment "pair". ``labels`` are then indices of centres, not classes.
 
     Returns:
         Scalar tensor, float64 for float64 features, else float32 (low-precision features accumulate in float32).
         NaN or infinite features give NaN. "pair" with "cosine" can be differentiated once; the others twice.
-        The same inputs give the same bits on every run, whatever the number of threads.
+        The same inputs give the same bits on every run, with any number of threads.
 
-    What can be prepared from ``centers``, ``labels`` and ``groups`` is remembered for as long as these tensors live
-    unchanged. On a GPU, writing into one of them past autograd (``.data``, collectives, replays of CUDA graphs) gives a
-    stale result: pass a new tensor there. Inside ``torch.compile``, ``torch.export`` or a CUDA graph the values of
-    ``labels`` can't be checked: a class without a feature or a label out of range gives NaN there. Inside ``torch.func``
-    transforms plain torch runs.
+    Constants computed from ``centers``, ``labels`` and ``groups`` are cached for as long as these tensors exist
+    unchanged. On a GPU, writes that bypass autograd's version counter (``.data``, collectives, replays of CUDA graphs)
+    aren't noticed, so pass a new tensor after them. Inside ``torch.compile``, ``torch.export`` or a CUDA graph the values
+    of ``labels`` can't be checked: a class without a feature or a label out of range gives NaN. Inside ``torch.func``
+    transforms, plain torch runs.
 
     Raises:
-        InputError: wrong shape, dtype, device, label range, a class without a feature, or an unknown name.
+        InputError: wrong shape, dtype, device or label range, a class without a feature, or an unknown name.
 
-    Source: Xia et al., arXiv 2602.05391; for ``labels`` with several features a class, features are averaged per class
-    first (the paper's code divides the synthetic side by N-1 instead of C-1 there; this follows the definition).
+    Source: Xia et al., arXiv 2602.05391; with several features per class, features are averaged per class first
+    (the paper's code then divides the synthetic side by N-1 instead of C-1; this follows the definition).
     """
     options = check_options(alignment, metric, backend, eps, precision, groups)
     check_centers(centers)
@@ -65,7 +65,7 @@ def flow_alignment_loss(
 def decoupled_flow_loss(
     features: Tensor, centers: Tensor, labels: Tensor | None = None, *, alpha: float = 1.0, backend: str = "auto"
 ) -> Tensor:
-    """alpha * mse(class means, centres) + (1 - alpha) * mse(mean of the other classes, the same of the centres).
+    """alpha * mse(class means, centres) + (1 - alpha) * mse(mean of the other class means, mean of the other centres).
 
     Arguments, dtypes and errors as in `flow_alignment_loss`; ``alpha`` in [0, 1]. Source: arXiv 2602.05391.
     """
@@ -79,7 +79,7 @@ def decoupled_flow_loss(
 def linear_gradient_matching_loss(
     syn_features: Tensor, syn_labels: Tensor, real_features: Tensor, real_labels: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
-    """Linear gradient matching, closed form: 1 - cosine of the two gradients of a linear classifier's cross-entropy.
+    """Linear gradient matching in closed form: 1 - cosine of the gradients of a linear classifier's cross-entropy on two sets.
 
     Args:
         syn_features: (N, D), differentiable. syn_labels: (N,) int64.
@@ -107,7 +107,7 @@ def linear_gradient_matching_loss(
             raise InputError(f"syn_features are on {syn_features.device}, {name} on {tensor.device}; move one of them")
     dtype = compute_dtype(syn_features)
     weight, bias = weight.detach().to(dtype), bias.detach().to(dtype)
-    # Autocast would run the products in low precision, next to a result that promises float32.
+    # Without autocast, which would compute the products of a float32 result in low precision.
     with no_autocast(syn_features.device):
         synthetic = gradient_matching.linear_gradient(syn_features.to(dtype), syn_labels, weight, bias)
         real = gradient_matching.linear_gradient(real_features.detach().to(dtype), real_labels, weight, bias)

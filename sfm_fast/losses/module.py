@@ -1,4 +1,4 @@
-"""The flow-alignment loss as a module that keeps what it prepared from the centres."""
+"""The flow-alignment loss as a module, with the constants of its centres."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ class FlowAlignmentLoss(nn.Module):
     """`flow_alignment_loss` with the constants of ``centers`` prepared once and kept in the state_dict.
 
     ``forward(features, labels=None)`` -> scalar. Arguments and errors as in `flow_alignment_loss`. The state holds
-    ``shift`` (D,), one row close to the mean of the centres, in float32 so that float32 features subtract exactly;
-    ``shifted_centers`` (C, D), float64; and ``groups`` (C,) where given. The first two are buffers; ``groups`` is none, so that no
-    averaging of modules (EMA, SWA) or broadcast of buffers touches whole numbers.
+    ``shift`` (D,), a row close to the mean of the centres, in float32 so that subtracting it from float32 features is exact;
+    ``shifted_centers`` (C, D), float64; and ``groups`` (C,) if given. The first two are buffers; ``groups`` isn't, so that averaging
+    of modules (EMA, SWA) or broadcasting of buffers doesn't change its integers.
     """
 
     shift: Tensor
@@ -52,14 +52,14 @@ class FlowAlignmentLoss(nn.Module):
         super().__init__()
         self.options = check_options(alignment, metric, backend, eps, precision, groups)
         check_centers(centers)
-        # Even where the module is made in inference mode: training with it must stay possible.
+        # A module created in inference mode must still be usable for training.
         with torch.inference_mode(False), torch.no_grad():
             pairs = pairs_of(centers, groups).number
             constants = prepare(centers)
             self.register_buffer("shift", constants.shift)
             self.register_buffer("shifted_centers", constants.shifted)
             self.groups = None if groups is None else groups.clone().contiguous()
-            # Derived from the above. A copy: `pairs` may be what `_count_pairs` remembers.
+            # Derived from the above. `pairs` is copied, because it may be the tensor cached by `_count_pairs`.
             self._centred = constants.centred
             self.pairs = torch.as_tensor(pairs, device=centers.device).clone()
         self._prepared_of = self._versions()
@@ -67,7 +67,7 @@ class FlowAlignmentLoss(nn.Module):
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.groups is not None:
-            # A copy: averaging writes into the tensors of a state, and would cut whole numbers down.
+            # A copy, because averaging writes into the tensors of a state and would truncate the integers.
             destination[f"{prefix}groups"] = self.groups.clone()
 
     def _load_from_state_dict(
@@ -95,11 +95,11 @@ class FlowAlignmentLoss(nn.Module):
                 self.groups = _whole(state_dict[key], self.groups).to(self.shift.device)
                 self.pairs = count_pairs(self.groups)
                 if not self.pairs.is_meta and self.pairs == 0:
-                    raise InputError("the loaded groups put all centers into one class: no flow is left")
+                    raise InputError("the loaded groups must hold at least two classes, got one: no flow is left")
         self._prepared_of = self._versions()
 
     def _apply(self, fn: Any, recurse: bool = True) -> FlowAlignmentLoss:
-        """Follows ``to(device)`` but not ``half()`` and its like: the constants keep the precision that the result promises."""
+        """Moves to another device, but ignores changes of dtype such as ``half()``, because the constants need their precision."""
 
         def keep_dtype(tensor: Tensor) -> Tensor:
             changed: Tensor = fn(tensor)
@@ -116,8 +116,8 @@ class FlowAlignmentLoss(nn.Module):
         return (*_version(self.shifted_centers), *(() if self.groups is None else _version(self.groups)))
 
     def _constants(self) -> tuple[Constants, Pairs]:
-        """Constants and number of pairs: anew where the tensors they come from were written to (averaging), or are others for the time
-        of a call (`torch.func.functional_call`), or were copied in inference mode."""
+        """Constants and pairs, recomputed if the tensors they derive from were written to (averaging), replaced for a call
+        (`torch.func.functional_call`) or copied in inference mode."""
         centred, pairs = self._centred, self.pairs
         if not torch.compiler.is_compiling() and self._versions() != self._prepared_of:
             with torch.inference_mode(False), torch.no_grad():
@@ -143,27 +143,29 @@ class FlowAlignmentLoss(nn.Module):
 
 
 def _version(tensor: Tensor) -> tuple[int, int, int]:
-    """Another one after a write to ``tensor``, and for another tensor or storage; writes to inference tensors aren't counted."""
+    """Identifies a tensor, its storage and its version, which changes with every write (except for inference tensors)."""
     address = 0
     if type(tensor) is Tensor:
-        with contextlib.suppress(RuntimeError):  # of tensors that stand for others inside torch.func
+        with contextlib.suppress(RuntimeError):  # raised by wrapper tensors inside torch.func
             address = tensor.data_ptr()
     return id(tensor), address, -1 if tensor.is_inference() else tensor._version
 
 
 def _lasting(tensor: Tensor) -> Tensor:
-    """A tensor that autograd may save, also where ``tensor`` was made in inference mode."""
+    """``tensor``, or a copy that autograd can save if it was created in inference mode."""
     return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _whole(loaded: Any, groups: Tensor) -> Tensor:
-    """Loaded groups as int64, also where an average of states made them floats. Raises ``InputError``."""
+    """Loaded groups as int64, even if averaging of states made them floats. Raises ``InputError`` if they don't fit or aren't integers."""
     if not isinstance(loaded, Tensor) or loaded.shape != groups.shape:
         got = tuple(loaded.shape) if isinstance(loaded, Tensor) else kind_of(loaded)
         raise InputError(f"groups in the state must be a tensor {tuple(groups.shape)}, got {got}")
     if loaded.is_floating_point() and not loaded.is_meta:
         rounded = loaded.double().round()
         if not ((loaded - rounded).abs() < 1e-2).all():
-            raise InputError("groups in the state aren't whole numbers: the average of losses with other groups?")
+            raise InputError(
+                "groups in the state must be whole numbers, got others, perhaps averages of losses with different groups"
+            )
         return rounded.long()
     return loaded.detach().long().clone()

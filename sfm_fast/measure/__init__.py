@@ -1,4 +1,4 @@
-"""Times taken in turn, peak memory in bytes, and memory counted on tensors without values."""
+"""Measures interleaved times and peak memory, and counts memory on tensors without values."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""How much memory there is, and whether an error says that there is too little."""
+"""Free, peak and used memory, and recognising out-of-memory errors."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-# How torch and the libraries under it say it: oneDNN can't make a primitive, and a thread's stack finds no place.
+# Texts of out-of-memory errors from torch and its libraries; oneDNN can't create a primitive, and threads can't get a stack.
 _SAID = (
     "allocate memory",
     "not enough memory",
@@ -29,11 +29,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that a run may plan with on ``device``: nine tenths of what is free on a GPU, half of what is available on the host."""
+    """Bytes that a run may use on ``device``: nine tenths of the free memory on a GPU, half of the available memory on the host."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         unused = free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return unused * 9 // 10  # the allocator's blocks don't fit each other perfectly
+        return unused * 9 // 10  # allow for the allocator's fragmentation
     facts = Path("/proc/meminfo")
     if not facts.exists():
         return 4 * 10**9
@@ -42,10 +42,10 @@ def free_memory(device: torch.device) -> int:
 
 
 def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu") -> int:
-    """Most bytes allocated at once during ``function()`` beyond what was allocated before it.
+    """Peak bytes allocated during ``function()`` beyond what was allocated before it.
 
-    On a GPU the caching allocator's count; on a CPU the running sum of torch's allocator events as its profiler
-    records them, which sees every tensor and the workspaces that ops take from torch (not a library's own malloc).
+    On a GPU from the caching allocator's statistics; on a CPU the running sum of torch's allocator events from its profiler,
+    which include all tensors and the workspaces that operations allocate through torch (but no library's own malloc).
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -55,7 +55,7 @@ def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu")
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    # The profiler's library greets on stderr at every start; errors of the measured function are raised all the same.
+    # The profiler's library prints to stderr at every start; errors of the measured function are still raised.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         function()
@@ -69,14 +69,14 @@ def peak_memory(function: Callable[[], Any], device: torch.device | str = "cpu")
 
 
 def living_bytes(device: torch.device | str = "cpu") -> int:
-    """Bytes of tensors that are there now: the caching allocator's count on a GPU, the storages that Python can reach on a CPU."""
+    """Bytes of tensors that exist now: the caching allocator's count on a GPU, the storages of Python's tensors on a CPU."""
     device = torch.device(device)
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     gc.collect()
     storages: dict[int, int] = {}
     for value in gc.get_objects():
-        # type() and not isinstance(): what only pretends to be a tensor (weak proxies, fake tensors) has no memory
+        # type() instead of isinstance(), because weak proxies and fake tensors have no memory
         if (
             type(value) in (torch.Tensor, torch.nn.Parameter)
             and value.device.type == "cpu"

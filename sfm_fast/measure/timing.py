@@ -1,4 +1,4 @@
-"""Measuring time: several callables interleaved in one run, and the ratio of two with its interval."""
+"""Measures times of several callables interleaved in one run, and the ratio of two with its interval."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-L2_BYTES = 256 << 20  # more than any GPU's second-level cache holds
+L2_BYTES = 256 << 20  # more than the second-level cache of any GPU
 
 
 def captured(function: Callable[[], Any], warmup: int = 3) -> tuple[torch.cuda.CUDAGraph, Any]:
-    """A CUDA graph of ``function()``, after ``warmup`` calls, and the result that its replays write."""
+    """A CUDA graph of ``function()``, captured after ``warmup`` calls, and the result tensor that its replays overwrite."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -48,9 +48,9 @@ class Ratio:
 
 
 def cache_flush(device: torch.device | str, size: int = L2_BYTES) -> Callable[[], Any]:
-    """A call that takes the second-level cache for ``size`` bytes of its own, by reading them.
+    """A callable that fills the second-level cache by reading ``size`` bytes of other data.
 
-    Writing would leave lines that are only written back to memory while the next call is timed.
+    Writing would leave dirty lines that are written back to memory while the next call is timed.
     """
     buffer = torch.zeros(size // 4, device=device)
     result = torch.empty((), device=device)
@@ -67,11 +67,11 @@ def samples(
     cold: bool = False,
     events: bool = False,
 ) -> dict[str, list[float]]:
-    """Seconds of every callable, once a round each, so that a machine's slow moments hit all of them alike.
+    """Seconds of every callable, measured once per round, so that disturbances of the machine affect all of them equally.
 
-    Every other round goes backwards, so that none is always measured behind the same one. ``prime`` untimed calls come before
-    each timed one: then none is measured behind the caches another one left. ``events`` (GPUs): device time between two events
-    instead of the host's. ``cold`` (GPUs): so too, and before each call the second-level cache is filled with something else.
+    Every other round runs in reverse order, so that none always follows the same other one. ``prime``: untimed calls before each
+    timed one, so that it doesn't start with the caches of another callable. ``events`` (GPUs): device time between two events
+    instead of host time. ``cold`` (GPUs): the same, and the second-level cache is filled with other data before each call.
     """
     device = torch.device(device)
     cuda = device.type == "cuda"
@@ -117,35 +117,37 @@ def interleaved(
     device: torch.device | str = "cpu",
 ) -> dict[str, Timing]:
     """Median and spread of `samples`."""
-    found = samples(functions, rounds=rounds, warmup=warmup, prime=prime, device=device)
-    return {name: summary(values) for name, values in found.items()}
+    seconds = samples(functions, rounds=rounds, warmup=warmup, prime=prime, device=device)
+    return {name: summary(values) for name, values in seconds.items()}
 
 
 def summary(values: Sequence[float]) -> Timing:
-    """Median and the 20th and 80th percentile of some seconds."""
+    """Median and the 20th and 80th percentile of ``values`` in seconds."""
     ordered = sorted(values)
     last = len(ordered) - 1
     return Timing(statistics.median(ordered), ordered[round(0.2 * last)], ordered[round(0.8 * last)], len(ordered))
 
 
 def ratio(seconds: Sequence[float], base: Sequence[float], *, confidence: float = 0.95) -> Ratio:
-    """``seconds`` over ``base``, round by round: both from one call of `samples`, so that equal places are neighbours in time.
+    """``seconds`` over ``base``, round by round; both from one call of `samples`, so that a round's times are close together.
 
-    With the sign-test interval of the median, of `interval`; fewer than 6 rounds have none at 95 %: it is open, (0, infinity).
+    With the sign-test interval of `interval`; at 95 % fewer than 6 rounds give the open interval (0, infinity).
     """
     if len(seconds) != len(base) or not len(base):
-        raise ValueError(f"ratio: wanted as many seconds as base, and some, got {len(seconds)} and {len(base)}")
-    return interval([mine / max(theirs, 1e-12) for mine, theirs in zip(seconds, base, strict=True)], 1 - confidence)
+        raise ValueError(
+            f"seconds and base must have the same number of rounds, at least 1, got {len(seconds)} and {len(base)}"
+        )
+    return interval([one / max(other, 1e-12) for one, other in zip(seconds, base, strict=True)], 1 - confidence)
 
 
 def interval(values: Sequence[float], error: float) -> Ratio:
-    """The median of ``values`` and the interval that misses the true median with at most the probability ``error``.
+    """The median of ``values`` and an interval that misses the true median with at most the probability ``error``.
 
-    Between two order statistics, by the sign test turned round: exact for any distribution, where a percentile bootstrap is too narrow
-    with few values (Conover, Practical Nonparametric Statistics, 3rd ed., section 3.2). Too few values leave it open: (0, infinity).
+    The interval lies between two order statistics, by inverting the sign test: exact for any distribution, while a percentile bootstrap
+    is too narrow for few values (Conover, Practical Nonparametric Statistics, 3rd ed., section 3.2). Too few values give (0, infinity).
     """
     ordered, count = sorted(values), len(values)
-    tail, place = 0.0, 0  # probability that fewer than `place` + 1 of the values lie below the true median
+    tail, place = 0.0, 0  # tail: probability that fewer than `place` + 1 of the values are below the true median
     while place < count // 2 and (tail := tail + math.comb(count, place) * 0.5**count) <= error / 2:
         place += 1
     if place == 0:

@@ -1,4 +1,4 @@
-"""Counts memory by category, and floating-point operations, of whatever runs on tensors, fake ones included."""
+"""Counts memory by category and floating-point operations of code that runs on tensors, including fake ones."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class _Entry:
 
 
 class Tracker(TorchDispatchMode):
-    """Counts bytes of living storages by category, as operations allocate and Python releases them; and operations."""
+    """Counts bytes of existing storages by category, as operations allocate and Python releases them, and floating-point operations."""
 
     def __init__(self) -> None:
         super().__init__()
         self.known: weakref.WeakKeyDictionary[Any, _Entry] = weakref.WeakKeyDictionary()
         self.flops = self.total = self.peak = 0
-        self.fresh = "workspace"  # category of what is allocated now
-        self.events: list[tuple[_Entry, int]] = []  # what came (1) and went (-1)
+        self.fresh = "workspace"  # category of new allocations
+        self.events: list[tuple[_Entry, int]] = []  # allocations (1) and releases (-1)
         self.peak_event = 0
 
     def assign(self, category: str, tensors: Iterable[Tensor]) -> None:
@@ -47,23 +47,23 @@ class Tracker(TorchDispatchMode):
         return {id(entry) for entry in self.known.values()}
 
     def keep(self, before: set[int], category: str) -> None:
-        """What has come since `living` gave ``before``, and is still there, belongs to ``category``."""
+        """Assign the storages that were allocated since `living` returned ``before``, and still exist, to ``category``."""
         for entry in self.known.values():
             if id(entry) not in before and entry.category == "workspace":
                 entry.category = category
 
     def restart(self) -> None:
-        """Forget the peak so far."""
+        """Reset the peak to the current total."""
         self.events = [(entry, 1) for entry in self.known.values()]
         self.peak, self.peak_event = self.total, len(self.events)
 
     def at_peak(self) -> dict[str, int]:
         """Bytes by category when the total was largest."""
-        found = dict.fromkeys(CATEGORIES, 0)
+        sizes = dict.fromkeys(CATEGORIES, 0)
         for entry, sign in self.events[: self.peak_event]:
             if entry.category:
-                found[entry.category] += sign * entry.size
-        return found
+                sizes[entry.category] += sign * entry.size
+        return sizes
 
     def _add(self, tensor: Tensor, category: str) -> None:
         storage = tensor.untyped_storage()
@@ -83,7 +83,7 @@ class Tracker(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         self.flops += _flops(function, args, kwargs or {}, result)
         if function is torch.ops.aten.convolution_backward.default:
-            scratch = _Entry("workspace", args[2].nbytes)  # the weight again, in the order that the product wants
+            scratch = _Entry("workspace", args[2].nbytes)  # a copy of the weight in the layout for the product
             self._happen(scratch, 1)
             self._happen(scratch, -1)
         for value in tree_iter(result):
@@ -94,7 +94,9 @@ class Tracker(TorchDispatchMode):
 
 def _flops(function: Any, args: Any, kwargs: Any, result: Any) -> int:
     aten = torch.ops.aten
-    if function is aten._scaled_dot_product_flash_attention_for_cpu.default:  # torch's registry knows the GPUs' alone
+    if (
+        function is aten._scaled_dot_product_flash_attention_for_cpu.default
+    ):  # torch's registry only has the GPU operations
         return int(sdpa_flop_count(*(tensor.shape for tensor in args[:3])))
     if function is aten._scaled_dot_product_flash_attention_for_cpu_backward.default:
         return int(sdpa_backward_flop_count(*(tensor.shape for tensor in args[:4])))

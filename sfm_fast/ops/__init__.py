@@ -1,4 +1,4 @@
-"""The operations: each with its schema, its implementations and its derivatives. Importing this registers them all."""
+"""The operations with their schemas, implementations and derivatives. Importing this package registers all of them."""
 
 from . import augment, class_means, flow_alignment, pair_alignment, render, render_augment
 

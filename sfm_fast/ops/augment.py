@@ -1,4 +1,4 @@
-"""Views of images (crop, flip, noise, normalise) in one pass on a compiled backend, and the gradient to the images."""
+"""Views of images (crop, flip, noise, normalisation) in one pass on a compiled backend, and the gradient to the images."""
 
 from __future__ import annotations
 
@@ -16,17 +16,16 @@ from .render import choose, no_autocast
 
 
 def augment(images: Tensor, views: Views, *, dtype: torch.dtype | None = None, backend: str = "auto") -> Tensor:
-    """The views of images, normalised for a backbone; see `sfm_fast.draw_views` for random ones.
+    """Views of images, normalised for a backbone; `sfm_fast.draw_views` draws random ones.
 
     Args:
         images: (M, channels, H, W) in 0..1, float32, bfloat16, float16 (float64 runs in plain torch); differentiable.
-        views: V = A * M of them, view v of image v % M.
-        dtype: of the result: float32, bfloat16 or float16; None is the images'.
+        views: V = A * M views; view v shows image v % M.
+        dtype: of the result: float32, bfloat16 or float16; None: that of the images.
         backend: "auto", "torch", "cpu", "triton" or "cuda".
 
-    Returns (V, backbone channels, size, size). The noise is a function of ``views`` alone: the same on every backend up to
-    rounding, whatever the batch split, and nothing of it is stored. Bitwise the same on every run. Raises ``InputError`` on
-    arguments of another form.
+    Returns (V, backbone channels, size, size). The noise depends only on ``views``: it is the same on every backend up to rounding
+    and with any batch split, and it isn't stored. Every run gives the same bits. Raises ``InputError`` if an argument has another form.
     """
     check_images(images)
     check_views(views, len(images), images.shape[1], images.device)
@@ -44,8 +43,8 @@ def augment(images: Tensor, views: Views, *, dtype: torch.dtype | None = None, b
 
 
 def view_arguments(views: Views) -> tuple[Any, ...]:
-    """``views`` as the operations take them, between the images and the dtype."""
-    seed = views.seed - (1 << 64) if views.seed >= 1 << 63 else views.seed  # the operations' integers have a sign
+    """The operations' arguments for ``views``, between the images and the dtype."""
+    seed = views.seed - (1 << 64) if views.seed >= 1 << 63 else views.seed  # the operations' integers are signed
     return (
         views.boxes, views.noise_items, views.size, views.mean, views.std, views.noise_mean, views.noise_std, seed,
         views.step, int(views.stream),
@@ -53,7 +52,7 @@ def view_arguments(views: Views) -> tuple[Any, ...]:
 
 
 class _Adjoint(torch.autograd.Function):
-    """The gradient to the images; linear in ``grad``, so its own derivative is `augment` again, without mean and noise."""
+    """The gradient to the images; it is linear in ``grad``, so its derivative is `augment` without mean and noise."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Which implementation of an operation runs: one place decides, and says why."""
+"""Chooses the backend that runs an operation, and explains the choice."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from . import library
 BACKENDS = ("torch", "cpu", "triton", "cuda")
 ALIGNMENTS = ("global", "class", "pair")
 METRICS = ("cosine", "mse")
-CUDA_PIXELS = 2048  # of a canvas, whose strips must fit into shared memory
+CUDA_PIXELS = 2048  # largest side of a canvas, whose strips must fit into shared memory
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
 class Choice:
-    """The backend a call takes, and for every other one the reason it was passed over."""
+    """The backend that runs a call, and for every other backend the reason why it doesn't."""
 
     backend: str
     reasons: dict[str, str]
@@ -37,11 +37,11 @@ def explain(
     backend: str = "auto",
     grouped: bool = False,
 ) -> Choice:
-    """Which backend a loss call on ``features`` would take and why each other one is passed over.
+    """The backend that would run a loss on ``features``, and why the others wouldn't.
 
-    Depends on device, dtype and kind of loss alone, never on timing. ``grouped``: the call has ``groups``; the decoupled loss
-    chooses like metric "mse". (Inside ``torch.func`` transforms plain torch runs whatever is chosen.) Raises
-    ``InputError`` for an unknown name, or for a backend asked for by name that can't take the call.
+    Depends only on device, dtype and kind of loss, never on timing. ``grouped``: whether the call has ``groups``; for the decoupled
+    loss the choice is that of metric "mse". (Inside ``torch.func`` transforms plain torch always runs.) Raises ``InputError`` for
+    an unknown name, or if the named backend doesn't support the call.
     """
     for name, value, known in (
         ("alignment", alignment, ALIGNMENTS),
@@ -60,9 +60,9 @@ def explain(
 def explain_images(
     images: torch.Tensor, *, dtype: torch.dtype | None = None, side: int = 1, backend: str = "auto"
 ) -> Choice:
-    """The same for `render`, `augment` and `render_augment` called on ``images``, or on levels like them.
+    """Like `explain`, for `render`, `augment` and `render_augment` on ``images``, or on levels like them.
 
-    dtype: of the result, where it isn't that of ``images``. side: the largest side of a picture or a view, in pixels.
+    dtype: of the result, if it isn't that of ``images``. side: largest side of an image or a view, in pixels.
     """
     if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
         raise InputError(f"backend must be one of {('auto', *BACKENDS)}, got {backend!r}")
@@ -92,24 +92,24 @@ def _choice(
     call = f"{device}, {dtype}" + (f", alignment {alignment!r}, metric {metric!r}" if alignment else "")
     against = {name: _against(name, device, dtype, metric, grouped) for name in BACKENDS}
     if large and against["cuda"] is None:
-        against["cuda"] = f"renders pictures of at most {CUDA_PIXELS} pixels a side"
+        against["cuda"] = f"supports sides of at most {CUDA_PIXELS} pixels"
     able = [name for name in ("cpu", "cuda", "triton", "torch") if against[name] is None]
-    # Interpreted Triton is for tests: it runs only where it is asked for by name.
+    # Triton's interpreter is for tests, so it only runs if it is requested by name.
     automatic = next(name for name in able if name != "triton" or device != "cpu")
     chosen = automatic if backend == "auto" else backend
     if against[chosen] is not None:
         raise InputError(
-            f"backend={backend!r} can't take this call: {against[chosen]}; backend='auto' would take {automatic!r}"
+            f"backend={backend!r} can't run this call: {against[chosen]}; backend='auto' would use {automatic!r}"
         )
     reasons = {}
     for name in BACKENDS:
-        passed_over = "another backend was asked for" if backend != "auto" else f"{automatic!r} comes first here"
-        reasons[name] = f"takes this call ({call})" if name == chosen else against[name] or passed_over
+        passed_over = "another backend was requested" if backend != "auto" else f"{automatic!r} has priority here"
+        reasons[name] = f"runs this call ({call})" if name == chosen else against[name] or passed_over
     return Choice(chosen, reasons)
 
 
 def _against(name: str, device: str, dtype: torch.dtype, metric: str, grouped: bool) -> str | None:
-    """Why ``name`` can't take a call, or None where it can."""
+    """Why backend ``name`` can't run a call, or None if it can."""
     if name == "torch":
         return None
     if name in library.problems:
@@ -119,9 +119,9 @@ def _against(name: str, device: str, dtype: torch.dtype, metric: str, grouped: b
     if name == "cuda" and (device != "cuda" or torch.version.hip is not None):
         return f"runs on NVIDIA GPUs, not on {device if device != 'cuda' else 'AMD'}"
     if name == "triton" and device != "cuda" and not (device == "cpu" and library.triton_interpreter()):
-        return f"runs on NVIDIA and AMD GPUs, not on {device} (but for tests, under TRITON_INTERPRET=1)"
+        return f"runs on NVIDIA and AMD GPUs, not on {device} (except in tests, with TRITON_INTERPRET=1)"
     if dtype not in _KERNEL_DTYPES:
-        return f"takes float32, bfloat16 and float16, not {dtype}"
+        return f"supports float32, bfloat16 and float16, not {dtype}"
     if grouped and metric == "mse":
-        return "has no mean squared error with groups"
+        return "doesn't support the mean squared error with groups"
     return None

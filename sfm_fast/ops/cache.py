@@ -1,4 +1,4 @@
-"""Remembers what was computed from a tensor for as long as that tensor lives unchanged."""
+"""Caches values computed from a tensor for as long as that tensor exists unchanged."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ class _Entry(NamedTuple):
 
 
 class TensorCache(Generic[Value]):
-    """``compute(tensor, *key)``, once for each tensor object, contents and key; the entry goes with the tensor.
+    """``compute(tensor, *key)``, computed once per tensor object, contents and key; the entry is dropped with the tensor.
 
-    A CPU tensor's contents are compared with a copy at every call, which costs microseconds to milliseconds and sees every
-    write. On a GPU that would wait for the device: there the version counter and address decide, which don't see
-    writes past autograd (``.data``, collectives, replays of CUDA graphs, other libraries).
+    A CPU tensor's contents are compared with a copy at every call, which takes microseconds to milliseconds and notices every
+    write. On a GPU that would wait for the device, so version counter and address are compared instead, which miss writes that
+    bypass autograd (``.data``, collectives, replays of CUDA graphs, other libraries).
 
-    Nothing is remembered while something records or pretends (compiling, tracing, torch.func, dispatch modes, fake and other
-    subclasses of tensors), nor for inference tensors, which have no version.
+    Nothing is cached during compilation, tracing, torch.func transforms or dispatch modes, for fake tensors and other subclasses,
+    or for inference tensors, which have no version counter.
     """
 
     def __init__(self, compute: Callable[..., Value]) -> None:
@@ -44,7 +44,7 @@ class TensorCache(Generic[Value]):
         if entry is not None and known and (entry.contents is None or torch.equal(tensor, entry.contents)):
             value: Value = entry.value
             return value
-        # Made to last: not as inference tensors, which no later call could differentiate next to.
+        # Not as inference tensors, which autograd couldn't save in later calls.
         with torch.inference_mode(False), torch.no_grad():
             contents = tensor.detach().clone() if tensor.device.type == "cpu" else None
             value = self.compute(tensor, *key)

@@ -1,4 +1,4 @@
-"""Means of labelled features, class by class, and their gradient, on a compiled backend."""
+"""Class means of labelled features and their gradient, on a compiled backend."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`global`, `class`, mean squared error and decoupled losses on a compiled backend, with their gradients.
+"""The losses `global`, `class`, mean squared error and decoupled on a compiled backend, with their gradients.
 
 With t_c the class means minus ``shift`` and a_c = centers[c], dL/dt_c = p_c a_c + q_c (t_c - m) + r: the forward returns
 the loss with ``rows`` = (p, q) and ``columns`` = (m, r), the backward reads the features once more and writes the gradient.
@@ -30,7 +30,7 @@ def flow_alignment(
     """Loss, a float32 scalar, differentiable in ``features`` (twice: the second derivative runs in plain torch).
 
     features (N, D) float32, bfloat16 or float16; centers (C, D) float32, centred for every kind but DECOUPLED; shift (D,)
-    float32; kind as in `sfm_fast.reference.flow_alignment`. Bitwise equal from run to run: no atomics, sums in an order set by the shape.
+    float32; kind as in `sfm_fast.reference.flow_alignment`. Every run gives the same bits: no atomics, and the shape fixes the order of sums.
     """
     order, offsets = (None, None) if segments is None else (segments.order, segments.offsets)
     arguments = features, order, offsets, centers, shift, kind, eps, alpha
@@ -50,14 +50,14 @@ def _backward(
         arguments = features, order, offsets, centers, shift, rows, columns
         gradient: Tensor = operation(backend, "flow_alignment_backward")(grad_output, *arguments)
         return gradient
-    # create_graph=True: the gradient must itself be differentiable, so it is taken through the reference.
+    # With create_graph=True the gradient must be differentiable itself, so the reference computes it.
     loss = reference.flow_alignment(features, order, offsets, centers, shift, kind, eps, alpha)
     (gradient,) = torch.autograd.grad(loss, features, grad_output, create_graph=True)
     return gradient
 
 
 class _FlowAlignment(torch.autograd.Function):
-    """The eager way: a third of the time per call of an autograd formula registered with the dispatcher."""
+    """For eager calls: takes a third of the time per call of an autograd formula registered with the dispatcher."""
 
     @staticmethod
     def forward(ctx: Any, backend: str, *arguments: Any) -> Tensor:

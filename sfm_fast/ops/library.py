@@ -1,8 +1,8 @@
-"""Finds and loads the compiled libraries, and registers the operations: their schemas, the Triton backend, fake kernels, derivatives.
+"""Loads the compiled libraries, and registers the operations with schemas, Triton backend, fake kernels and derivatives.
 
 ``sfm_fast::NAME`` is the C++ operation (CPU, and CUDA from its own library); ``sfm_fast::triton_NAME`` the same in Triton.
-A library that wasn't built is left out without a warning (`sfm_fast.explain` says so); one that can't be loaded warns once. They lie
-beside the package's files, or in the folder that SFM_FAST_LIBRARIES names.
+A library that wasn't built is skipped without a warning (`sfm_fast.explain` says so); one that can't be loaded warns once. They are
+searched in the package's folder, or in the folder SFM_FAST_LIBRARIES.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from .schemas import SCHEMAS
 
 _FOLDER = Path(os.environ.get("SFM_FAST_LIBRARIES") or Path(__file__).resolve().parent.parent)
 _fragment = torch.library.Library("sfm_fast", "FRAGMENT")
-problems: dict[str, str] = {}  # backend -> why its operations are not there
+problems: dict[str, str] = {}  # backend -> why its operations aren't available
 
 
 def _load(name: str) -> str | None:
-    """Load ``_C`` or ``_C_cuda``; None when it's there, else why not."""
+    """Load ``_C`` or ``_C_cuda``; returns None, or the reason why it isn't available."""
     files = sorted(path for path in _FOLDER.glob(f"{name}.*so") if path.name.split(".")[0] == name)
     if not files:
         return "was not built (no compiler at installation?)"
@@ -69,7 +69,7 @@ def _register_triton() -> None:
 
 def _triton_kernel(name: str) -> Callable[..., Any]:
     def call(*arguments: Any) -> Any:
-        # Imported at the first call: triton takes a second to import, and most processes never use it.
+        # Imported at the first call, because importing triton takes a second and most processes never use it.
         module = importlib.import_module(f"sfm_fast.kernels.{name.removesuffix('_backward')}")
         return getattr(module, name)(*arguments)
 
@@ -80,13 +80,13 @@ _load_all()
 
 
 def operation(backend: str, name: str) -> Any:
-    """The overload of ``name`` that ``backend`` ("cpu", "cuda" or "triton") runs."""
+    """The torch operation of ``name`` for ``backend`` ("cpu", "cuda" or "triton")."""
     full = f"triton_{name}" if backend == "triton" else name
     return getattr(torch.ops.sfm_fast, full).default
 
 
 def registered(name: str) -> Iterator[tuple[str, str]]:
-    """(backend, qualified name) of every form in which operation ``name`` exists here: the C++ one is "cpu" on GPUs too."""
+    """(backend, qualified name) of every available form of operation ``name``; the C++ one is "cpu", also on GPUs."""
     if "cpu" not in problems:
         yield "cpu", f"sfm_fast::{name}"
     if "triton" not in problems:
@@ -101,11 +101,11 @@ def register(
     setup: Callable[[Any, tuple[Any, ...], Any], None] | None = None,
     backward: Callable[..., Any] | None = None,
 ) -> None:
-    """Give every form of operation ``name`` its fake kernel and, with ``setup`` and ``backward``, its derivative.
+    """Register the fake kernel and, with ``setup`` and ``backward``, the derivative of every form of operation ``name``.
 
-    fake: what the operation gives, without computing it; ``triton_fake`` where Triton's takes other scratch memory.
-    setup: ``setup(ctx, inputs, output)`` saves what the derivative needs. backward: ``backward(backend, ctx, *gradients)`` gives the
-    gradients of all inputs. Both are what compiled code runs; eager calls go through an autograd function of the file's own.
+    fake: returns empty results of the right form; ``triton_fake`` if Triton's kernels use other scratch memory.
+    setup: ``setup(ctx, inputs, output)`` saves what the derivative needs. backward: ``backward(backend, ctx, *gradients)`` returns
+    the gradients of all inputs. Compiled code uses both; eager calls use an autograd function in the operation's file.
     """
     for backend, qualified in registered(name):
         chosen = triton_fake if triton_fake is not None and backend == "triton" else fake

@@ -1,6 +1,6 @@
-"""Cosine alignment of every ordered pair of class flows on a compiled backend: tile by tile, O(C*D) extra memory.
+"""Cosine alignment of every ordered pair of class flows on a compiled backend, in tiles, with O(C*D) extra memory.
 
-The forward computes the gradient at once where one is needed, so that no tile is built twice.
+If a gradient is needed, the forward computes it too, so that no tile is computed twice.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .segments import Segments
 
 
 class Pairs(NamedTuple):
-    """The ordered pairs of classes that count: those within one of ``groups`` (C,) int64 are left out; ``number`` of them."""
+    """The ordered pairs of centres, without those within one of ``groups`` (C,) int64; ``number``: how many."""
 
     groups: Tensor | None
     number: int | Tensor
@@ -54,9 +54,9 @@ def pair_alignment(
 def pair_block(
     a: Tensor, b: Tensor, groups: Tensor | None, rows: tuple[int, int], *, eps: float, high: bool, backend: str
 ) -> tuple[Tensor, Tensor]:
-    """Share of one rank: the sum of cosines over pairs (i in ``rows``, all j), and its rows of the gradient.
+    """The part of one rank: the sum of cosines over pairs (i in ``rows``, all j), and the gradient for these rows.
 
-    a, b (C, D) float32, centred. Returns (float64 scalar, (rows, D) float32): the gradient of the sum over *all* pairs with
+    a, b (C, D) float32, centred. Returns (float64 scalar, (rows, D) float32): the gradient is that of the sum over *all* pairs with
     respect to b[rows], so ranks add their sums, concatenate their gradients, and multiply both by -1 / pairs.
     """
     total, gradient = operation(backend, "pair_alignment")(a, b, groups, *rows, eps, True, high)
@@ -80,9 +80,9 @@ class _PairAlignment(torch.autograd.Function):
         need_gradient = ctx.needs_input_grad[1]
         with torch._C._AutoDispatchBelowAutograd():
             means = operation(backend, "class_means")(features, order, offsets, shift)
-            # As `centre_rows`, but in place: with 21 841 classes each copy is a tenth of a gigabyte.
+            # Like `centre_rows`, but in place: for 21 841 classes each copy takes a tenth of a gigabyte.
             means -= means[0].clone()
-            if backend != "cpu":  # the CPU multiplies differences: for it, rows near 0 are enough
+            if backend != "cpu":  # the CPU kernel multiplies differences, so it only needs rows near 0
                 means -= means.mean(0)
             total, gradient = operation(backend, "pair_alignment")(
                 centers, means, pairs.groups, 0, centers.shape[0], eps, need_gradient, high
@@ -95,7 +95,7 @@ class _PairAlignment(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         features, order, offsets, gradient = ctx.saved_tensors
-        # Flows don't see a shift of all means: the columns of the gradient sum to zero, so centring passes it on as it is.
+        # Flows don't depend on a shift of all means: the gradient's columns sum to zero, so centring doesn't change it.
         gradient = gradient * (grad_output / -ctx.pairs)
         if order is not None or features.dtype != torch.float32:
             with torch._C._AutoDispatchBelowAutograd():

@@ -1,4 +1,4 @@
-"""From pyramid levels to images, in one pass on a compiled backend; the gradient goes to all levels in another."""
+"""Renders images from pyramid levels in one pass on a compiled backend, and computes the gradient of all levels in another."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def render(
         levels: K tensors (N, channels, r_k, r_k) float32 (float64 runs in plain torch), 1 or 3 channels, r_k <= size; slices
             ``level[i:j]`` and views of one larger buffer are read in place. Differentiable.
         size: side of the images in pixels.
-        rows: (M,) int64, which images, in any order; None takes all. Gradients of the others are zero.
-        dtype: of the images: float32, bfloat16 or float16; None is the levels'.
+        rows: (M,) int64 indices of the images, in any order; None: all. The other images get zero gradients.
+        dtype: of the images: float32, bfloat16 or float16; None: that of the levels.
         backend: "auto", "torch", "cpu", "triton" or "cuda".
 
-    Returns (M, channels, size, size). D is the fixed colour decorrelation, left out for grey images. Nothing of the size of the
-    canvas is kept per level. Bitwise the same on every run. The backward reads the images it gave: in bfloat16 or float16 one that
-    rounds to 0 or 1 has gradient 0 there (`render_augment` renders again, in float32). Raises ``InputError`` on arguments of another form. Source: arXiv
-    2511.16674.
+    Returns (M, channels, size, size). D is the fixed colour decorrelation, left out for grey images. No image-sized temporary is
+    stored per level. Every run gives the same bits. The backward reads the rendered images, so pixels that round to 0 or 1 in
+    bfloat16 or float16 get gradient 0 (`render_augment` renders again in float32). Raises ``InputError`` if an argument has another
+    form. Source: arXiv 2511.16674.
     """
     check_side("size", size)
     levels = check_levels(levels, size)
@@ -56,26 +56,26 @@ def render(
 
 
 def choose(images: Tensor, dtype: torch.dtype | None, side: int, backend: str) -> str:
-    """The backend of a call; inside torch.func's transforms, for which the kernels have no rules, plain torch."""
+    """The backend of a call; plain torch inside torch.func's transforms, which the kernels don't support."""
     chosen = explain_images(images, dtype=dtype, side=side, backend=backend).backend
     return "torch" if torch._C._are_functorch_transforms_active() else chosen
 
 
 def no_autocast(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Autocast off where the device has it: it would compute in low precision."""
+    """Context that disables autocast, which would compute in low precision."""
     if not torch.amp.is_autocast_available(device.type):
         return contextlib.nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def split_levels(flat: Tensor, channels: int, sides: Sequence[int]) -> list[Tensor]:
-    """Views (M, channels, r_k, r_k) of (M, channels * sum r_k^2): an image's levels one behind the other."""
+    """Views (M, channels, r_k, r_k) of (M, channels * sum r_k^2), whose rows hold an image's levels one after the other."""
     parts = flat.split([channels * side * side for side in sides], dim=1)
     return [part.unflatten(1, (channels, side, side)) for part, side in zip(parts, sides, strict=True)]
 
 
 def level_gradients(flat: Tensor, levels: Sequence[Tensor], rows: Tensor | None) -> list[Tensor | None]:
-    """What autograd wants from the flat gradient of the chosen images: a tensor like each level."""
+    """The gradients of the levels for autograd, from the flat gradient of the chosen images."""
     parts = split_levels(flat, levels[0].shape[1], [level.shape[-1] for level in levels])
     if rows is None:
         return [*parts]
@@ -85,10 +85,10 @@ def level_gradients(flat: Tensor, levels: Sequence[Tensor], rows: Tensor | None)
 def reference_gradients(
     images: Callable[[list[Tensor]], Tensor], levels: Sequence[Tensor], grad: Tensor
 ) -> list[Tensor | None]:
-    """Gradients that can be differentiated again (create_graph=True): through plain torch."""
+    """Gradients through plain torch, which can be differentiated again (create_graph=True)."""
     wanted = [level for level in levels if level.requires_grad]
-    found = iter(torch.autograd.grad(images(list(levels)), wanted, grad, create_graph=True))
-    return [next(found) if level.requires_grad else None for level in levels]
+    gradients = iter(torch.autograd.grad(images(list(levels)), wanted, grad, create_graph=True))
+    return [next(gradients) if level.requires_grad else None for level in levels]
 
 
 def _backward(backend: str, saved: tuple[Tensor, ...], size: int, grad: Tensor) -> list[Tensor | None]:

@@ -1,4 +1,4 @@
-"""Views straight from pyramid levels: `augment` of `render` with no image kept between forward and backward."""
+"""Renders views directly from pyramid levels: `augment` of `render`, without images stored between forward and backward."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def render_augment(
     dtype: torch.dtype | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """``augment(render(levels, canvas, rows=rows), views)``, fused: the images exist row by row (GPU: while the call runs).
+    """``augment(render(levels, canvas, rows=rows), views)``, fused: images exist only row by row (on a GPU: during the call).
 
-    Arguments as of `render` and `augment`; ``canvas`` is the side of the images, ``views.size`` that of the views. The backward
-    renders again instead of storing the images. With ``rows`` the views count the chosen images. Returns (V, backbone channels, size, size).
+    Arguments as in `render` and `augment`; ``canvas`` is the side of the images, ``views.size`` that of the views. The backward
+    renders again instead of storing the images. With ``rows``, views are of the chosen images. Returns (V, backbone channels, size, size).
     """
     check_side("canvas", canvas)
     levels = check_levels(levels, canvas)
@@ -56,9 +56,9 @@ def render_augment(
 def render_augment_backward(
     grad: Tensor, levels: Sequence[Tensor], canvas: int, views: Views, *, backend: str = "auto"
 ) -> Tensor:
-    """Gradients of the levels as one tensor (M, channels * sum r_k^2), an image's levels one behind the other.
+    """Gradients of the levels as one tensor (M, channels * sum r_k^2), with an image's levels one after the other.
 
-    What autograd would compute for `render_augment` on these ``levels``, without a graph: for a step that handles them itself.
+    The same as autograd of `render_augment` on these ``levels``, but without a graph, for steps that handle gradients themselves.
     """
     chosen = explain_images(levels[0], side=max(canvas, views.size), backend=backend).backend
     if chosen != "torch":
@@ -116,12 +116,12 @@ def _registered_backward(backend: str, ctx: Any, grad: Tensor) -> tuple[Any, ...
     return level_gradients(flat, levels, rows), *[None] * 13
 
 
-# Of the images that the C++ operations render at once on a GPU; csrc/kinds.h has the same number.
+# Memory for the images that the C++ operations render at once on a GPU; the same number as in csrc/kinds.h.
 CANVAS_BYTES = 26 << 20
 
 
 def _images_at_once(images: int | torch.SymInt, channels: int, canvas: int, canvases: int) -> Any:
-    """How many images have a canvas (or ``canvases``) at a time in `render_augment` on CUDA: what fits, by sixteens."""
+    """Number of images rendered at a time by `render_augment` on CUDA with ``canvases`` canvases each: a multiple of 16 that fits."""
     fit = CANVAS_BYTES // (4 * canvases * channels * canvas * canvas)
     return torch.sym_min(images, fit // 16 * 16 if fit >= 16 else max(fit, 1))
 
@@ -138,7 +138,9 @@ def _fake(
     in_blocks: bool = True,
 ) -> Tensor:
     boxes, _, size, mean = views_and_dtype[:4]
-    if levels[0].device.type != "cpu":  # a GPU's kernels take canvases as scratch: a count of memory must include it
+    if (
+        levels[0].device.type != "cpu"
+    ):  # the GPU kernels use canvases as scratch memory, which predictions of memory must include
         count, channels = _count_images(levels, rows), levels[0].shape[1]
         levels[0].new_empty(
             (_images_at_once(count, channels, canvas, 1) if in_blocks else count, channels, canvas, canvas)
@@ -166,7 +168,7 @@ def _fake_backward(
 
 
 def _all_at_once(fake: Callable[..., Any]) -> Callable[..., Any]:
-    """Triton's kernels fill the canvases of all images at once."""
+    """The fake kernel for Triton, whose kernels render all images at once."""
     return functools.partial(fake, in_blocks=False)
 
 

@@ -1,7 +1,7 @@
-"""The operations' signatures and numbers, the same text as in ``csrc/ops.cpp`` (a test compares the two).
+"""The operations' signatures, the same text as in ``csrc/ops.cpp`` (a test compares the two).
 
-``order`` (N,) and ``offsets`` (C+1,), int64, group labelled features by class: class c owns the items
-``order[offsets[c] : offsets[c + 1]]``. Both are None where the features are the C class means already.
+``order`` (N,) and ``offsets`` (C+1,), int64, group labelled features by class: class c has the items
+``order[offsets[c] : offsets[c + 1]]``. Both are None if the features are the C class means.
 """
 
 from __future__ import annotations

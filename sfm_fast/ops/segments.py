@@ -1,4 +1,4 @@
-"""Labels, prepared once: which items belong to each class, for operations that average over classes."""
+"""Groups labelled items by class, for operations that average over classes; computed once per tensor of labels."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from .cache import TensorCache
 
 
 class Segments(NamedTuple):
-    """Class c owns the items ``order[offsets[c] : offsets[c + 1]]``: (N,) and (C+1,), int64.
+    """Class c has the items ``order[offsets[c] : offsets[c + 1]]``: (N,) and (C+1,), int64.
 
-    ``in_range``: scalar bool tensor where the labels' values couldn't be read and checked, else None.
+    ``in_range``: scalar bool tensor if the labels' values couldn't be read and checked, else None.
     """
 
     order: Tensor
@@ -31,11 +31,13 @@ def _prepare(labels: Tensor, classes: int) -> Segments:
             raise InputError(
                 f"labels: class {int(missing[0])} has no feature ({len(missing)} of {classes} classes are missing)"
             )
-    ordered, order = torch.sort(labels, stable=True)  # stable: a class's items are summed in their own order
+    ordered, order = torch.sort(
+        labels, stable=True
+    )  # stable, so that a class's items are summed in their original order
     offsets = torch.searchsorted(ordered, torch.arange(classes + 1, device=labels.device))
     if not unreadable:
         return Segments(order, offsets)
-    # Items of no class join the first or last one, so that every row of a gradient is written; the loss becomes NaN.
+    # Items with invalid labels are put into the first or last class, so that every row of a gradient is written; the loss becomes NaN.
     in_range = (offsets[0] == 0) & (offsets[-1] == labels.shape[0])
     inner = offsets[1:-1]
     ends = inner.new_zeros(1), inner.new_full((1,), labels.shape[0])
@@ -43,7 +45,7 @@ def _prepare(labels: Tensor, classes: int) -> Segments:
 
 
 def _values_unreadable(labels: Tensor) -> bool:
-    """Where reading values would break a graph or wait for the device: compiling, exporting, capturing a CUDA graph."""
+    """Whether reading values would break a graph or wait for the device: when compiling, exporting or capturing a CUDA graph."""
     if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active() or labels.is_meta:
         return True
     if torch._C._get_tracing_state() is not None:
@@ -57,10 +59,10 @@ _segments = TensorCache(_prepare)
 
 
 def segments_of(labels: Tensor, items: int, classes: int, device: torch.device) -> Segments:
-    """Segments of (items,) int64 labels in 0..classes-1, every class at least once; remembered for the same tensor.
+    """Segments of (items,) int64 labels in 0..classes-1, every class at least once; cached for the same tensor.
 
-    Raises ``InputError`` naming what is wrong. Values can't be read while compiling or capturing a CUDA graph: there a
-    missing class or a label out of range gives a NaN loss instead.
+    Raises ``InputError`` if labels have another form, are out of range or lack a class. While compiling or capturing a CUDA graph
+    values can't be read: then a missing class or a label out of range gives a NaN loss instead.
     """
     check_label_form("labels", labels, items)
     if labels.device != device:

@@ -1,1 +1,1 @@
-"""Every operation of the package in plain torch: the definition, in code, and what the kernels are tested against."""
+"""Every operation of the package in plain torch: its definition, which the kernels are tested against."""

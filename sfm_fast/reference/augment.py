@@ -1,7 +1,7 @@
-"""Random views of images in plain torch: flip, affine crop, noise, normalise; replayable without stored randomness.
+"""Random views of images in plain torch: flip, crop, noise and normalisation, replayable without stored random numbers.
 
-Source: arXiv 2511.16674 and 2602.05391. Every random number is counter-based (`philox`), keyed by seed, step and image,
-so the view of an image doesn't depend on how a batch is split.
+Source: arXiv 2511.16674 and 2602.05391. Random numbers are counter-based (`philox`), keyed by seed, step and image, so the
+view of an image doesn't depend on how a batch is split.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from .sampling import sample
 def augment(images: Tensor, views: Views, dtype: torch.dtype | None = None) -> Tensor:
     """The views, normalised for a backbone: images (M, channels, H, W) in 0..1 -> (V, backbone channels, size, size).
 
-    Differentiable in ``images``. Computes in float32, or float64 where the images are, and rounds once at the end, to ``dtype`` or the
-    images' own: positions in a 16-bit format would be pixels off, and torch's own sampling in such formats gives NaN next to some edges.
+    Differentiable in ``images``. Computes in float32 (float64 for float64 images) and rounds once at the end, to ``dtype`` or that of
+    the images: 16-bit positions would be off by pixels, and torch's sampling in 16 bits gives NaN next to some edges.
     """
     dtype = images.dtype if dtype is None else dtype
     images = images.to(torch.float64 if images.dtype == torch.float64 else torch.float32)
     height, width = images.shape[-2:]
-    if not len(views.boxes):  # which affine_grid refuses
+    if not len(views.boxes):  # affine_grid doesn't accept empty batches
         return normalize(images[:0, :, :1, :1].expand(-1, -1, views.size, views.size), views.mean, views.std).to(dtype)
     if len(images) != len(views.boxes):
         images = images.repeat(len(views.boxes) // len(images), 1, 1, 1)
     x0, dx, y0, dy = views.boxes.double().unbind(1)
     zero, size = torch.zeros_like(x0), views.size
-    # Back to grid_sample's -1..1; in float64 and rounded once, so that the grid is as good as the dtype allows.
+    # To grid_sample's coordinates -1..1, in float64 and rounded once, so that the grid is as accurate as the dtype allows.
     theta = torch.stack(
         [
             dx * size / width, zero, (2 * x0 + dx * (size - 1) + 1) / width - 1,

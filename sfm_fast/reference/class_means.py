@@ -9,10 +9,10 @@ from torch import Tensor
 def class_means(features: Tensor, order: Tensor | None, offsets: Tensor | None, shift: Tensor) -> Tensor:
     """Mean of ``features - shift`` over each class: (N, D), (N,), (C+1,), (D,) -> (C, D), differentiable in ``features``.
 
-    Class c owns the items ``order[offsets[c] : offsets[c + 1]]``; without both, every item is its own class. The shift
-    comes off *before* the sum: features of self-supervised models have a common mean far larger than the spread between
-    classes, and a float32 sum of the raw values would round the spread away. ``shift`` is in the compute dtype (float32 or
-    float64) and sets the dtype of the result. A class without items gives NaN.
+    Class c has the items ``order[offsets[c] : offsets[c + 1]]``; if both are None, every item is its own class. The shift
+    is subtracted *before* the sum: features of self-supervised models have a common mean much larger than the spread between
+    classes, which a float32 sum of the raw values would round off. ``shift`` has the compute dtype (float32 or float64), which
+    is also that of the result. A class without items gives NaN.
     """
     shifted = features.to(shift.dtype) - shift
     if order is None or offsets is None:

@@ -12,8 +12,8 @@ so every loss here needs only the centred rows a_c = mu_c - mu_bar and b_c = nu_
 * mean (F - G)^2 = (C/(C-1))^2 mean (a - b)^2, and the mean over pairs i != j of (f_ij - g_ij)^2 = 2C/(C-1) mean (a - b)^2.
 * decoupled: the mean of the others is (sum_k nu_k - nu_c)/(C-1), linear in nu, so it too is a function of d = nu - mu.
 
-Inputs are already shifted by one constant row close to mu_bar (see `class_means`): subtracting the exact class mean
-again here costs nothing and removes the rounding of that constant.
+Inputs are already shifted by one constant row close to mu_bar (see `class_means`): subtracting the exact mean here
+removes the rounding error of that constant at no cost.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .class_means import class_means
 
-# What `kind` selects; the same numbers as `Kind` in csrc/kinds.h.
+# Values of `kind`, the same numbers as `Kind` in csrc/kinds.h.
 GLOBAL, CLASS, FLOW_MSE, PAIR_MSE, DECOUPLED = range(5)
 KINDS = {
     ("global", "cosine"): GLOBAL,
@@ -46,7 +46,7 @@ def flow_alignment(
 ) -> Tensor:
     """The loss ``kind``: (N, D), segments as in `class_means`, (C, D), (D,) -> scalar in ``shift``'s dtype.
 
-    ``centers`` are centred for every kind but DECOUPLED, which wants them shifted only.
+    ``centers`` are centred for every kind except DECOUPLED, for which they are only shifted.
     """
     means = class_means(features, order, offsets, shift)
     if kind == GLOBAL:
@@ -63,8 +63,8 @@ def flow_alignment(
 def centre_rows(means: Tensor) -> Tensor:
     """Rows minus their mean: (C, D) -> (C, D).
 
-    The first row comes off first, as a constant: it changes neither result nor gradient, but equal rows give exactly 0,
-    and rows that lie close together far from 0 lose no digits.
+    The first row is subtracted first, as a constant: this changes neither result nor gradient, but equal rows give exactly 0,
+    and rows that are close together and far from 0 lose no digits.
     """
     apart = means - means[:1].detach()
     return apart - apart.mean(0, keepdim=True)
@@ -78,8 +78,8 @@ def safe_cosine(dot: Tensor, squared_a: Tensor, squared_b: Tensor, eps: float) -
         torch.where(short, torch.ones_like(squared_a), squared_a).sqrt()
         * torch.where(short, torch.ones_like(squared_b), squared_b).sqrt()
     )
-    # dot * 0, not 0: NaN and infinity must come out as NaN even next to a short flow. Squares beyond the largest number
-    # must not pass for a right angle either.
+    # dot * 0 instead of 0, so that NaN and infinity give NaN even with a short flow. Squares that overflow must not
+    # give cosine 0 either.
     return torch.where(product.isinf(), torch.nan, torch.where(short, dot * 0, dot / product))
 
 

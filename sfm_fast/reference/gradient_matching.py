@@ -1,4 +1,4 @@
-"""Linear gradient matching (LGM), the baseline: closed form, and by autograd as in the public code.
+"""Linear gradient matching (LGM), the baseline: in closed form, and by autograd as in the public code.
 
 Source: Cazenavette et al., "Dataset Distillation for Pre-Trained Self-Supervised Vision Models" (arXiv 2511.16674).
 For a linear classifier (W, b) and the mean cross-entropy over N labelled features z, with P = softmax(z W^T + b) and

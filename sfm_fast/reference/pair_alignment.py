@@ -1,4 +1,4 @@
-"""Cosine alignment of every pair flow, tile by tile in plain torch: no C*C*D tensor, no C*C matrix.
+"""Cosine alignment of every pair flow in plain torch, in tiles, without a C*C*D tensor or a C*C matrix.
 
 L = mean over ordered i != j of 1 - cos(f_ij, g_ij), f_ij = mu_j - mu_i, g_ij = nu_j - nu_i. With a = mu - mu_bar,
 b = nu - nu_bar and M = a b^T the numerator is M_ii + M_jj - M_ij - M_ji. For P = C(C-1), u_ij = 1/(|f_ij||g_ij|)
@@ -61,7 +61,7 @@ def pair_alignment(
         left_out[index - rows.start, index] = True
         product = f_length * g_length
         u = (1 / product).masked_fill_(dropped, 0).masked_fill_(product.isinf(), torch.nan)
-        # 0 where dropped, but NaN for NaN or infinite features; a pair left out counts nothing whatever it holds.
+        # 0 for short flows, but NaN for NaN or infinite features; pairs within a group always count 0.
         cosine = (numerator.to(a.dtype) * u).masked_fill_(left_out, 0)
         total += cosine.double().sum()
         if need_gradient:
@@ -87,7 +87,7 @@ class _PairCosine(torch.autograd.Function):
 
 
 class FirstDerivative(torch.autograd.Function):
-    """gradient * grad_output, tied to ``b`` so that a second derivative is an error and not a silent zero."""
+    """gradient * grad_output, connected to ``b`` so that a second derivative raises an error instead of being zero."""
 
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, grad_output: Tensor, b: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ class FirstDerivative(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[None, None, None]:
         raise RuntimeError(
-            "pair alignment with the cosine metric can be differentiated once; a second derivative is not supported"
+            "pair alignment with the cosine metric can only be differentiated once; a second derivative is not supported"
         )
 
 
@@ -109,7 +109,7 @@ def pair_cosine(
 ) -> Tensor:
     """mean over i != j of 1 - cos(f_ij, g_ij): (C, D), (C, D) -> scalar, once differentiable in ``shifted_means``.
 
-    With ``groups`` (C,) int64, pairs within one group are left out; ``pairs`` is how many stay.
+    With ``groups`` (C,) int64, pairs within one group are left out; ``pairs``: number of the others.
     """
     classes = centred_centers.shape[0]
     if pairs is None:
@@ -119,7 +119,7 @@ def pair_cosine(
 
 
 def _members(groups: Tensor) -> tuple[Tensor, Tensor]:
-    """Each centre's group as a number below C, and how many centres each has: (C,), (C,); no size depends on values."""
+    """Each centre's group as a number below C, and the size of each group: (C,), (C,), so that no shape depends on values."""
     ordered, order = groups.sort()
     starts = torch.cat([ordered.new_zeros(1), (ordered[1:] != ordered[:-1]).long()])
     member = torch.empty_like(groups).scatter(0, order, starts.cumsum(0))
@@ -134,7 +134,7 @@ def count_pairs(groups: Tensor) -> Tensor:
 def grouped_pair_mse(centred_centers: Tensor, shifted_means: Tensor, groups: Tensor, pairs: int | Tensor) -> Tensor:
     """mean over pairs of different groups and d of (f_ij - g_ij)^2: (C, D), (C, D), (C,) -> scalar.
 
-    With d = a - b, sum_ij |d_i - d_j|^2 = 2 n sum |d_i|^2 - 2 |sum d_i|^2 over any n rows: all of them minus each group.
+    With d = a - b, sum_ij |d_i - d_j|^2 = 2 n sum |d_i|^2 - 2 |sum d_i|^2 over any n rows; so this is the sum over all rows minus that within each group.
     """
     difference = centre_rows(centred_centers - centre_rows(shifted_means))
     classes, dim = difference.shape

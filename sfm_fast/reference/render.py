@@ -1,4 +1,4 @@
-"""From pyramid levels to images, in plain torch: bilinear sum over levels, colour decorrelation, sigmoid."""
+"""Renders images from pyramid levels in plain torch: bilinear sum over levels, colour decorrelation, sigmoid."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def color_matrix(dtype: torch.dtype = torch.float32, device: torch.device | str 
 def render(levels: Sequence[Tensor], size: int) -> Tensor:
     """sigmoid(2 * D(sum_k bilinear(level_k -> size))): levels (N, channels, r_k, r_k) -> (N, channels, size, size) in 0..1.
 
-    ``align_corners=False``; D is applied where there are 3 channels, and left out for grey images.
+    ``align_corners=False``; D is applied to 3 channels, and left out for grey images.
     Source: arXiv 2511.16674 and 2602.05391.
     """
     total: Tensor = sum(
@@ -38,7 +38,7 @@ def render(levels: Sequence[Tensor], size: int) -> Tensor:
         start=torch.zeros((), dtype=levels[0].dtype, device=levels[0].device),
     )
     if total.shape[1] == 3:
-        # Sums, not a matrix product, which autocast would run in low precision, in a backward too.
+        # Sums instead of a matrix product, which autocast would compute in low precision, also in a backward pass.
         red, green, blue = total.unbind(1)
         total = torch.stack([r * red + g * green + b * blue for r, g, b in COLOR], dim=1)
     return torch.sigmoid(2 * total)

@@ -1,7 +1,7 @@
-"""Bilinear sampling of images that can be differentiated any number of times in the images.
+"""Bilinear sampling of images that can be differentiated any number of times with respect to the images.
 
-Sampling is linear in the images: its derivative is its adjoint, and the adjoint's is sampling again. Both are torch's own
-kernels; written out because `torch.nn.functional.grid_sample` has no second derivative in torch 2.11.
+Sampling is linear in the images: its derivative is its adjoint, whose derivative is sampling again. Both use torch's kernels;
+needed because `torch.nn.functional.grid_sample` has no second derivative in torch 2.11.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ class _Sample(torch.autograd.Function):
 
 
 class _Adjoint(torch.autograd.Function):
-    """The gradient of the samples -> that of the images; of ``images`` it takes the shape, torch's kernel wants them whole."""
+    """The gradient of the samples -> that of the images; only the shape of ``images`` matters, but torch's kernel takes the tensor."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(grad: Tensor, images: Tensor, grid: Tensor) -> Tensor:
         wanted = [True, False]
-        found: Tensor = torch.ops.aten.grid_sampler_2d_backward(grad, images, grid, BILINEAR, ZEROS, False, wanted)[0]
-        return found
+        result: Tensor = torch.ops.aten.grid_sampler_2d_backward(grad, images, grid, BILINEAR, ZEROS, False, wanted)[0]
+        return result
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:

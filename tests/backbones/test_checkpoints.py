@@ -121,7 +121,7 @@ def test_weights_of_another_model_are_refused_whatever_timm_makes_of_them():
     state = {key: value for key, value in model.state_dict().items() if key != "norm.bias"}
     with pytest.raises(InputError, match=r"missing \['norm.bias'\] \(1\)"):
         load_weights(model, state, "x.pth")
-    with pytest.raises(InputError, match=r"norm.bias is \(3,\), the backbone has \(64,\)"):
+    with pytest.raises(InputError, match=r"norm.bias must be \(64,\) as in the backbone, got \(3,\)"):
         load_weights(model, state | {"norm.bias": torch.zeros(3)}, "x.pth")
 
 
@@ -220,11 +220,11 @@ def test_no_code_of_a_file_is_run(tmp_path, tiny, monkeypatch, call):
 @pytest.mark.parametrize(
     ("shape", "message"),
     [
-        (lambda s: {"a": s, "b": prefixed(s, "", scale=(2,))}, "holds 2 networks that fit, 'a.', 'b.'; save the one you mean"),
+        (lambda s: {"a": s, "b": prefixed(s, "", scale=(2,))}, "holds 2 networks that fit, 'a.', 'b.'; save only the one to use"),
         (lambda s: {"x": 1, "args": argparse.Namespace()}, "holds no weights"),
         (lambda s: [1, 2], "holds no weights"),
         (lambda s: {"model": {k: v for k, v in s.items() if "norm.bias" not in k}}, r"doesn't fit the backbone: missing \['norm"),
-        (lambda s: {"model": prefixed(s, "net.") | {"net.norm.bias": torch.zeros(3)}}, r"norm.bias is \(3,\)"),
+        (lambda s: {"model": prefixed(s, "net.") | {"net.norm.bias": torch.zeros(3)}}, r"norm.bias must be \(64,\)"),
     ],
 )  # fmt: skip
 def test_files_that_do_not_fit(tmp_path, tiny, shape, message):
@@ -236,17 +236,17 @@ def test_files_that_do_not_fit(tmp_path, tiny, shape, message):
 
 def test_programs_are_named(tmp_path):
     torch.jit.script(torch.nn.Linear(2, 2)).save(str(tmp_path / "w.pt"))
-    with pytest.raises(InputError, match=r"w\.pt: a TorchScript program, wanted weights"):
+    with pytest.raises(InputError, match=r"w\.pt: must hold weights .*, got a TorchScript program"):
         load_backbone(TINY, tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "a pointer of git-lfs"),
-        (b"\n<!DOCTYPE html><html>404</html>", "a web page, not weights"),
-        (b'{"weight_map": {}}', "JSON, not weights; an index names the files"),
-        (b"", "damaged, or more than weights"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "is a git-lfs pointer"),
+        (b"\n<!DOCTYPE html><html>404</html>", "is a web page, not weights"),
+        (b'{"weight_map": {}}', "is JSON, not weights; if it is an index"),
+        (b"", "damaged, or not only weights"),
     ],
 )
 def test_what_lies_in_the_place_of_weights(tmp_path, content, message):
@@ -279,7 +279,7 @@ def test_safetensors_by_any_name(tmp_path, tiny, name):
 def test_weights_that_are_no_plain_floats_are_refused(tmp_path, tiny, change):
     torch.save({key: change(value) for key, value in tiny.items()}, tmp_path / "w.pth")
     with pytest.raises(
-        InputError, match=r"wanted plain float32, float16 or bfloat16 weights|damaged, or more than weights"
+        InputError, match=r"must be a plain float32, float16 or bfloat16 tensor|damaged, or not only weights"
     ):
         load_backbone(TINY, tmp_path / "w.pth")
 

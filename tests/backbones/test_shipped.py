@@ -68,7 +68,7 @@ def test_the_convolutional_backbone_takes_other_sizes():
     assert (backbone.input_size, backbone.resize) == (40, 40)
     assert backbone.features(torch.rand(2, 1, 40, 40)).shape == (2, 256)
     assert shape_of_backbone("fashion_cnn", image_size=40).input_size == 40
-    with pytest.raises(InputError, match="image_size of 'fashion_vit' is 28, got 40"):
+    with pytest.raises(InputError, match="image_size of 'fashion_vit' must be 28, got 40"):
         shape_of_backbone("fashion_vit", image_size=40)
 
 
@@ -106,7 +106,7 @@ def test_files_that_are_not_the_scripts(tmp_path):
     save_tensors(tmp_path / "bare.safetensors", tensors, {})
     with pytest.raises(InputError, match="not made by scripts/pretrain_backbone"):
         load_backbone("fashion_cnn", tmp_path / "bare.safetensors")
-    with pytest.raises(InputError, match="timm_class None"):
+    with pytest.raises(InputError, match="timm_class must be VisionTransformer or ByobNet, got None"):
         build_shipped({})
 
 
@@ -122,8 +122,8 @@ def test_numbers_that_make_no_sense_are_named(tmp_path, name):
 
     for mean in ("x", [0.1] * 5, ["0.1"], [], 0.1, [True], None):
         refused("mean must be 1 numbers", mean=mean)
-    refused("NaN is no number of JSON", mean=[nan])
-    refused("Infinity is no number of JSON", std=[float("inf")])
+    refused("NaN is no valid number in JSON", mean=[nan])
+    refused("Infinity is no valid number in JSON", std=[float("inf")])
     refused("std must be positive", std=[0])
     refused("std must be positive", std=[-0.5])
     for change in ({"img_size": -5}, {"img_size": 0}, {"img_size": 10**9}, {"img_size": None}, {"in_chans": -1}):
@@ -143,5 +143,5 @@ def test_stored_weights_of_small_features_are_compared_at_their_scale(tmp_path):
     assert 0 < backbone.features(noise).abs().max() < 3e-3
     save_weights(tmp_path / "stored.safetensors", backbone)
     other = replace(backbone, run=lambda views: -backbone.model(views))  # the same weights in another model
-    with pytest.raises(InputError, match="comes back as another"):
+    with pytest.raises(InputError, match="gives other features"):
         save_weights(tmp_path / "stored.safetensors", other)

@@ -85,14 +85,14 @@ def test_weights_out_of_place_are_refused(tmp_path, monkeypatch):
 
     state = efficientnet_lite0.read_checkpoint(efficientnet_lite0.weights_file())
     names = list(state)
-    refused("holds 295 tensors, timm's tf_efficientnet_lite0 has 296", names[1:])
+    refused("must hold 296 tensors as timm's tf_efficientnet_lite0, got 295", names[1:])
     refused(
-        r"_bn0.bias \(32,\) stands where timm's tf_efficientnet_lite0 has bn1.weight",
+        r"_bn0.bias \(32,\) is at the position of bn1.weight",
         [names[0], names[2], names[1], *names[3:]],
     )
     first, second = names.index("_blocks.2._expand_conv.weight"), names.index("_blocks.3._expand_conv.weight")
     names[first], names[second] = names[second], names[first]
-    refused(r"_blocks\.2\._expand_conv.weight \(144, 24, 1, 1\) stands where", names)  # of the same shape
+    refused(r"_blocks\.2\._expand_conv.weight \(144, 24, 1, 1\) is at the position of", names)  # of the same shape
     monkeypatch.setattr(efficientnet_lite0, "PACKAGE", "not_installed_anywhere")
     with pytest.raises(
         InputError, match=r"needs the package 'not_installed_anywhere': pip install 'sfm_fast\[bench\]'"

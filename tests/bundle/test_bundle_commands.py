@@ -78,13 +78,13 @@ def test_help_has_defaults_and_an_example(command, capsys):
 
 MISTAKES = {
     "out is a folder": ([*BUNDLE[:-3], "--out", "."], "--out must be a file, got the folder"),
-    "out is no bundle": ([*BUNDLE[:-3], "--out", "photo.jpg"], "--out photo.jpg: a file that is no bundle lies there"),
-    "out is another file": ([*BUNDLE[:-3], "--out", "classifier.safetensors"], "a file that is no bundle lies there"),
+    "out is no bundle": ([*BUNDLE[:-3], "--out", "photo.jpg"], "--out photo.jpg: exists and is no bundle"),
+    "out is another file": ([*BUNDLE[:-3], "--out", "classifier.safetensors"], "exists and is no bundle"),
     "views": ([*BUNDLE, "--views", "0"], "--views must be at least 1"),
     "seed": ([*BUNDLE, "--seed", "-1"], "--seed must be at least 0, got -1"),
     "json is out": (
         [*BUNDLE[:-3], "--out", "new", "--json", "new"],
-        "--json new: is --out too; choose another file",
+        "--json new: is the same file as --out; choose another one",
     ),
     "no run": (["bundle", "runs/none", *BUNDLE[2:]], "no such file"),
     "no classifier": (["bundle", "runs/sfm", "--classifier", "none", "--out", "b"], "none: no such file"),
@@ -93,12 +93,12 @@ MISTAKES = {
     "no bundle but a folder": (["classify", "runs", "photo.jpg"], "runs: no bundle here (it is a folder)"),
     "folder": (["classify", "whole", "runs"], "runs: is a folder; give image files"),
     "min_area": ([*BUNDLE, "--min-area", "0"], "--min-area must be in (0, 1], got 0.0"),
-    "test data": ([*BUNDLE, "--test-data", "none"], "'none' is no folder or .tar file here"),
+    "test data": ([*BUNDLE, "--test-data", "none"], "'none' is no existing folder or .tar file"),
     "bundle of a bundle": (
         ["bundle", "whole", *BUNDLE[2:]],
-        "whole is a bundle; wanted a folder of `sfm-fast distill`",
+        "whole: must be an output folder of `sfm-fast distill`, got a bundle",
     ),
-    "eval of a bundle": (["eval", "whole"], "From Python: bundle.synthetic holds its images"),
+    "eval of a bundle": (["eval", "whole"], "In Python, bundle.synthetic holds its images"),
     "top": (["classify", "whole", "photo.jpg", "--top", "0"], "--top"),
 }
 

@@ -57,7 +57,7 @@ def test_the_round_trip(joined, synthetic, vit, tiny, tmp_path):
     assert (
         Bundle.create(again, bundle.classifier, vit, tiny, views=4).projector.in_features == 64
     )  # for another psi later
-    with pytest.raises(InputError, match="is a bundle; wanted a folder of"):
+    with pytest.raises(InputError, match=r"must be an output folder of .*, got a bundle"):
         SyntheticSet.load(path)
 
 
@@ -125,7 +125,7 @@ def test_its_readme_says_what_it_is_and_its_snippet_runs(joined, test_data, tmp_
         "T-shirt/top",
         "`test_vit`",
         "`fashion_vit`",
-        "Its weights are inside",
+        "Its weights are included",
     ):
         assert wanted in page
     with safe_open(tmp_path / "this.safetensors", framework="pt") as file:  # as anyone finds it, without this package
@@ -201,13 +201,13 @@ DAMAGE = {
     "cut": (cut, "damaged or not a safetensors file"),
     "empty": (lambda path: path.write_bytes(b""), "damaged or not a safetensors file"),
     "no safetensors": (lambda path: path.write_text("[]"), "damaged or not a safetensors file"),
-    "a bit of the projector": (flip("projector.weight"), "damaged bundle (its numbers are not those"),
-    "a bit of the images": (flip("images.pixels"), "damaged bundle (its numbers are not those"),
+    "a bit of the projector": (flip("projector.weight"), "damaged bundle (its tensors differ from those"),
+    "a bit of the images": (flip("images.pixels"), "damaged bundle (its tensors differ from those"),
     "no classifier": (without("classifier"), "damaged bundle (it has no classifier"),
     "no projector": (without("projector"), "don't fit together"),
     "no images": (without("images"), "damaged bundle (it has no synthetic images"),
     "other format": (edit(file_format="other/1"), "not a bundle of this package"),
-    "future": (edit(file_format="sfm_fast.bundle/2", sfm_fast="9.1"), "format 2, made by sfm_fast 9.1"),
+    "future": (edit(file_format="sfm_fast.bundle/2", sfm_fast="9.1"), "has format 2, made by sfm_fast 9.1"),
     "no names": (edit(class_names=None), "damaged bundle (class_names is None)"),
     "channels": (edit(channels=2), "damaged bundle (channels is 2)"),
     "no backbone": (edit(evaluating_backbone={"name": "x"}), "evaluating_backbone has no fingerprint"),
@@ -215,7 +215,7 @@ DAMAGE = {
     "other names": (edit(class_names=["a"] * 9), "don't fit together"),
     "deep": (raw("made", "[" * 100_000), "damaged bundle"),
     "format": (edit(file_format="sfm_fast.bundle/²"), "damaged bundle (its format is "),
-    "infinite": (raw("sfm_fast", "Infinity"), "damaged bundle (Infinity is no number"),
+    "infinite": (raw("sfm_fast", "Infinity"), "damaged bundle (Infinity is no valid number"),
     "names": (edit(class_names=[1] * 10), "damaged bundle (class_names is [1"),
     "made": (edit(made={"classifier": 3}), "damaged bundle (made: classifier is 3"),
     "made projector": (edit(made={"projector": [1]}), "damaged bundle (made: projector is [1]"),
@@ -242,7 +242,7 @@ def test_a_damaged_record_of_a_backbone_is_named(key, role, same, tmp_path):
 def test_a_mean_of_another_length_is_named(same, vit, tmp_path):
     same.save(tmp_path / "b")
     edit(evaluating_backbone=same.psi | {"mean": [0.5] * 3, "std": [0.5] * 3})(tmp_path / "b")
-    wanted = "b: damaged bundle (evaluating_backbone: mean has 3 numbers, 'fashion_vit' wants 1)"
+    wanted = "b: damaged bundle (evaluating_backbone: mean has 3 numbers, but 'fashion_vit' needs 1)"
     with pytest.raises(InputError, match=re.escape(wanted)):
         Bundle.load(tmp_path / "b", backbone=vit)
     with pytest.raises(InputError, match=re.escape(wanted)):
@@ -262,7 +262,7 @@ def test_damage_is_named(name, joined, tmp_path):
 def test_damaged_weights_of_the_backbone_are_named(joined, tmp_path):
     joined.save(tmp_path / "b", with_backbone=True)
     flip(next(name for name in names_of(tmp_path / "b") if name.startswith("backbone.")))(tmp_path / "b")
-    with pytest.raises(InputError, match=r"b: damaged bundle \(its numbers"):
+    with pytest.raises(InputError, match=r"b: damaged bundle \(its tensors"):
         Bundle.load(tmp_path / "b")
 
 
@@ -278,7 +278,7 @@ def test_a_bundle_is_replaced_and_nothing_else(same, joined, classifier, tmp_pat
     classifier.save(tmp_path / "classifier")
     for name in ("thesis", "classifier"):
         before = (tmp_path / name).read_bytes()
-        with pytest.raises(InputError, match="a file that is no bundle lies there"):
+        with pytest.raises(InputError, match="exists and is no bundle"):
             same.save(tmp_path / name)
         assert (tmp_path / name).read_bytes() == before
     with pytest.raises(InputError, match="must be a file, got the folder"):

@@ -120,8 +120,8 @@ def test_help_has_defaults_and_an_example(command, capsys):
 
 
 BAD = {
-    "unknown backbone": (["stats", "--backbone", "resnet_x"], "unknown backbone"),
-    "unknown data": (["stats", "--data", "nothing/here"], "no folder"),
+    "unknown backbone": (["stats", "--backbone", "resnet_x"], "backbone must be"),
+    "unknown data": (["stats", "--data", "nothing/here"], "is no existing folder"),
     "no such stats": (["distill", "--stats", "none.safetensors"], "no such file"),
     "bad ipc": (["distill", "--ipc", "0"], "ipc must be at least 1"),
     "bad lr": (["distill", "--lr", "-1"], "lr must be positive"),
@@ -136,14 +136,14 @@ BAD = {
     "bad rounds": (["demo", "--rounds", "0"], "--rounds"),
     "huge ipc": (["distill", "--ipc", "1000000000000"], "ipc must be at most"),
     "huge lr": (["distill", "--lr", "1e38"], "lr must be"),
-    "device without values": (["stats", "--device", "meta"], "holds no values"),
+    "device without values": (["stats", "--device", "meta"], "must hold values"),
     "no run": (["eval", "none"], "no such file"),
     "bad reference": (["eval", "--references", "best-real"], "is none of"),
     "nothing to do": (["eval", "--references", ""], "nothing to evaluate"),
     "resume nothing": (["distill", "--steps", "3", "--resume", "--out", "empty", "--quiet"], "nothing to resume"),
     "clusters": (["stats", "--clusters", "-1", "--quiet"], "clusters must be at least 0"),
-    "too many clusters": (["stats", "--clusters", "601", "--quiet"], "are too few for 601"),
-    "ipc beyond the data": (["eval", "--references", "nearest-real", "--ipc", "601", "--quiet"], "ipc=601 wants more"),
+    "too many clusters": (["stats", "--clusters", "601", "--quiet"], "too few for 601"),
+    "ipc beyond the data": (["eval", "--references", "nearest-real", "--ipc", "601", "--quiet"], "fewer than ipc=601"),
 }
 
 
@@ -272,7 +272,7 @@ def test_a_run_swallowed_by_a_list_is_told_how_to_be_written(capsys):
     code, _, err = call(capsys, "eval", "--references", "full", "runs/sfm")
     assert code == 1
     assert "'runs/sfm' is none of full" in err
-    assert "where it is a RUN, write: sfm-fast eval RUN --references ..." in err
+    assert "if it is a RUN, write: sfm-fast eval RUN --references ..." in err
     code, _, err = call(capsys, "eval", "--mode", "", "runs/sfm")
     assert code == 1
     assert "--mode" in err

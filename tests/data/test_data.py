@@ -107,7 +107,7 @@ def test_tar_archive(tmp_path):
     assert torch.equal(
         everything(open_dataset(str(tmp_path / "train.tar"), "train", workers=2))[0], everything(source)[0]
     )
-    with pytest.raises(InputError, match="no test split beside it"):
+    with pytest.raises(InputError, match="no test split in its folder"):
         open_dataset(str(tmp_path / "train.tar"), "test")
 
 
@@ -179,10 +179,10 @@ def test_match_channels():
 @pytest.mark.parametrize(
     ("spec", "split", "message"),
     [
-        ("nowhere", "train", "no folder"),
+        ("nowhere", "train", "no existing folder"),
         ("embedded", "val", "split must be"),
         ("", "train", "empty name"),
-        ("torch/nothing", "train", "needs the folder its files are kept in"),
+        ("torch/nothing", "train", "needs the folder of its files"),
     ],
 )
 def test_bad_specs(spec, split, message):
@@ -193,7 +193,7 @@ def test_bad_specs(spec, split, message):
 def test_bad_arrays():
     with pytest.raises(InputError, match="uint8"):
         ArraySource("x", np.zeros((2, 4, 4), np.float32), np.zeros(2), ["a"])
-    with pytest.raises(InputError, match="2 items"):
+    with pytest.raises(InputError, match="labels must be as many as images, 2"):
         ArraySource("x", np.zeros((2, 4, 4), np.uint8), np.zeros(3), ["a"])
 
 

@@ -109,10 +109,10 @@ def test_the_class_is_the_first_folder_whatever_is_below(tmp_path):
 
 def test_what_can_be_read_in_two_ways_is_refused(tmp_path):
     write(tmp_path / "a", "bus", "truck", "train/freight", "train/passenger")
-    with pytest.raises(InputError, match="'train' may be a split, or a class beside 'bus', 'truck'"):
+    with pytest.raises(InputError, match="'train' may be a split, or a class like 'bus', 'truck'"):
         read(tmp_path / "a")
     write(tmp_path / "b", "train", "test")
-    with pytest.raises(InputError, match=r"images of 'test', 'train' lie in no class folders; wanted test/CLASS"):
+    with pytest.raises(InputError, match=r"images of 'test', 'train' must be in class folders, test/CLASS"):
         read(tmp_path / "b")
     write(tmp_path / "c", "Train/a", "Train/b", "train_images/a", "train_images/b", "test/a", "test/b")
     with pytest.raises(InputError, match="'Train', 'train_images' could all be the train split"):
@@ -162,7 +162,7 @@ def test_what_is_read_and_what_is_not_is_told(tmp_path):
         (tmp_path / "train" / name).write_bytes(b"x")
     os.mkfifo(tmp_path / "train" / "a" / "pipe.png")
     told = read(tmp_path).told
-    assert "7 images (4 .png, 3 .webp) of 2 classes (2 to 5 each), in colour (4 of 7 images looked at are grey)" in told
+    assert "7 images (4 .png, 3 .webp) of 2 classes (2 to 5 per class), in colour (4 of 7 sampled images are grey)" in told
     assert told.endswith(
         "left out: in no class folder: 1, not images (.txt): 2, not images (no ending): 1, pipes or devices: 1"
     )
@@ -176,7 +176,7 @@ def test_what_is_read_and_what_is_not_is_told(tmp_path):
             lambda root: [(root / "train/c").mkdir(), (root / "train/c/a.heic").write_bytes(b"x")],
             r"train/c: this class folder holds no images \(not images \(.heic\): 1\)",
         ),
-        (lambda root: os.symlink(root / "nowhere", root / "train/a/l.png"), r"l\.png: a link to nothing"),
+        (lambda root: os.symlink(root / "nowhere", root / "train/a/l.png"), r"l\.png: a broken link"),
     ],
 )
 def test_what_is_wrong_in_a_class(tmp_path, make, message):
@@ -191,10 +191,10 @@ def test_folders_without_classes(tmp_path):
     with pytest.raises(InputError, match=r"empty: holds no images$"):
         read(tmp_path / "empty")
     write(tmp_path, "flat", each=3)
-    with pytest.raises(InputError, match="3 images lie in it directly; wanted class folders"):
+    with pytest.raises(InputError, match="3 images are directly in it, but they must be in class folders"):
         read(tmp_path / "flat")
     (tmp_path / "empty" / "x.csv").write_text("1")
-    with pytest.raises(InputError, match=r"holds no images; what lies there: not images \(.csv\): 1"):
+    with pytest.raises(InputError, match=r"holds no images; left out: not images \(.csv\): 1"):
         read(tmp_path / "empty")
 
 
@@ -207,7 +207,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path):
     os.symlink(tmp_path / "real" / "cats", tmp_path / "real" / "cats" / "self")
     source = read(tmp_path / "train")
     assert source.counts() == [2, 2]
-    assert "links to a folder around them: 2" in source.told
+    assert "links to an enclosing folder: 2" in source.told
 
 
 def test_classes_are_in_the_order_people_expect(tmp_path):
@@ -247,7 +247,7 @@ def test_one_colour_image_makes_a_coloured_data_set_and_moves_nobody(tmp_path):
     Image.open(first).convert("L").save(first)
     source = read(tmp_path / "colour")
     assert source.channels == source.exact_channels == 3
-    assert "in colour (1 of 10 images looked at are grey)" in source.told
+    assert "in colour (1 of 10 sampled images are grey)" in source.told
     assert torch.equal(everything(source)[0][1:], before[1:])
     write(tmp_path / "grey", "train/a", "train/b", each=5)
     assert read(tmp_path / "grey").channels == 1
@@ -273,7 +273,7 @@ def test_links_in_archives(tmp_path):
     os.symlink("../a/0.png", tmp_path / "d/b/soft.png")
     assert classes(pack(tmp_path / "d", tmp_path / "train.tar")) == {"a": 1, "b": 3}
     os.symlink("../nowhere.png", tmp_path / "d/b/broken.png")
-    with pytest.raises(InputError, match=r"b/broken\.png is a link to nothing"):
+    with pytest.raises(InputError, match=r"b/broken\.png is a link whose target isn't in the archive"):
         read(pack(tmp_path / "d", tmp_path / "train.tar"))
 
 
@@ -322,7 +322,7 @@ def test_the_folder_that_is_named_may_be_a_split_itself(tmp_path, monkeypatch):
         write(tmp_path / name, "a", "b")
     assert classes(tmp_path / "test", "test") == classes(tmp_path / "Val", "test") == {"a": 2, "b": 2}
     assert classes(tmp_path / "train_images") == {"a": 2, "b": 2}
-    with pytest.raises(InputError, match=r"test: no train split \(it is a test split by its own name\)"):
+    with pytest.raises(InputError, match=r"test: no train split \(by its own name it is a test split\)"):
         read(tmp_path / "test")
     # A word in a longer name decides nothing; either way training and test images are never the same.
     assert classes(tmp_path / "my_test") == {"a": 2, "b": 2}
@@ -336,7 +336,7 @@ def test_the_folder_that_is_named_may_be_a_split_itself(tmp_path, monkeypatch):
 
 def test_splits_inside_of_classes_are_refused(tmp_path):
     write(tmp_path / "d", "a/train", "a/test", "b/train", "b/test")
-    with pytest.raises(InputError, match=r"splits lie inside of its folders \(a/test\); wanted train/CLASS"):
+    with pytest.raises(InputError, match=r"its class folders contain splits \(a/test\), but the layout must be train/CLASS"):
         read(tmp_path / "d")
     write(tmp_path / "e", "train/a/old", "train/b/train", "train/b/test")
     assert classes(tmp_path / "e") == {"a": 2, "b": 4}
@@ -385,7 +385,7 @@ def test_links_to_nothing_that_are_no_images(tmp_path):
         os.symlink("nowhere", tmp_path / "d" / "train" / name)
     for root in (tmp_path / "d", pack(tmp_path / "d" / "train", tmp_path / "train.tar")):
         assert classes(root) == {"a": 2, "b": 2}
-        assert "links to nothing: 2" in read(root).told
+        assert "broken links: 2" in read(root).told
 
 
 def test_very_deep_folders(tmp_path):

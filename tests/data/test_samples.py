@@ -117,7 +117,7 @@ def test_loaders_that_draw_are_refused():
         ((IMAGES[0], 1.5), "must be an integer, got 1.5"),
         ((IMAGES[0], "dog"), "one of the class names, got 'dog'"),
         ((IMAGES[0], np.array([])), "must be an integer"),
-        ((IMAGES[0],), r"must be \(image, label\) or a table with 'image' and 'label', got a tuple of 1"),
+        ((IMAGES[0],), r"must be \(image, label\) or a mapping with 'image' and 'label', got a tuple of 1"),
         (IMAGES[0], "got a numpy.ndarray"),
         ({"image": IMAGES[0], "fine_label": 0, "coarse_label": 0}, "must have one label, got the keys image, fine_label, coarse_label"),
         ({"picture": IMAGES[0], "label": 0}, "must have one image, got the keys picture, label"),
@@ -208,7 +208,7 @@ def test_what_are_no_class_names(names):
 
 
 def test_a_batch_of_other_lengths_is_named():
-    with pytest.raises(InputError, match="a batch of 3 images with 2 labels"):
+    with pytest.raises(InputError, match="a batch must have as many labels as images, got 2 for 3"):
         everything(from_iterable(iter([(torch.rand(3, 1, 8, 8), torch.tensor([0, 1]))]), NAMES, 1), TRANSFORM)
 
 
@@ -251,7 +251,7 @@ def test_no_worker_processes_to_be_had(monkeypatch):
     source = from_iterable(list(zip(IMAGES, LABELS, strict=True)), NAMES, 1)
     source.workers = 2
     monkeypatch.setattr(torch.multiprocessing, "Queue", refuse)
-    with pytest.warns(RuntimeWarning, match="images are read by this one"):
+    with pytest.warns(RuntimeWarning, match="this process reads the images"):
         images, _ = everything(source, TRANSFORM)
     torch.testing.assert_close(images, EXPECTED)
 
@@ -268,5 +268,5 @@ class Dying(Plain):
 def test_a_worker_that_dies_is_an_error_and_no_wait():
     source = from_iterable(Dying(), NAMES, 1)
     source.workers = 1
-    with pytest.raises(InputError, match="a process that reads images ended"):
+    with pytest.raises(InputError, match="a process that reads images died"):
         everything(source, TRANSFORM)

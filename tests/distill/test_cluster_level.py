@@ -89,7 +89,7 @@ def test_statistics_must_hold_as_many_centres_as_images() -> None:
     found = ClassStatistics(2, backbone.num_features, clusters=2, device="cpu")
     found.update(torch.randn(40, backbone.num_features), torch.arange(40) % 2)
     config = DistillConfig(method="sfm-decoupled", level="cluster", ipc=3)
-    with pytest.raises(InputError, match="ipc 3 needs as many k-means centres a class, the statistics hold 2"):
+    with pytest.raises(InputError, match="ipc 3 needs 3 k-means centres per class, but the statistics hold 2"):
         make_distiller(config, backbone, None, found)
     plain = ClassStatistics(2, backbone.num_features)
     plain.update(torch.randn(4, backbone.num_features), torch.arange(4) % 2)
@@ -102,8 +102,8 @@ def test_statistics_must_hold_as_many_centres_as_images() -> None:
     ("options", "message"),
     [
         ({"method": "lgm"}, "level 'cluster' is for sfm and sfm-decoupled"),
-        ({"method": "sfm-decoupled", "alpha": 0.5}, "takes alpha 1: .* got 0.5"),
-        ({"method": "sfm"}, "takes alignment 'pair', got 'global'"),
+        ({"method": "sfm-decoupled", "alpha": 0.5}, "alpha must be 1 with .* got 0.5"),
+        ({"method": "sfm"}, "alignment must be 'pair' .* got 'global'"),
         ({"method": "sfm-decoupled", "level": "image"}, "level must be one of"),
     ],
 )

@@ -231,7 +231,7 @@ def test_lgm_needs_random_access(backbone, statistics):
 
     with pytest.raises(InputError, match="can only be read in order"):
         make_distiller(DistillConfig(method="lgm"), backbone, from_iterable(Stream(), ["a", "b"], channels=1))
-    with pytest.raises(InputError, match="give the data set"):
+    with pytest.raises(InputError, match="needs the data set"):
         make_distiller(DistillConfig(method="lgm"), backbone)
     with pytest.raises(InputError, match="needs class statistics"):
         make_distiller(DistillConfig(), backbone)
@@ -272,7 +272,7 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path, backbone, source, stati
     (tmp_path / "log.jsonl").write_text("mine")
     for overwrite in (False, True):
         distiller = make_distiller(DistillConfig(steps=3), backbone, source, statistics)
-        with pytest.raises(InputError, match="holds other files"):
+        with pytest.raises(InputError, match="holds files that are not of a run"):
             distiller.run(tmp_path, overwrite=overwrite, progress=False)
     assert (tmp_path / "images" / "mine.jpg").read_text() == "holiday"
     assert (tmp_path / "log.jsonl").read_text() == "mine"

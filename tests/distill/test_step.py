@@ -325,7 +325,7 @@ def test_auto_follows_the_budget(backbone, statistics):
     parameters = sum(parameter.nbytes for parameter in backbone.model.parameters())
     tight = distiller(backbone, statistics, Execution(memory_budget=parameters + 8_000_000), ipc=10)
     assert 3 <= tight.micro_batch < 20
-    with pytest.raises(InputError, match="one image at a time is predicted to take"):
+    with pytest.raises(InputError, match="a step is predicted to take"):
         distiller(backbone, statistics, Execution(memory_budget=1), ipc=10).step()
 
 

@@ -169,14 +169,14 @@ def test_accuracy_does_not_depend_on_the_blocks():
 
 
 BAD = {
-    "no decay": (dict(weight_decays=[]), "weight_decays must be positive"),
-    "zero decay": (dict(weight_decays=[0.0]), "weight_decays must be positive"),
-    "NaN decay": (dict(weight_decays=[float("nan")]), "weight_decays must be positive"),
+    "no decay": (dict(weight_decays=[]), "weight_decays must be one or more positive"),
+    "zero decay": (dict(weight_decays=[0.0]), "weight_decays must be one or more positive"),
+    "NaN decay": (dict(weight_decays=[float("nan")]), "weight_decays must be one or more positive"),
     "validation": (dict(validation=1.0), "validation must be in"),
     "seed": (dict(seed=-1), "seed must be in"),
     "tolerance": (dict(tolerance=0), "tolerance must be positive"),
     "iterations": (dict(max_iterations=0), "max_iterations must be at least 1"),
-    "nothing to choose on": (dict(validation=0), "6 values to choose from, but validation is 0; give one"),
+    "nothing to choose on": (dict(validation=0), "weight_decays must be a single value if validation is 0, got 6"),
 }
 
 
@@ -266,9 +266,9 @@ MISTAKES = {
     "folder of --out": (["--out", "none/c.safetensors"], "no such folder none"),
     "folder of --json": (["--json", "none/c.json"], "no such folder none"),
     "another kind of file": (["--out", "other.txt"], "damaged or not a safetensors file"),
-    "cache": (["--cache", "other.txt"], "no folder can be made here"),
+    "cache": (["--cache", "other.txt"], "the folder can't be created"),
     "split": (["--test-split", "other"], "split must be 'train' or 'test'"),
-    "decay": (["--weight-decay", "-1"], "weight_decays must be positive"),
+    "decay": (["--weight-decay", "-1"], "weight_decays must be one or more positive"),
     "validation": (["--validation", "1"], "validation must be in"),
 }
 
@@ -320,7 +320,7 @@ def test_features_of_a_scale_beyond_float32_are_refused():
         with pytest.raises(InputError, match="too small for a float32 classifier"):
             train_classifier(features, labels, ["a", "b"])
     for scale in (1e200, 1e307):
-        with pytest.raises(InputError, match="too far for a float32 classifier"):
+        with pytest.raises(InputError, match="too much for a float32 classifier"):
             train_classifier(plain.double() * scale, labels, ["a", "b"])
     # Some features of that kind among others are as good as constant.
     mixed = train_classifier(torch.cat((plain, plain * 1e-40), 1), labels, ["a", "b"], weight_decays=[1e-2])

@@ -99,6 +99,6 @@ def test_metadata_with_keys_of_the_file_are_refused(key, tmp_path):
             head.save(tmp_path / "head.safetensors")  # it has none itself
             assert Projector.load(tmp_path / "head.safetensors").metadata == head.metadata
             continue
-        with pytest.raises(InputError, match=f"metadata must not have the keys {key}"):
+        with pytest.raises(InputError, match=f"metadata must not have the reserved keys {key}"):
             head.save(tmp_path / "other.safetensors")
     assert not (tmp_path / "other.safetensors").exists()

@@ -44,7 +44,7 @@ def test_lowest_per_class():
     score = torch.tensor([3.0, 1.0, 2.0, 0.0, 5.0])
     labels = torch.tensor([0, 0, 0, 1, 1])
     assert lowest_per_class(score, labels, 2, 2, ["a", "b"]).tolist() == [1, 2, 3, 4]
-    with pytest.raises(InputError, match=r"class 1 \('b'\) has 2 images, ipc=3"):
+    with pytest.raises(InputError, match=r"class 1 \('b'\) has 2 images, fewer than ipc=3"):
         lowest_per_class(score, labels, 2, 3, ["a", "b"])
 
 
@@ -92,7 +92,7 @@ def test_nearest_image_is_the_nearest(evaluator):
 
 def test_references_need_training_images():
     evaluator = Evaluator(load_backbone(), open_dataset("embedded", "test"), progress=False)
-    with pytest.raises(InputError, match="need the real training images"):
+    with pytest.raises(InputError, match="need train, the real training images"):
         evaluator.full()
 
 

@@ -154,13 +154,13 @@ X, Y, _ = pairs(2, 3)
     [
         ((X.index_fill(2, torch.tensor([1]), float("nan")), Y), "inputs holds NaN"),
         ((X, Y.index_fill(2, torch.tensor([1]), float("inf"))), "targets holds NaN or infinity"),
-        ((X[:1], Y), r"targets must be of the inputs' views and images, \(1, 3\)"),
+        ((X[:1], Y), r"targets must have the inputs' views, images and device, \(1, 3\)"),
         ((X[0], Y), "inputs must be"),
         ((X, Y[:, :0]), "targets must be"),
         ((X.long(), Y), "inputs must be a float tensor"),
         ((X, Y, "svd"), "solver must be one of"),
-        ((X, Y, "ridge", []), "penalties must be positive"),
-        ((X, Y, "ridge", [1.0, 0.0]), "penalties must be positive"),
+        ((X, Y, "ridge", []), "penalties must be one or more positive"),
+        ((X, Y, "ridge", [1.0, 0.0]), "penalties must be one or more positive"),
         ((X, Y, "adam", [1.0], 0), "epochs must be at least 1"),
     ],
 )
@@ -210,12 +210,12 @@ def test_projector_features_are_views_then_blends(backbone):
     ("inputs", "targets", "options", "message"),
     [
         (1e-30, 1e10, {}, "left float32's range: inputs of up to"),
-        (1.0, 1e200, {}, "targets reaches .* beyond float32"),
-        (1e160, 1.0, {}, "inputs reaches .* beyond float32"),
+        (1.0, 1e200, {}, "targets reaches .* beyond the range of float32"),
+        (1e160, 1.0, {}, "inputs reaches .* beyond the range of float32"),
         (1e30, 1.0, {"solver": "adam", "epochs": 2}, "left float32's range"),
         (1.0, 1.0, {"seed": 2**64}, r"seed must be in \[0, 2\*\*64\), got 18446744073709551616"),
         (1.0, 1.0, {"seed": -1}, "seed must be in"),
-        (1.0, 1.0, {"metadata": {"file_format": 3}}, "metadata must not have the keys file_format"),
+        (1.0, 1.0, {"metadata": {"file_format": 3}}, "metadata must not have the reserved keys file_format"),
     ],
 )
 def test_scales_seeds_and_metadata_that_can_not_be(inputs, targets, options, message):

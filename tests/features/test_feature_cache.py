@@ -133,13 +133,13 @@ def zeroed(path):
 
 
 DAMAGES = {
-    "zeroed": (zeroed, "other numbers than were written"),
+    "zeroed": (zeroed, "its tensors differ from those that were written"),
     "truncated": (truncated, "damaged"),
     "text": (lambda path: path.write_text("no tensors"), "damaged"),
-    "foreign": (foreign, "other features"),
+    "foreign": (foreign, "match its name"),
     "not finite": (rewritten(features=torch.full((40, 192), float("nan"))), "finite"),
-    "too few rows": (rewritten(features=torch.zeros(39, 192), labels=torch.zeros(39).long()), "39 rows"),
-    "wide": (rewritten(features=torch.zeros(40, 191)), "191 features"),
+    "too few rows": (rewritten(features=torch.zeros(39, 192), labels=torch.zeros(39).long()), "got 39 of"),
+    "wide": (rewritten(features=torch.zeros(40, 191)), "192 features per item like the backbone, got 191"),
     "labels": (rewritten(labels=torch.full((40,), 3)), r"0\.\.2"),
 }
 
@@ -150,7 +150,7 @@ def test_a_bad_file_is_replaced_with_a_warning(name, backbone, computed, tmp_pat
     (path,) = tmp_path.iterdir()
     damage, says = DAMAGES[name]
     damage(path)
-    with pytest.warns(UserWarning, match=f"computed anew.*{says}"):
+    with pytest.warns(UserWarning, match=f"are recomputed.*{says}"):
         mended, _ = get(FeatureCache(tmp_path), source(), backbone)
     torch.testing.assert_close(mended, features)
     with warnings.catch_warnings():
@@ -241,7 +241,7 @@ def test_two_writers_leave_a_whole_file(tmp_path, backbone):
 def test_a_folder_that_can_not_be(tmp_path):
     (tmp_path / "file").write_text("")
     for place in (tmp_path / "file", tmp_path / "file" / "below"):
-        with pytest.raises(InputError, match="no folder can be made here"):
+        with pytest.raises(InputError, match="the folder can't be created"):
             FeatureCache(place)
     with pytest.raises(InputError, match="empty name"):
         FeatureCache("")

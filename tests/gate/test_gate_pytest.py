@@ -244,7 +244,7 @@ def test_a_baseline_that_lets_everything_pass_is_refused(tmp_path, value):
     path = tmp_path / "baseline.json"
     entry = f'{{"value": {value}, "unit": "", "torch": "2"}}'
     path.write_text(f'{{"format": "sfm_fast gate baseline 1", "values": {{"x": {entry}}}}}')
-    with pytest.raises(InputError, match=r"values: x: value is|no number of JSON"):
+    with pytest.raises(InputError, match=r"values: x: value is|no valid number in JSON"):
         Gate(baseline=path).unchanged("x", 10.0**12)
 
 

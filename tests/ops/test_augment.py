@@ -261,8 +261,8 @@ BAD_CALLS = {
     "not views": (dict(views=VIEWS.boxes), "views must be sfm_fast.Views, got torch.float32"),
     "dtype": (dict(dtype=torch.int8), "dtype must be float32, bfloat16, float16 or float64, got torch.int8"),
     "backend": (dict(backend="gpu"), "backend must be one of"),
-    "absent backend": (dict(backend="cuda"), "backend='cuda' can't take this call: .+; backend='auto' would take 'cpu'"),
-    "kernel for float64": (dict(images=IMAGES.double(), backend="cpu"), "takes float32, bfloat16 and float16, not"),
+    "absent backend": (dict(backend="cuda"), "backend='cuda' can't run this call: .+; backend='auto' would use 'cpu'"),
+    "kernel for float64": (dict(images=IMAGES.double(), backend="cpu"), "supports float32, bfloat16 and float16, not"),
     "float64 from a kernel": (dict(dtype=torch.float64, backend="cpu"), "float64"),
     "view device": (dict(images=IMAGES.to("meta")), "views.boxes is on cpu, the images on meta"),
 }  # fmt: skip
@@ -278,7 +278,7 @@ BAD_VIEWS = {
     "items device": (dict(noise_items=VIEWS.noise_items.to("meta")), "views.noise_items is on meta, the images on cpu"),
     "odd number": (
         dict(boxes=VIEWS.boxes[:3], noise_items=VIEWS.noise_items[:3]),
-        "views must be equally many of each image, got 3 views of 2 images",
+        "views must be the same number for each image, got 3 views of 2 images",
     ),
     "mean dtype": (dict(mean=VIEWS.mean.double()), "views.mean must be a torch.float32 tensor"),
     "mean tuple": (dict(mean=(0.5, 0.5, 0.5)), "views.mean must be a torch.float32 tensor, got a builtins.tuple"),

@@ -132,8 +132,8 @@ BAD_CALLS = {
     "row device": (dict(rows=ROWS.to("meta")), "rows are on meta, the images on cpu"),
     "dtype": (dict(dtype=torch.int32), "dtype must be float32, bfloat16, float16 or float64, got torch.int32"),
     "backend": (dict(backend="tpu"), "backend must be one of"),
-    "absent backend": (dict(backend="cuda"), "backend='cuda' can't take this call: .+; backend='auto' would take 'cpu'"),
-    "kernel for float64": (dict(levels=[LEVEL.double()], backend="cpu"), "takes float32, bfloat16 and float16, not"),
+    "absent backend": (dict(backend="cuda"), "backend='cuda' can't run this call: .+; backend='auto' would use 'cpu'"),
+    "kernel for float64": (dict(levels=[LEVEL.double()], backend="cpu"), "supports float32, bfloat16 and float16, not"),
     "float64 from a kernel": (dict(dtype=torch.float64, backend="cpu"), "float64"),
 }  # fmt: skip
 

@@ -135,15 +135,15 @@ BAD_CALLS = {
     "canvas": (dict(canvas=0), "canvas must be 1 to 16384 pixels, got 0"),
     "float canvas": (dict(canvas=6.5), r"canvas must be a number of pixels \(int\)"),
     "rows": (dict(rows=torch.tensor([0, 2])), r"rows must be in 0\.\.1, got 0\.\.2"),
-    "rows and views": (dict(rows=torch.tensor([0, 1, 0])), "views must be equally many of each image, got 4 views of 3"),
+    "rows and views": (dict(rows=torch.tensor([0, 1, 0])), "views must be the same number for each image, got 4 views of 3"),
     "not views": (dict(views=None), "views must be sfm_fast.Views, got a builtins.NoneType"),
     "view boxes": (dict(views=replace(VIEWS, boxes=VIEWS.boxes[:, :2])), r"views.boxes must be \(views, 4\)"),
     "channels": (dict(levels=[torch.zeros(2, 3, 4, 4)], views=replace(VIEWS, mean=VIEWS.mean[:2], std=VIEWS.std[:2])),
                  "images must have 1 or 2 channels to fit views.mean, got 3"),
     "dtype": (dict(dtype=torch.int32), "dtype must be float32, bfloat16, float16 or float64, got torch.int32"),
     "backend": (dict(backend="tpu"), "backend must be one of"),
-    "absent backend": (dict(backend="cuda"), "backend='cuda' can't take this call: .+; backend='auto' would take 'cpu'"),
-    "kernel for float64": (dict(levels=[LEVEL.double()], backend="cpu"), "takes float32, bfloat16 and float16, not"),
+    "absent backend": (dict(backend="cuda"), "backend='cuda' can't run this call: .+; backend='auto' would use 'cpu'"),
+    "kernel for float64": (dict(levels=[LEVEL.double()], backend="cpu"), "supports float32, bfloat16 and float16, not"),
     "float64 from a kernel": (dict(dtype=torch.float64, backend="cpu"), "float64"),
 }  # fmt: skip
 
