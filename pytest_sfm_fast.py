@@ -1,7 +1,7 @@
-"""The pytest plugin of sfm_fast: options, marker and the fixture `performance_gate`; nothing heavy is imported until a test asks.
+"""The pytest plugin of sfm_fast: options, marker and the fixture `performance_gate`; see docs/gate.md.
 
-See docs/gate.md. pytest loads this in every run of the environment it is installed in, so neither torch nor sfm_fast may be
-imported at the top.
+pytest loads this file in every run of an environment in which it is installed, so torch and sfm_fast are only imported when a test
+uses the fixture.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sfm_fast.gate.baseline import Measurement
     from sfm_fast.gate.gate import Gate
 
-PROPERTY = "performance_gate"  # user_properties travel with the reports, from pytest-xdist's workers too
+PROPERTY = "performance_gate"  # user_properties are part of the reports, also of those from pytest-xdist's workers
 DEFAULT_BASELINE = "performance-baseline.json"
 
 
@@ -25,7 +25,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--gate-inconclusive",
         choices=("skip", "fail", "pass"),
         default="skip",
-        help="what a time ratio does that the machine was too restless to decide (default: skip)",
+        help="outcome of a test whose time ratio is inconclusive because the machine is too busy (default: skip)",
     )
     group.addoption(
         "--gate-baseline",
@@ -45,7 +45,7 @@ def pytest_configure(config: pytest.Config) -> None:
         if path and not config.rootpath.joinpath(path).parent.is_dir():
             raise pytest.UsageError(f"{option} {path}: no such folder")
         if path and config.rootpath.joinpath(path).is_dir():
-            raise pytest.UsageError(f"{option} {path}: is a folder, wanted a file")
+            raise pytest.UsageError(f"{option} {path}: must be a file, got a folder")
     config.pluginmanager.register(Collector(config), "sfm_fast_collector")
 
 

@@ -1,1 +1,1 @@
-"""The performance gate: assertions on memory, time ratios and costs that must not grow, for tests."""
+"""The performance gate: assertions for tests about memory, time ratios and costs that must not grow."""

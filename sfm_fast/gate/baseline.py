@@ -1,4 +1,4 @@
-"""The files of the performance gate: expected values that a project commits, and the measurements of one run."""
+"""The files of the performance gate: the expected values that a project commits, and the measurements of a run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _BASELINE = {
     "format": lambda value: value == BASELINE_FORMAT,
     "values": {str: {"value": lambda value: type(value) in (int, float) and value >= 0, "unit": str, "torch": str}},
 }
-UPDATED = "updated"  # the verdict of a value that shall be written
+UPDATED = "updated"  # the verdict of a value to be written
 
 
 class Expected(TypedDict):
-    """What the baseline holds under a name; ``torch``: the version that it was measured with."""
+    """An entry of the baseline; ``torch``: the version it was measured with."""
 
     value: float
     unit: str
@@ -30,7 +30,7 @@ class Expected(TypedDict):
 
 
 class Measurement(TypedDict, total=False):
-    """One measurement of a test, as it goes into the report. limit: what it is held against. low to rounds: of a ratio alone."""
+    """One measurement of a test, as in the report. ``limit``: the allowed value. ``low`` to ``rounds``: only for ratios."""
 
     test: str
     what: str
@@ -47,7 +47,7 @@ class Measurement(TypedDict, total=False):
 
 
 def read_baseline(path: Path) -> dict[str, Expected]:
-    """The expected values by name; nothing where there is no file. Raises ``InputError`` where it is damaged."""
+    """The expected values by name; empty if there is no file. Raises ``InputError`` if the file is damaged."""
     if not path.exists():
         return {}
     try:
@@ -59,9 +59,9 @@ def read_baseline(path: Path) -> dict[str, Expected]:
 
 
 def update_baseline(path: Path, records: Iterable[Measurement]) -> list[str]:
-    """Put the values of the records with verdict "updated" into the file; other names stay. Returns what changed, in words.
+    """Write the values of the records with verdict "updated" into the file; other names are kept. Returns descriptions of the changes.
 
-    Raises ``InputError`` where two tests gave one name different values; then nothing is written.
+    Raises ``InputError`` if two tests have different values for one name; then nothing is written.
     """
     fresh: dict[str, Measurement] = {}
     for record in records:

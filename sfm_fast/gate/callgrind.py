@@ -1,4 +1,4 @@
-"""Counts the CPU instructions of Python statements with valgrind's callgrind: the same number on every run, on any machine's load."""
+"""Counts the CPU instructions of Python statements with valgrind's callgrind, which doesn't depend on the load of the machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from ..errors import InputError
 
-# Valgrind's client requests are macros of inline assembly: Python reaches them through a library of three lines.
+# Valgrind's client requests are macros of inline assembly, so Python calls them through a small library.
 _SHIM = """#include "callgrind.h"
 void start(void) { CALLGRIND_START_INSTRUMENTATION; CALLGRIND_ZERO_STATS; }
 void stop(void) { CALLGRIND_DUMP_STATS; CALLGRIND_STOP_INSTRUMENTATION; }
@@ -47,22 +47,22 @@ def count_instructions(
     pythonpath: Sequence[str] | None = None,
     timeout: float = 600.0,
 ) -> dict[str, int]:
-    """Instructions of each statement on its second run, in one process under callgrind that ran ``setup`` and all before it.
+    """Instructions of each statement in its second execution, in one process under callgrind, after ``setup`` and the statements before it.
 
     Args:
         setup: Python source, not counted.
-        statements: name -> Python source; they share the names that ``setup`` made.
-        python: the interpreter. environment: variables set beside this process's. pythonpath: folders put before PYTHONPATH.
-        library: count only what runs inside this shared library (not what it calls): the file's name or the end of its path
-            up to the first dot, e.g. "_C" or "sfm_fast/_C". That repeats exactly, since none of Python's work is in it; a
-            count of everything wanders by some tenths of a percent. None: everything.
-        timeout: seconds for the whole process; starting torch under valgrind alone takes about half a minute.
+        statements: name -> Python source; they share the variables of ``setup``.
+        python: the interpreter. environment: variables to set in addition to this process's. pythonpath: folders put before PYTHONPATH.
+        library: count only instructions inside this shared library (not those of functions it calls): the file's name or the end of
+            its path up to the first dot, e.g. "_C" or "sfm_fast/_C". This count repeats exactly, because it includes none of Python's
+            work; a count of all instructions varies by some tenths of a percent. None: all instructions.
+        timeout: seconds for the whole process; only starting torch under valgrind takes about half a minute.
 
-    One thread, fixed hash seed. Valgrind knows AVX2, not AVX-512: code that asks the processor takes its AVX2 path here, also
-    where it would take another outside.
+    Runs with one thread and a fixed hash seed. Valgrind supports AVX2 but not AVX-512, so code that detects the processor's features
+    uses its AVX2 path.
 
-    Raises ``InputError``: valgrind or a C compiler is missing, the source fails, or ``library`` ran no instruction or is not the
-    only one of that name.
+    Raises ``InputError`` if valgrind or a C compiler is missing, the source fails, or ``library`` executed no instruction or isn't
+    unique.
     """
     if not statements:
         raise InputError("statements must hold at least one statement, got none")
@@ -73,7 +73,9 @@ def count_instructions(
             raise InputError(f"{name}: not Python source ({error})") from error
     valgrind = shutil.which("valgrind")
     if valgrind is None:
-        raise InputError("counting instructions needs valgrind, which is not here: apt install valgrind (or dnf, brew)")
+        raise InputError(
+            "counting instructions needs valgrind, which isn't installed: apt install valgrind (or dnf, brew)"
+        )
     with tempfile.TemporaryDirectory(prefix="sfm_fast_callgrind_") as name:
         folder = Path(name)
         shim = _build_shim(folder)
@@ -106,8 +108,8 @@ def instructions(lines: Iterable[str]) -> dict[str, int]:
     """Object file -> instructions executed in its own functions, from the lines of one callgrind profile.
 
     Format: Valgrind manual, "Callgrind Format Specification". Names are "ob=(1) /path" at first and "ob=(1)" later. The line
-    after "calls=" has the callee's cost, which its own lines count already. Positions (absolute, "+n", "-n", "*") don't matter
-    here, only how many there are before the costs.
+    after "calls=" has the callee's cost, which its own lines already include. Of the positions (absolute, "+n", "-n", "*") only
+    their number before the costs matters.
     """
     counts: Counter[str] = Counter()
     names: dict[str, str] = {}
@@ -130,7 +132,7 @@ def instructions(lines: Iterable[str]) -> dict[str, int]:
             callee = True
         elif line[:1].isdigit() or line[:1] in ("+", "-", "*"):
             costs = line.split()[positions:]
-            if not callee and len(costs) > column:  # trailing zeros are left out
+            if not callee and len(costs) > column:  # trailing zeros are omitted
                 counts[current] += int(costs[column])
             callee = False
     return dict(counts)
@@ -160,17 +162,17 @@ def _write_work(path: Path, setup: str, statements: Mapping[str, str]) -> None:
 
 
 def _build_shim(folder: Path) -> Path:
-    """Compile the library that switches callgrind on and off; its headers are valgrind's own, or those that torch ships."""
-    torchs = Path(torch.__file__).parent / "utils" / "benchmark" / "utils" / "valgrind_wrapper"
-    headers = [path for path in (Path("/usr/include/valgrind"), torchs) if (path / "callgrind.h").exists()]
+    """Compile the library that switches callgrind on and off, with valgrind's headers or those included in torch."""
+    in_torch = Path(torch.__file__).parent / "utils" / "benchmark" / "utils" / "valgrind_wrapper"
+    headers = [path for path in (Path("/usr/include/valgrind"), in_torch) if (path / "callgrind.h").exists()]
     if not headers:
-        raise InputError("counting instructions needs callgrind.h, which is not here: apt install valgrind")
+        raise InputError("counting instructions needs callgrind.h, which isn't installed: apt install valgrind")
     compiler = next(
         (path for name in (os.environ.get("CC"), "cc", "gcc", "clang") if name and (path := shutil.which(name))), None
     )
     if compiler is None:
         raise InputError(
-            "counting instructions needs a C compiler (cc, gcc or clang), and there is none: apt install gcc"
+            "counting instructions needs a C compiler (cc, gcc or clang), which isn't installed: apt install gcc"
         )
     source, library = folder / "shim.c", folder / "shim.so"
     source.write_text(_SHIM, encoding="utf-8")

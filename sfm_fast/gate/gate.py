@@ -1,4 +1,4 @@
-"""Assertions about cost for tests: memory budgets, time ratios, values that must not grow. The fixture `performance_gate` of pytest."""
+"""Assertions about cost for tests (memory budgets, time ratios, values that must not grow), used by pytest's fixture `performance_gate`."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from ..units import memory, parse_bytes, percent
 from .baseline import UPDATED, Measurement, read_baseline
 from .paired import FAILED, INCONCLUSIVE, PASSED, check_options, compare, rounds_of
 
-FELL_TO_NOTHING = "nothing was counted, so what took its place may be work that isn't counted; compare times instead"
+FELL_TO_NOTHING = "the count is 0, so the work may have been replaced by work that isn't counted; compare times instead"
 POLICIES = ("skip", "fail", "pass")
 
 
 class Gate:
-    """One test's assertions. Each measurement is given to ``record``, in a form that JSON can hold, whatever its verdict.
+    """One test's assertions. ``record`` is called with every measurement, in a form that JSON can hold, whether it passes or fails.
 
     Args:
         test: the test's name in the report.
-        record: takes each measurement; default: forget it.
-        inconclusive: what a ratio does that can't be decided: "skip" or "fail" the test, or "pass" (go on).
+        record: called with each measurement; by default it does nothing.
+        inconclusive: outcome of a ratio that can't be decided: "skip" or "fail" the test, or "pass" (continue).
         baseline: the JSON file of `unchanged`.
         update: `unchanged` accepts every value; `update_baseline` writes them from the records afterwards.
         pythonpath: folders that the process of `instructions` can import from.
@@ -53,10 +53,10 @@ class Gate:
     def peak_memory(
         self, function: Callable[[], Any], at_most: str | int, device: torch.device | str | None = None
     ) -> int:
-        """Assert that ``function()`` allocates at most ``at_most`` (bytes, "200MB", "1GiB") beyond what stood before; returns it.
+        """Assert that ``function()`` allocates at most ``at_most`` (bytes, "200MB", "1GiB") beyond earlier allocations; returns the peak.
 
-        It is called once before, so that what it sets up once doesn't count. ``device`` None: the GPU if that call allocated
-        memory there, else the CPU, where torch's allocator is counted (not a library's own malloc, nor numpy's).
+        It is called once before the measurement, so that one-time set-up doesn't count. ``device`` None: the GPU if that call
+        allocated memory there, else the CPU, where torch's allocator is counted (not a library's own malloc or numpy's).
         """
         __tracebackhide__ = True
         limit = parse_bytes(at_most)
@@ -84,10 +84,10 @@ class Gate:
     ) -> Ratio:
         """Assert that ``function()`` takes at most ``at_most`` times as long as ``baseline()``; returns the ratio.
 
-        Passes when the ratio's interval lies below the limit, fails when it lies above in two separate batches, and is
-        inconclusive otherwise, or where the baseline timed against itself isn't 1. How: `sfm_fast.gate.paired`.
-        The first look takes ``rounds`` rounds of three samples; up to ``retries`` more each double them; none starts after
-        ``seconds``. ``device`` None: waits for the GPU once one is in use.
+        Passes if the ratio's interval is below the limit, fails if it is above the limit in two separate batches, and is
+        inconclusive otherwise, or if the baseline's ratio to itself isn't 1; see `sfm_fast.gate.paired`. The first look has
+        ``rounds`` rounds of three samples; up to ``retries`` more looks double them; none starts after ``seconds``.
+        ``device`` None: the GPU if this process uses one.
         """
         __tracebackhide__ = True
         check_options(at_most, confidence, rounds, retries, seconds)
@@ -104,7 +104,7 @@ class Gate:
             seconds=seconds,
         )
         ratio = comparison.ratio
-        text = f"at most {at_most:g} wanted; {comparison.reason}"
+        text = f"limit {at_most:g}; {comparison.reason}"
         self._note(
             what="time ratio", verdict=comparison.verdict, text=text, measured=ratio.median, limit=at_most,
             low=ratio.low, high=None if math.isinf(ratio.high) else ratio.high, control=comparison.control.median,
@@ -119,17 +119,17 @@ class Gate:
         return ratio
 
     def unchanged(self, name: str, value: float, *, tolerance: float = 0.01, unit: str = "") -> None:
-        """Assert that a deterministic ``value`` is at most ``tolerance`` (a fraction) above the one that the baseline file holds.
+        """Assert that a deterministic ``value`` is at most ``tolerance`` (a fraction) above the one in the baseline file.
 
-        Less passes and is reported as an improvement, but nothing at all where there was something fails: what took its place
-        may be work that isn't counted. Raises ``InputError`` where the file is damaged or the unit is another
-        one, AssertionError where the value grew or the file doesn't know ``name``; ``--gate-update`` writes it.
+        A smaller value passes and is reported as an improvement, but 0 fails if the baseline isn't 0, because uncounted work may
+        have replaced the counted work. Raises ``InputError`` if the file is damaged or has another unit, AssertionError if the
+        value grew or the file has no such ``name``; ``--gate-update`` writes it.
         """
         __tracebackhide__ = True
         if not name or not isinstance(name, str):
             raise InputError(f"name must be a non-empty string, got {name!r}")
         if isinstance(value, bool) or not isinstance(value, numbers.Real) or not 0 <= value < math.inf:
-            raise InputError(f"value of {name!r} must be a finite number, not negative, got {value!r}")
+            raise InputError(f"value of {name!r} must be a finite number of at least 0, got {value!r}")
         value = (
             int(value) if isinstance(value, numbers.Integral) else float(value)
         )  # numpy's too; records travel as JSON
@@ -145,26 +145,28 @@ class Gate:
             note(UPDATED, measured, value)
             return
         if known is None:
-            text = f"{measured}, and {self.baseline} doesn't know {name!r}: run pytest with --gate-update, and commit the file"
+            text = (
+                f"{measured}, but {self.baseline} has no {name!r}: run pytest with --gate-update, and commit the file"
+            )
             note(FAILED, text, None)
             raise AssertionError(text)
         if known["unit"] != unit:
-            raise InputError(f"unit of {name!r} is {unit!r}, {self.baseline} has {known['unit']!r}")
+            raise InputError(f"unit of {name!r} must be {known['unit']!r} as in {self.baseline}, got {unit!r}")
         limit = known["value"]
         text = f"{measured}, baseline {limit:,}"
         if not value and limit:
-            text += f": {FELL_TO_NOTHING}; where it is truly gone, --gate-update"
+            text += f": {FELL_TO_NOTHING}; if the work is really gone, run with --gate-update"
             note(FAILED, text, limit)
             raise AssertionError(f"{name}: {text}")
         grown = value > limit * (1 + tolerance)
         if value != limit:
             text += f" ({_percent(value, limit)})"
         if value < limit * (1 - tolerance):
-            text += "; improved: keep it with --gate-update"
+            text += "; improved: run with --gate-update to keep it"
         if grown:
             text += f", more than {tolerance:.1%} over"
             if known["torch"] != torch.__version__:
-                text += f"; the baseline was measured with torch {known['torch']}, this is {torch.__version__}"
+                text += f"; the baseline was measured with torch {known['torch']}, but this is {torch.__version__}"
         note(FAILED if grown else PASSED, text, limit)
         if grown:
             raise AssertionError(f"{name}: {text}")
@@ -172,7 +174,7 @@ class Gate:
     def flops(self, function: Callable[[], Any]) -> int:
         """Floating-point operations of the matrix products, convolutions and attention in ``function()``, by torch's formulas.
 
-        Element-wise work, sums, and the package's own C++ ops count as nothing: use `instructions` or `ratio` for them.
+        Element-wise operations, sums, and the package's own C++ operations aren't counted: use `instructions` or `ratio` for them.
         """
         from ..measure.tracker import Tracker
 
@@ -181,19 +183,19 @@ class Gate:
         return int(tracker.flops)
 
     def allocated(self, function: Callable[[], Any], device: torch.device | str | None = None) -> int:
-        """Peak bytes that ``function()`` allocates, after a call to warm up; see `peak_memory`."""
-        stood = 0
+        """Peak bytes that ``function()`` allocates, after a warm-up call; see `peak_memory`."""
+        before = 0
         if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
-            stood = torch.cuda.memory_allocated()
+            before = torch.cuda.memory_allocated()
         _complete(function(), "function")
         if device is None:
-            on_gpu = torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > stood
+            on_gpu = torch.cuda.is_initialized() and torch.cuda.max_memory_allocated() > before
             device = "cuda" if on_gpu else "cpu"
         return peak_memory(function, device)
 
     def instructions(self, setup: str, statement: str, library: str | None = None) -> int:
-        """CPU instructions of ``statement`` (Python source) after ``setup``, counted by callgrind in a process of its own.
+        """CPU instructions of ``statement`` (Python source) after ``setup``, counted by callgrind in a separate process.
 
         ``library``: only those inside that shared library, e.g. "sfm_fast/_C", which repeats exactly; see `callgrind`.
         """
@@ -207,7 +209,7 @@ class Gate:
 
     def _undecided(self, text: str) -> None:
         __tracebackhide__ = True
-        if "pytest" not in sys.modules:  # a script of the user's own reads the record
+        if "pytest" not in sys.modules:  # outside of pytest, the user's script reads the record
             return
         import pytest
 
@@ -218,12 +220,12 @@ class Gate:
 
 
 def _complete(result: Any, argument: str) -> None:
-    """Raise ``InputError`` where a call did none of its work yet."""
+    """Raise ``InputError`` if a call returned a generator or coroutine, which hasn't done its work yet."""
     if inspect.isgenerator(result) or inspect.iscoroutine(result) or inspect.isasyncgen(result):
         if inspect.iscoroutine(result):
             result.close()
         raise InputError(
-            f"{argument} gives a {type(result).__name__}, whose work is still to do: run it inside the function"
+            f"{argument} must do its work when it is called, got a {type(result).__name__}: run it inside the function"
         )
 
 

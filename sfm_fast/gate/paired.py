@@ -1,19 +1,19 @@
-"""Is one callable at most so many times as slow as another: interleaved rounds with a control, looked at until the answer is sure.
+"""Decides whether the time ratio of two callables is at most a limit, from interleaved rounds with a control.
 
-How it decides, and why it neither fails by accident nor passes by accident:
+The decision, and how it avoids false passes and failures:
 
-* A round times the function, the baseline and the baseline again (the control), each for about as long as the others, in an
-  order drawn anew. What the machine does meanwhile can't know the order, so a function as fast as its baseline gives a ratio
-  that is as likely above 1 as below it, whatever the load.
-* The ratios of a look are summed up by their median and the interval between two order statistics (the sign test turned round):
-  exact for any distribution of ratios, where a percentile bootstrap is too narrow with few rounds. Source: Conover,
+* A round times the function, the baseline and the baseline again (the control), each for about as long as the others, in a random
+  order. The load of the machine doesn't depend on this order, so for a function as fast as its baseline the ratio is as likely
+  above 1 as below, at any load.
+* The ratios of a look are summarised by their median and the interval between two order statistics (by inverting the sign test):
+  exact for any distribution of ratios, while a percentile bootstrap is too narrow for few rounds. Source: Conover,
   Practical Nonparametric Statistics, 3rd ed., section 3.2.
-* Looking again and again would find an error sooner or later. Look k therefore works at the error (1 - confidence) / 2^k: however
-  many looks there are, the sum stays below 1 - confidence. Every look doubles the rounds, which pays for the stricter interval.
-* Passing takes the interval of all rounds so far below the limit. Failing takes it above, and besides two separate batches, the
-  rounds before this look and those of this look (halves of the first look where there is no time for another), each above on its
-  own: one long disturbance is not enough. Each batch works at the error whose square is the look's.
-* Where the control's own interval lies away from 1, the look decides nothing.
+* Repeated looks would increase the probability of an error. Look k therefore uses the error (1 - confidence) / 2^k, so that the
+  sum over all looks stays below 1 - confidence. Every look doubles the rounds, which compensates for the stricter interval.
+* To pass, the interval of all rounds so far must be below the limit. To fail, it must be above, and so must the intervals of two
+  separate batches: the rounds before this look and those of this look (or halves of the first look if there is no time for
+  another), so that a single long disturbance isn't enough. The error of each batch is chosen such that its square is the look's.
+* If the control's interval excludes 1 by a margin, the look decides nothing.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from ..errors import InputError
 from ..measure.timing import Ratio, interval
 
 PASSED, FAILED, INCONCLUSIVE = "passed", "failed", "inconclusive"
-CONTROL_DRIFT = 1.05  # a control whose whole interval is further from 1 than this: the machine can't measure now
-SAMPLE_SECONDS = 2e-3  # shorter samples measure the clock and the loop around the call
+CONTROL_DRIFT = 1.05  # if the control's whole interval is further from 1 than this factor, the look decides nothing
+SAMPLE_SECONDS = 2e-3  # in shorter samples the clock and the loop around the call matter
 CALIBRATION_SECONDS = 0.1
 
 Round = tuple[float, float, float]  # seconds of one call: function, baseline, control
@@ -41,7 +41,7 @@ Round = tuple[float, float, float]  # seconds of one call: function, baseline, c
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` found. ``reason`` says in words why it passed, failed or stayed undecided."""
+    """The result of `compare`. ``reason`` says why it passed, failed or is inconclusive."""
 
     verdict: str
     ratio: Ratio
@@ -59,9 +59,9 @@ def compare(
     retries: int = 3,
     seconds: float = 60.0,
 ) -> Comparison:
-    """Decide whether function / baseline is at most ``at_most``; ``measure(n)`` gives n more rounds.
+    """Decide whether function / baseline is at most ``at_most``; ``measure(n)`` returns n more rounds.
 
-    The first look has ``rounds`` rounds, each of at most ``retries`` more looks doubles them; after ``seconds`` there is none.
+    The first look has ``rounds`` rounds; each of at most ``retries`` more looks doubles them, and none starts after ``seconds``.
     Raises ``InputError`` for numbers out of range.
     """
     check_options(at_most, confidence, rounds, retries, seconds)
@@ -77,21 +77,21 @@ def compare(
         late = time.perf_counter() - started > seconds
         seen = f"ratio {_text(ratio)}, control {_text(control)} in {len(every)} rounds"
         if control.low > CONTROL_DRIFT or control.high < 1 / CONTROL_DRIFT:
-            why = f"the baseline against itself is {_text(control)} instead of 1: the machine is too restless"
+            why = f"the ratio of the baseline to itself is {_text(control)} instead of 1: the machine is too busy"
         elif ratio.high <= at_most:
             return Comparison(PASSED, ratio, control, len(every), seen)
         elif ratio.low > at_most and all(_low(part, half) > at_most for part in _batches(earlier, fresh, late)):
             return Comparison(FAILED, ratio, control, len(every), seen)
         else:
-            why = f"the interval {ratio.low:.3f} to {ratio.high:.3f} doesn't clear the limit {at_most:g}"
+            why = f"the interval {ratio.low:.3f} to {ratio.high:.3f} isn't clearly below or above the limit {at_most:g}"
         if late:
-            why += f" (gave up after {seconds:g} s)"
+            why += f" (stopped after {seconds:g} s)"
             break
     return Comparison(INCONCLUSIVE, ratio, control, len(every), f"{why}; {seen}")
 
 
 def _batches(earlier: list[Round], fresh: list[Round], late: bool) -> list[list[Round]]:
-    """The two that must agree on a failure. Where functions are so slow that there is no second look: halves of the first."""
+    """The two batches that must both fail; if there is no time for a second look, the halves of the first."""
     if earlier:
         return [earlier, fresh]
     middle = len(fresh) // 2
@@ -115,9 +115,9 @@ def check_options(at_most: float, confidence: float, rounds: int, retries: int, 
 def rounds_of(
     function: Callable[[], Any], baseline: Callable[[], Any], device: torch.device | str, seed: int = 0
 ) -> Callable[[int], list[Round]]:
-    """``measure`` for `compare`: real times on ``device``. Each callable has been called once before this.
+    """``measure`` for `compare`, with real times on ``device``. Each callable must have been called once before.
 
-    A sample lasts at least `SAMPLE_SECONDS` and about as long for each: the faster one is called more often in it, so that all
+    Every sample lasts at least `SAMPLE_SECONDS` and about equally long: the faster callable is called more often in it, so that all
     are interrupted equally often.
     """
     order = random.Random(seed)
@@ -146,11 +146,10 @@ def rounds_of(
 
 
 def _sample(call: Callable[[], Any], repeats: int, device: torch.device | str) -> float:
-    """Seconds of ``repeats`` calls: wall time, on a CPU less the time that this thread stood in line for a core.
+    """Seconds of ``repeats`` calls: wall time, on a CPU without the time that this thread waited for a core.
 
-    Linux counts that waiting (sched(7), /proc/thread-self/schedstat), which is what other programs do to us, not what the
-    callable does: sleeping, reading and waiting for other threads stay in. Elsewhere it is plain wall time; on a GPU too, which
-    works on while its host waits.
+    Linux records this waiting time (sched(7), /proc/thread-self/schedstat), which other programs cause. Time for sleeping, reading
+    and waiting for the callable's other threads is included. On other systems, and on a GPU, it is plain wall time.
     """
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -163,14 +162,14 @@ def _sample(call: Callable[[], Any], repeats: int, device: torch.device | str) -
     for _ in range(repeats):
         call()
     elapsed, own, whole = time.perf_counter() - started, time.thread_time() - own, time.process_time() - whole
-    # While the call's other threads worked, this one may have waited for them to leave the core: that is the call's own doing.
-    strangers = max(0.0, _waited() - waited - max(0.0, whole - own))
-    # Waiting may fall between the clocks' readings, so never less than the thread's own work.
-    return max(elapsed - strangers, own, 1e-9)
+    # This thread may have waited for a core that the call's other threads used; that time belongs to the call.
+    by_others = max(0.0, _waited() - waited - max(0.0, whole - own))
+    # The clocks are read one after the other, so make sure that the result isn't less than the thread's own work.
+    return max(elapsed - by_others, own, 1e-9)
 
 
 def _waited() -> float:
-    """Seconds that this thread was ready to run and had no core, since it started; 0 where the system doesn't say."""
+    """Seconds that this thread has waited for a core since it started; 0 if the system doesn't record it."""
     try:
         with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:
             return int(file.read().split()[1]) / 1e9
@@ -179,7 +178,7 @@ def _waited() -> float:
 
 
 def _quickest(call: Callable[[], Any], device: torch.device | str) -> float:
-    """Seconds of one undisturbed call: the least of many, since a wrong one would make one sample longer than the other."""
+    """Seconds of one undisturbed call: the minimum of many, so that the lengths of samples are chosen correctly."""
     seconds: list[float] = []
     while len(seconds) < 2 or (len(seconds) < 25 and sum(seconds) < CALIBRATION_SECONDS):
         seconds.append(_sample(call, 1, device))

@@ -215,7 +215,7 @@ def broken(**changes: Any) -> dict[str, Any]:
         (broken(ours="yes"), r"rows\[0\].*ours"),
         (broken(contender=None), r"rows\[0\].*contender"),
         (broken(median=None), r"rows\[0\].*median"),
-        (broken(median=float("nan")), "NaN is no number"),
+        (broken(median=float("nan")), "NaN is no valid number"),
         (broken(p80="fast"), r"rows\[0\].*p80"),
         (broken(peak_bytes=-1), r"rows\[0\].*peak_bytes"),
         (broken(dtype=["float32"]), r"rows\[0\].*dtype"),

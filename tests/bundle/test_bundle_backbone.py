@@ -146,7 +146,7 @@ def test_parts_of_different_making_are_refused(synthetic, classifier, vit, tiny)
         )
     wide = {"psi": tiny.describe() | {"input_size": 64}}
     with pytest.raises(
-        InputError, match=r"fitted for psi 'test_vit' \(input size 64\), psi is 'test_vit' \(input size 32"
+        InputError, match=r"fitted for psi 'test_vit' \(input size 64\), but psi is 'test_vit' \(input size 32"
     ):
         Bundle.create(synthetic, classifier, vit, tiny, Projector(torch.ones(192, 64), torch.ones(192), wide))
     with pytest.raises(InputError, match="None if psi is phi"):

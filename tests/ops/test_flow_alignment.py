@@ -285,7 +285,10 @@ BAD_CALLS = {
     "integer features": (dict(features=torch.zeros(3, 4, dtype=torch.int64)), "features must be a float32"),
     "vector": (dict(features=torch.zeros(4)), r"got \(4,\)"),
     "wrong dim": (dict(features=torch.zeros(3, 5)), "must have 4 features per item like centers, got 5"),
-    "wrong rows": (dict(features=torch.zeros(2, 4)), "features must have 3 rows, one mean per class, if labels is None, got 2"),
+    "wrong rows": (
+        dict(features=torch.zeros(2, 4)),
+        "features must have 3 rows, one mean per class, if labels is None, got 2",
+    ),
     "label range": (dict(labels=torch.tensor([0, 1, 3])), r"0\.\.2, got 0\.\.3"),
     "negative label": (dict(labels=torch.tensor([0, 1, -1])), r"got -1\.\.1"),
     "label dtype": (dict(labels=LABELS.int()), "int64"),
