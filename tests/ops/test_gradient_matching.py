@@ -95,7 +95,7 @@ def test_softmax_residual_is_what_cross_entropy_has():
     [
         ({"weight": torch.zeros(4)}, "weight must be"),
         ({"bias": torch.zeros(5)}, "bias must be"),
-        ({"syn_features": torch.zeros(4, 3)}, "syn_features has 3"),
+        ({"syn_features": torch.zeros(4, 3)}, "syn_features must have 5 features per item like weight, got 3"),
         ({"real_labels": torch.tensor([0, 9])}, "real_labels must be in 0..3"),
         ({"syn_labels": torch.zeros(4)}, "int64"),
     ],
