@@ -12,6 +12,11 @@ class InputError(ValueError):
         super().__init__(re.sub(r"\s*[\r\n]+\s*", " ", str(message)).strip())
 
 
+def reason_of(error: BaseException) -> str:
+    """The first line of an exception's message, or its type if it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def require_package(module: str, purpose: str, extra: str) -> None:
     """Raise ``InputError`` naming the extra to install if ``module`` isn't installed."""
     import importlib.util

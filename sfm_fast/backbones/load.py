@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..checks import check_side
-from ..errors import InputError, require_package
+from ..errors import InputError, reason_of, require_package
 from ..files import expand
 from . import timm_models
 from .backbone import Backbone
@@ -125,7 +125,7 @@ def resolve_device(device: torch.device | str) -> torch.device:
         resolved = torch.device(device)
         torch.empty(1, device=resolved)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise InputError(f"device {str(device)!r} can't be used ({str(error).splitlines()[0]})") from error
+        raise InputError(f"device {str(device)!r} can't be used ({reason_of(error)})") from error
     return resolved
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from .shipped import SHIPPED
 
 
@@ -43,7 +43,7 @@ def create(
         except TypeError:  # convolutional models take any size and have no such argument
             model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except Exception as error:  # the hub client raises many exceptions
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        reason = reason_of(error)
         if not pretrained:
             raise InputError(f"backbone {name!r} can't be built with {sized}: {reason}") from error
         raise InputError(

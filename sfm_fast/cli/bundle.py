@@ -37,13 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="file to write, such as mine.safetensors; an existing bundle is replaced",
     )
     common.add_backbone_arguments(parser)
-    parser.add_argument(
-        "--eval-backbone",
-        metavar="NAME",
-        help="backbone that will compute the features of photos (default: --backbone)",
-    )
-    parser.add_argument("--eval-checkpoint", metavar="FILE", help="local file of weights for --eval-backbone")
-    parser.add_argument("--eval-image-size", type=int, metavar="PX", help="input size of --eval-backbone in pixels")
+    common.add_evaluating_backbone_arguments(parser, "backbone that will compute the features of photos")
     common.add_options(parser, ProjectorFit, solver="--projector")
     parser.add_argument(
         "--test-data",

@@ -58,6 +58,13 @@ def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
     add_machine_arguments(parser)
 
 
+def add_evaluating_backbone_arguments(parser: argparse.ArgumentParser, purpose: str) -> None:
+    """--eval-backbone and what belongs to it; `open_evaluating_backbone` reads them."""
+    parser.add_argument("--eval-backbone", metavar="NAME", help=f"{purpose} (default: the distilling one, --backbone)")
+    parser.add_argument("--eval-checkpoint", metavar="FILE", help="local file of weights for --eval-backbone")
+    parser.add_argument("--eval-image-size", type=int, metavar="PX", help="input size of --eval-backbone in pixels")
+
+
 def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     """--device, --precision, --threads, --batch-size and --quiet."""
     parser.add_argument("--device", default="auto", help="torch device: auto, cpu, cuda, cuda:1, …")

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..distill.build import make_distiller
 from ..distill.config import RECOMMENDED, STATES, DistillConfig, Execution
+from ..distill.objectives import METHODS
 from ..distill.run import Every
 from ..distill.run_folder import check_run_folder
 from ..errors import InputError
@@ -108,7 +109,9 @@ def run(args: argparse.Namespace) -> None:
     every = common.made(args, Every)
     check_run_folder(args.out, resume=args.resume, overwrite=args.overwrite)
     backbone = common.open_backbone(args, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
-    statistics = ClassStatistics.load(args.stats) if args.stats is not None and config.method != "lgm" else None
+    statistics = (
+        ClassStatistics.load(args.stats) if args.stats is not None and not METHODS[config.method].needs_images else None
+    )
     # With statistics the data set itself isn't needed, but if both are given, the statistics must come from that data set.
     split = "train" if statistics is None else str(statistics.provenance.get("split", "train"))
     source = common.open_data(args, split) if statistics is None or args.data is not None else None

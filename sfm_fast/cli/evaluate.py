@@ -47,11 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_data_arguments(parser)
     parser.add_argument("--test-split", default="test", help="split to test on")
     common.add_backbone_arguments(parser)
-    parser.add_argument(
-        "--eval-backbone", metavar="NAME", help="evaluate on this backbone (default: the distilling one, --backbone)"
-    )
-    parser.add_argument("--eval-checkpoint", metavar="FILE", help="local file of weights for --eval-backbone")
-    parser.add_argument("--eval-image-size", type=int, metavar="PX", help="input size of --eval-backbone in pixels")
+    common.add_evaluating_backbone_arguments(parser, "evaluate on this backbone")
     parser.add_argument(
         "--classifier",
         metavar="FILE",

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from ..distill.run import Interrupted
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from ..files import check_output_file, check_replaces_json, expand
 from ..measure.memory import is_out_of_memory
 from ..version import __version__
@@ -93,9 +93,8 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _out_of_memory(command: str, error: Exception) -> int:
-    reason = str(error).splitlines()[0] if str(error) else "MemoryError"
     print(
-        f"sfm-fast {command}: out of memory ({reason}); use fewer or smaller images or a smaller batch",
+        f"sfm-fast {command}: out of memory ({reason_of(error)}); use fewer or smaller images or a smaller batch",
         file=sys.stderr,
     )
     return 1

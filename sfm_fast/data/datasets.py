@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, require_package
+from ..errors import InputError, reason_of, require_package
 from ..files import expand
 from . import fashion_mnist
 from .folders import open_files
@@ -110,9 +110,7 @@ def _timm(
     except InputError:
         raise
     except Exception as error:  # readers raise anything from KeyError to network errors
-        raise InputError(
-            f"{name}: can't be opened ({type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'})"
-        ) from error
+        raise InputError(f"{name}: can't be opened ({type(error).__name__}: {reason_of(error)})") from error
     if class_names is None:
         raise InputError(f"{name}: doesn't state its number of classes; give num_classes (--num-classes)")
     if iterable:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import InputError
+from ..errors import InputError, reason_of
 from .samples import read_sample
 from .transforms import ImageTransform, to_floats
 
@@ -79,5 +79,5 @@ def read_batches(view: ReadItems, batch_size: int, workers: int, name: str) -> I
         if "worker" not in str(error):
             raise
         raise InputError(
-            f"{name}: a process that reads images died ({str(error).splitlines()[0]}), perhaps out of memory; use fewer (--workers 0: none)"
+            f"{name}: a process that reads images died ({reason_of(error)}), perhaps out of memory; use fewer (--workers 0: none)"
         ) from error
