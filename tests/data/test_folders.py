@@ -18,8 +18,7 @@ from sfm_fast.data.layout import kind_of_split
 
 
 def write(root, *places, each=2, ending=".png", colour=False):
-    """``each`` images in every folder of ``places``."""
-    for number, place in enumerate(places):
+    for number, place in enumerate(places):  # ``each`` images in every one
         folder = root / place
         folder.mkdir(parents=True, exist_ok=True)
         for index in range(each):
@@ -162,9 +161,8 @@ def test_what_is_read_and_what_is_not_is_told(tmp_path):
         (tmp_path / "train" / name).write_bytes(b"x")
     os.mkfifo(tmp_path / "train" / "a" / "pipe.png")
     told = read(tmp_path).told
-    assert (
-        "7 images (4 .png, 3 .webp) of 2 classes (2 to 5 per class), in colour (4 of 7 sampled images are grey)" in told
-    )
+    wanted = "7 images (4 .png, 3 .webp) of 2 classes (2 to 5 per class), in colour (4 of 7 sampled images are grey)"
+    assert wanted in told
     assert told.endswith(
         "left out: in no class folder: 1, not images (.txt): 2, not images (no ending): 1, pipes or devices: 1"
     )
@@ -338,9 +336,8 @@ def test_the_folder_that_is_named_may_be_a_split_itself(tmp_path, monkeypatch):
 
 def test_splits_inside_of_classes_are_refused(tmp_path):
     write(tmp_path / "d", "a/train", "a/test", "b/train", "b/test")
-    with pytest.raises(
-        InputError, match=r"its class folders contain splits \(a/test\), but the layout must be train/CLASS"
-    ):
+    wanted = r"its class folders contain splits \(a/test\), but the layout must be train/CLASS"
+    with pytest.raises(InputError, match=wanted):
         read(tmp_path / "d")
     write(tmp_path / "e", "train/a/old", "train/b/train", "train/b/test")
     assert classes(tmp_path / "e") == {"a": 2, "b": 4}
