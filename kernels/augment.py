@@ -14,7 +14,7 @@ from .checks import check_boxes, check_dtype, check_floats, check_images, check_
 from .philox import normal4, signed
 from .segments import tile_warps
 
-ROWS, COLUMNS = 16, 32  # of a tile
+ROWS, COLUMNS = 16, 32  # size of a tile
 __all__ = ["augment", "augment_backward"]
 
 
@@ -50,7 +50,7 @@ def _augment_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """A tile of a view, all channels. Tiles begin at multiples of 4 in the noise, which comes in blocks of 4."""
+    """Computes a tile of a view, all channels. Tiles start at multiples of 4 in the noise, which is made in blocks of 4."""
     aligned: tl.constexpr = SIZE % 4 == 0
     tiles_across: tl.constexpr = (SIZE + (0 if aligned else 3) + COLUMNS - 1) // COLUMNS
     tiles: tl.constexpr = tiles_across * ((SIZE + ROWS - 1) // ROWS)
@@ -83,7 +83,7 @@ def _augment_kernel(
         v10 = tl.load(source + WIDTH, mask=lower & left, other=0.0).to(tl.float32)
         v11 = tl.load(source + WIDTH + 1, mask=lower & right, other=0.0).to(tl.float32)
         value = (1.0 - wy) * ((1.0 - wx) * v00 + wx * v01) + wy * ((1.0 - wx) * v10 + wx * v11)
-        # Quads from here on, as noise comes and stores are widest; the gathers want neighbouring pixels in a warp.
+        # Quads from here on, for the noise and for wide stores; the gathers before need neighbouring pixels in a warp.
         even, odd = value.reshape(ROWS, COLUMNS // 4, 2, 2).split()
         v0, v2 = even.split()
         v1, v3 = odd.split()
@@ -120,8 +120,8 @@ def augment(
 ) -> Tensor:
     """Views (V, C, size, size) in ``dtype`` of images (M, c, H, W), c = C or 1; view v shows image v % M.
 
-    boxes (V, 4) float32 = x0, dx, y0, dy; noise_items (V,) int64, the counters of the noise, negative for none; mean and
-    std (C,) float32. The normal numbers of a view are positions 0 .. c size size - 1 of its item.
+    boxes (V, 4) float32 = x0, dx, y0, dy; noise_items (V,) int64: the counters of the noise, negative for no noise; mean
+    and std (C,) float32. The normal numbers of a view are positions 0 .. c size size - 1 of its item.
     """
     check_dtype(dtype)
     check_images("images", images, None, None, None, None, device=images.device)

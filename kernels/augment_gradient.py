@@ -1,7 +1,7 @@
-"""The gradient of images from that of their views, the transpose of augment.py.
+"""The gradient of images from the gradient of their views, the transpose of augment.py.
 
-It gathers: a source pixel looks through the few view rows and columns that can reach it and takes exactly those weights
-that the forward gave it.
+It gathers: each source pixel sums over the few view rows and columns that can read it, with exactly the weights of the
+forward.
 """
 
 import torch
@@ -13,7 +13,7 @@ from .bilinear import coordinate
 from .checks import check_boxes, check_dtype, check_floats, check_images, check_sizes
 from .segments import tile_warps
 
-ROWS, COLUMNS = 16, 32  # of a tile
+ROWS, COLUMNS = 16, 32  # size of a tile
 
 
 @triton.jit
@@ -26,16 +26,16 @@ def _reach(
     SIZE: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> tl.tuple:
-    """Which view rows (or columns) can reach ``pixels``, first .. first + BLOCK - 1: from one each, so many for all.
+    """The view rows (or columns) that can read ``pixels``, first .. first + BLOCK - 1: each one's first, a common count.
 
-    A little too many: ``slack`` covers the rounding of the division here and of the forward's coordinates.
+    The range is a little too wide: ``slack`` covers the rounding of the division here and of the forward's coordinates.
     """
     everything = tl.abs(step) < 1e-6
     divisor = tl.where(everything, 1.0, step)
     length = 2.0 / tl.abs(divisor)
     slack = (tl.abs(start) + (EXTENT + 2.0)) / tl.abs(divisor) * 1e-6
     low = (pixels.to(tl.float32) - start) / divisor - (0.5 * length + slack)
-    # NaN from beyond float32 counts as 0, and then ``length`` is everything.
+    # NaN from an overflow of float32 counts as 0, and then ``length`` is the whole axis.
     begin = tl.where(low > 0, tl.ceil(tl.minimum(low, SIZE * 1.0)), 0.0).to(tl.int32)
     begin = tl.where(everything, 0, begin)
     length += 2.0 * slack
@@ -49,7 +49,7 @@ def _reach(
 
 @triton.jit
 def _weight(index: tl.tensor, pixels: tl.tensor, start: tl.tensor, step: tl.tensor, SIZE: tl.constexpr) -> tl.tensor:
-    """What view row (or column) ``index`` took of each pixel in the forward."""
+    """The weight of each pixel in view row (or column) ``index`` in the forward."""
     x = coordinate(index, start, step)
     first = tl.floor(x)
     pixel = pixels.to(tl.float32)
@@ -73,7 +73,7 @@ def _augment_backward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ) -> None:
-    """A tile of a channel of an image."""
+    """Computes a tile of one channel of an image's gradient."""
     tiles_across: tl.constexpr = (WIDTH + COLUMNS - 1) // COLUMNS
     tiles: tl.constexpr = tiles_across * ((HEIGHT + ROWS - 1) // ROWS)
     plane = tl.program_id(0) // tiles
@@ -125,7 +125,7 @@ def augment_backward(
     width: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Gradient (images, channels, height, width) in ``dtype``, summed over an image's views: grad (V, C, size, size)."""
+    """Gradient (images, channels, height, width) in ``dtype``, summed over each image's views: grad (V, C, size, size)."""
     check_dtype(dtype)
     check_floats("std", std, None, device=grad.device)
     check_boxes(boxes, images, grad.device)

@@ -1,9 +1,9 @@
-"""What the kernels of the image path share: bilinear positions and weights, the colour matrix."""
+"""Shared by the image kernels: bilinear positions and weights, and the colour matrix."""
 
 import triton
 import triton.language as tl
 
-# The colour decorrelation of sfm_fast.reference.render, by rows.
+# The colour decorrelation matrix of sfm_fast.reference.render, row by row.
 COLORS = tuple(
     value / (0.26**2 + 0.27**2 + 0.27**2) ** 0.5 for value in (0.26, 0.09, 0.02, 0.27, 0.0, -0.05, 0.27, -0.09, 0.03)
 )

@@ -1,4 +1,4 @@
-"""Checks of the arguments by shape, dtype and device: no value is read, so nothing waits for a GPU."""
+"""Checks of arguments by shape, dtype and device. They read no values, so they don't wait for the GPU."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ FEATURES = (torch.float32, torch.bfloat16, torch.float16)
 def check_tensor(
     name: str, value: Tensor, shape: tuple[int | None, ...], dtypes: tuple[torch.dtype, ...], device: torch.device
 ) -> None:
-    """Raise ``ValueError`` unless ``value`` is so; None in ``shape`` is any size."""
+    """Raise ``ValueError`` unless ``value`` has these properties; None in ``shape`` allows any size."""
     if value.dtype not in dtypes:
         wanted = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
         raise ValueError(f"{name} must be {wanted}, got {value.dtype}")
@@ -29,7 +29,7 @@ def check_floats(name: str, value: Tensor, *shape: int | None, device: torch.dev
 def check_segments(
     order: Tensor | None, offsets: Tensor | None, items: int, classes: int | None, device: torch.device
 ) -> None:
-    """``order`` (items,) and ``offsets`` (classes + 1,), int64; or neither, and an item a class. classes None: any."""
+    """``order`` (items,) and ``offsets`` (classes + 1,) int64, or both None: one item per class; classes None: any."""
     if order is not None and offsets is not None:
         check_tensor("order", order, (items,), (torch.int64,), device)
         check_tensor("offsets", offsets, (None if classes is None else classes + 1,), (torch.int64,), device)
@@ -48,7 +48,7 @@ def check_labelled(
     shift: Tensor,
     centers: Tensor | None = None,
 ) -> None:
-    """Features (N, D) with their segments, ``shift`` (D,) and, where given, ``centers`` (C, D)."""
+    """Check features (N, D) with their segments, ``shift`` (D,) and, if given, ``centers`` (C, D)."""
     check_tensor("features", features, (None, None), FEATURES, features.device)
     items, dim = features.shape
     check_floats("shift", shift, dim, device=features.device)
@@ -63,7 +63,7 @@ def check_dtype(dtype: torch.dtype) -> None:
 
 
 def check_levels(levels: list[Tensor], rows: Tensor | None, size: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Levels (N, c, r, r) float32, c 1 or 3, r up to ``size``; ``rows`` (M,) int64 or None: M = N. Gives M and c."""
+    """Check levels (N, c, r, r) float32, c 1 or 3, r <= ``size``; ``rows`` (M,) int64 or None (M = N). Gives M and c."""
     check_dtype(dtype)
     if not 1 <= len(levels) <= MOST_LEVELS:
         raise ValueError(f"levels must be 1 to {MOST_LEVELS} tensors, got {len(levels)}")
@@ -90,7 +90,7 @@ def check_images(name: str, images: Tensor, *shape: int | None, device: torch.de
 
 
 def check_sides(sides: list[int], channels: int, height: int, width: int) -> None:
-    """Of the levels of images (M, channels, height, width)."""
+    """Check the sides of the levels of images (M, channels, height, width)."""
     if channels not in (1, 3) or height != width or not 1 <= height <= MOST_PIXELS:
         raise ValueError(f"images must be square with 1 or 3 channels, got {channels} x {height} x {width}")
     if not 1 <= len(sides) <= MOST_LEVELS or not all(1 <= side <= height for side in sides):
@@ -98,14 +98,14 @@ def check_sides(sides: list[int], channels: int, height: int, width: int) -> Non
 
 
 def check_boxes(boxes: Tensor, images: int, device: torch.device) -> None:
-    """(V, 4) float32, V a multiple of the number of images."""
+    """Check ``boxes`` (V, 4) float32, V a multiple of the number of images."""
     check_floats("boxes", boxes, None, 4, device=device)
     if len(boxes) % images if images else len(boxes):
         raise ValueError(f"boxes must have a multiple of {images} rows, one a view, got {len(boxes)}")
 
 
 def check_sizes(channels: int, outputs: int, height: int, width: int, size: int) -> None:
-    """Of images (M, channels, height, width) and their views (V, outputs, size, size)."""
+    """Check the sizes of images (M, channels, height, width) and their views (V, outputs, size, size)."""
     if not 1 <= channels <= MOST_CHANNELS or not 1 <= outputs <= MOST_CHANNELS or channels not in (1, outputs):
         raise ValueError(
             f"images must have 1 channel or those of mean and std ({outputs}, up to {MOST_CHANNELS}), got {channels}"

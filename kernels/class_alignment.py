@@ -1,4 +1,4 @@
-"""Flow alignment with one cosine per class: the mean over classes first, then every class, then r and the loss."""
+"""Flow alignment with one cosine per class, in three steps: the mean over classes, each class, then r and the loss."""
 
 import torch
 import triton
@@ -24,7 +24,7 @@ def _finish_columns_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ) -> None:
-    """Kind 1: m (D,) from the sums of t; or, LAST, r (D,) from the sums of p_c a_c + q_c b_c, and the loss."""
+    """Kind 1: m (D,) from the sums of t; with LAST, r (D,) from the sums of p_c a_c + q_c b_c, and the loss."""
     columns = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
     column_mask = columns < dim
     C = tl.cast(classes, tl.float64)
@@ -49,7 +49,7 @@ def _center_and_deviation(
     dim: tl.tensor,
     ITEM_UNROLL: tl.constexpr,
 ) -> tl.tuple:
-    """Tiles of a_c and of b_c = t_c - m, 0 outside."""
+    """Tiles of a_c and of b_c = t_c - m, with zeros outside the range."""
     column_mask = columns < dim
     mask = row_mask[:, None] & column_mask[None, :]
     a = tl.load(centers + (rows.to(tl.int64) * dim)[:, None] + columns[None, :], mask=mask, other=0.0)
@@ -73,7 +73,7 @@ def _class_cosines_kernel(
     BLOCK_D: tl.constexpr,
     ITEM_UNROLL: tl.constexpr,
 ) -> None:
-    """Kind 1, a block of classes: p, q, the sum of 1 - cos (float64) and that of p_c a_c + q_c b_c (D,)."""
+    """Kind 1, a block of classes: p, q, the sum of 1 - cos (float64) and the sum of p_c a_c + q_c b_c (D,)."""
     rows = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     row_mask = rows < classes
     dot = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
@@ -111,9 +111,9 @@ def class_alignment(
     rows: Tensor,
     columns: Tensor,
 ) -> None:
-    """Fill ``loss``, ``rows`` and ``columns`` from the chunks' sums of t less the pivot, (chunks, D) float32."""
+    """Fill ``loss``, ``rows`` and ``columns`` from the chunks' sums of t minus the pivot, (chunks, D) float32."""
     classes, dim = centers.shape
-    # Few classes: few to a program, so that there are enough programs. Many: fewer partial rows to write and read.
+    # Few classes: few per program, so that there are enough programs. Many: more per program, for fewer partial rows.
     block_c = 8 if classes <= 4096 else 32
     block_d = min(4 * TILE // block_c, max(16, triton.next_power_of_2(dim)))
     blocks = triton.cdiv(classes, block_c)

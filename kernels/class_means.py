@@ -58,9 +58,9 @@ def _means_backward_kernel(
 def class_means(features: Tensor, order: Tensor | None, offsets: Tensor | None, shift: Tensor) -> Tensor:
     """Mean of float32(x) - shift over each class: (N, D) any strides, (N,), (C + 1,), (D,) float32 -> (C, D) float32.
 
-    ``order`` is the stable argsort (int64) of the labels and class c owns order[offsets[c] : offsets[c + 1]]; both
-    None when row c is class c. The shift comes off before the sum, since the common mean of features can be far larger
-    than the spread between classes. An empty class gives NaN.
+    ``order`` is the stable argsort (int64) of the labels, and class c has the items order[offsets[c] : offsets[c + 1]];
+    both are None if row c is class c. The shift is subtracted before the sum, since the common mean of features can be
+    far larger than the spread between classes. An empty class gives NaN.
     """
     check_labelled(features, order, offsets, shift)
     items, dim = features.shape

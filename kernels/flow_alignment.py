@@ -1,11 +1,11 @@
-"""The flow-alignment losses that cost O(C*D): the loss with what makes its gradient exact, then the gradient.
+"""The flow-alignment losses that cost O(C*D): the loss with the factors of its exact gradient, then the gradient.
 
-t_c is the mean of class c less ``shift``, a_c its centre. Beside the loss, the forward keeps p, q (one for all, or one
-a class) and m, r (D,) with dL/dt_c = p_c a_c + q_c (t_c - m) + r: the backward reads the features once and writes once.
+t_c is the mean of class c minus ``shift``, a_c its centre. Besides the loss, the forward keeps p, q (common, or one per
+class) and m, r (D,) with dL/dt_c = p_c a_c + q_c (t_c - m) + r: the backward reads the features once and writes once.
 
-All kinds but CLASS take one pass of partial sums and a program that finishes them; CLASS, a cosine per class, needs the
-mean over classes first, and FLOW_MSE and PAIR_MSE of labelled features that of class 0, their pivot. Every sum has an order fixed
-by the shape: no atomics.
+All kinds except CLASS take one pass of partial sums and one program that finishes them. CLASS, a cosine per class, needs
+the mean over classes first; FLOW_MSE and PAIR_MSE of labelled features need the mean of class 0, their pivot. The order of
+every sum is fixed by the shape, without atomics.
 """
 
 import torch
@@ -39,14 +39,14 @@ def _partial_sums_kernel(
     ROW_UNROLL: tl.constexpr,
     ITEM_UNROLL: tl.constexpr,
 ) -> None:
-    """A chunk of classes x a block of columns: column ``sums`` (2, chunks, D), ``scalars`` (3, programs) float64."""
+    """Sums a chunk of classes x a block of columns into ``sums`` (2, chunks, D) and ``scalars`` (3, programs) float64."""
     column_blocks = tl.cdiv(dim, BLOCK_D)
     chunk = tl.program_id(0) // column_blocks
     columns = tl.program_id(0) % column_blocks * BLOCK_D + tl.arange(0, BLOCK_D)
     column_mask = columns < dim
     if KIND != DECOUPLED:
         pivot = pivot_row(source, centers, first_mean, columns, column_mask, KIND)
-    # Accumulators are as wide as the tile: nothing is exchanged between threads before the end.
+    # Accumulators are as wide as the tile, so that threads exchange nothing before the end.
     squares = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
     row_sum = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
     dot = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
@@ -54,7 +54,7 @@ def _partial_sums_kernel(
     center_sum = tl.zeros([BLOCK_C, BLOCK_D], tl.float32)
     first = chunk * classes_per_chunk
     for start in range(first, tl.minimum(first + classes_per_chunk, classes), BLOCK_C * ROW_UNROLL):
-        for step in tl.static_range(ROW_UNROLL):  # unrolled, so that the loads of all steps are in flight together
+        for step in tl.static_range(ROW_UNROLL):  # unrolled, so that the loads of all steps overlap
             rows = start + step * BLOCK_C + tl.arange(0, BLOCK_C)
             row_mask = rows < classes
             mask = row_mask[:, None] & column_mask[None, :]
@@ -155,7 +155,7 @@ def flow_alignment(
         if offsets is not None and kind in (reference.FLOW_MSE, reference.PAIR_MSE)
         else None
     )
-    if features.shape[0] == 0:  # labelled, and every class is empty: NaN, by a row that can be read
+    if features.shape[0] == 0:  # labelled, and every class is empty: a readable row, so that the result is NaN
         features = features.new_full((1, dim), float("nan"))
     source = labelled(features, order, offsets, shift)
     tiles = tiles_for(features.shape[0], classes, dim, order is not None)
@@ -221,7 +221,7 @@ def flow_alignment_backward(
 ) -> Tensor:
     """grad_output / n_c * (p_c a_c + q_c (t_c - m) + r) for every item: (N, D) contiguous, dtype of ``features``.
 
-    ``rows`` and ``columns`` are what ``flow_alignment`` gave; grad_output () float32 is read on the device.
+    ``rows`` and ``columns`` are results of ``flow_alignment``; grad_output () float32 is read on the device.
     """
     check_labelled(features, order, offsets, shift, centers)
     (classes, dim), device = centers.shape, features.device

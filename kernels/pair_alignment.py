@@ -1,14 +1,14 @@
-"""Cosine alignment of all pair flows: blocks of the pair matrix by matrix products, never the whole of it.
+"""Cosine alignment of all pair flows by matrix products, one block of the pair matrix at a time.
 
 With f = a_j - a_i, g = b_j - b_i, n = <f, g>, u = 1/(|f||g|), cos = n u and w = cos/|g|^2, all symmetric in i, j,
 d(sum of cos over ordered pairs)/d b_k = 2 [a_k sum_i u_ik - sum_i u_ik a_i - b_k sum_i w_ik + sum_i w_ik b_i].
-A block of at most SUPERBLOCK x SUPERBLOCK pairs at a time, one kernel computes -u, w and the sum of cos, another adds
-their products with a and b to the gradient. Where the rows are all classes, only blocks with I <= J are computed.
+For each block of at most SUPERBLOCK x SUPERBLOCK pairs, one kernel computes -u, w and the sum of cos, and another adds
+their products with a and b to the gradient. If the rows are all classes, only blocks with I <= J are computed.
 
-|f|^2, |g|^2 and n come from a_i.a_j, b_i.b_j and a_i.b_j + b_i.a_j; pairs so close that these cancel are done again
-from differences. Tensor cores take TF32: a, b are split once into a TF32 value and a TF32 remainder, and a product is
-three of theirs, as good as float32; or, with ``high``, a and b are rounded to TF32 once and a product is one, exact.
-Both are kept transposed too, since matrix products of 32-bit values want both sides contiguous along the sum.
+|f|^2, |g|^2 and n come from a_i.a_j, b_i.b_j and a_i.b_j + b_i.a_j; pairs so close that these cancel are recomputed from
+differences. Tensor cores take TF32: a, b are split once into a TF32 value and a TF32 remainder, and a product is three
+TF32 products, as accurate as float32; with ``high``, a and b are rounded to TF32 once and one product is exact. Both are
+also stored transposed, since matrix products of 32-bit values need both operands contiguous along the sum.
 """
 
 from typing import NamedTuple
@@ -24,13 +24,13 @@ from .segments import architecture
 
 SUPERBLOCK = 2048
 TILE = 64
-# Triton 3.6's compiler stops at reductions of what sm_100's tensor cores leave in their own memory; 3.8's does not.
+# Triton 3.6's compiler fails on reductions of results in the memory of sm_100's tensor cores; 3.8's does not.
 OLD = tuple(int(part) for part in triton.__version__.split(".")[:2]) < (3, 8)
-PAD = 32  # rows of the transposed copies are padded to a multiple: aligned loads that need no mask
+PAD = 32  # rows of the transposed copies are padded to a multiple of it, for aligned loads without a mask
 
 
 class Plan(NamedTuple):
-    """How a device takes the products: precision of one, whether a and b are split for three, and block sizes."""
+    """How a device computes products: the precision of one, whether a and b are split for three, and block sizes."""
 
     precision: str
     split: bool
@@ -42,16 +42,16 @@ class Plan(NamedTuple):
 
 
 def plan(device: torch.device, high: bool) -> Plan:
-    """Blocks that leave no value spilled, by kind of matrix unit; ``high``: one TF32 product where there is one."""
+    """Block sizes without register spills, by kind of matrix unit; ``high``: one TF32 product if the unit has TF32."""
     name = architecture(device)
     if name.startswith("gfx"):
-        # AMD's matrix cores take float32 itself; of all of them only gfx942's take TF32 too. 64 KiB of shared memory.
+        # AMD's matrix cores take float32; only gfx942's also take TF32. They have 64 KiB of shared memory.
         return Plan("tf32" if high and name == "gfx942" else "ieee", False, 32, 4, 2, 32, 2)
     if OLD and name in ("sm_100", "sm_103"):
         return Plan("ieee", False, 16, 8, 3, 16, 3)
     if name in ("sm_90", "sm_100", "sm_103"):  # operands go from shared memory to the tensor cores
         return Plan("tf32", not high, 16, 8, 3, 16, 3)
-    # Operands go through registers: few at a time. Triton 3.6 has no product of fewer than 16 columns.
+    # Operands go through registers, so few at a time. Triton 3.6 has no product of fewer than 16 columns.
     return Plan("tf32", not high, 16, 4 if high else 8, 3 if high else 2, 16, 3)
 
 
@@ -71,9 +71,9 @@ def _prepare_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ) -> None:
-    """planes (2 or 4, C, D): what products take of a, b (SPLIT: and the remainders); turned: the same, (.., D, padded).
+    """planes (2 or 4, C, D): a, b as the products take them (SPLIT: and the remainders); turned: their transposes, padded.
 
-    products (3, C): a.a, b.b, a.b of every row, as the planes have it.
+    products (3, C): a.a, b.b, a.b of every row, from the values in the planes.
     """
     rows = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     row_mask = rows < classes
@@ -134,11 +134,11 @@ def _gradient_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """Add a block's part of the gradient to its rows k (``gradient`` starts at the first): i runs over its other side."""
+    """Add a block's part of the gradient to its rows k (``gradient`` starts at the first); i runs over its other side."""
     dim_tiles = tl.cdiv(dim, BLOCK_N)
     local = tl.program_id(0) // dim_tiles * BLOCK_M + tl.arange(0, BLOCK_M)
     d = tl.program_id(0) % dim_tiles * BLOCK_N + tl.arange(0, BLOCK_N)
-    # Columns past the end read the last one instead: nothing of them is stored. Blocks begin at multiples of PAD.
+    # Columns past the end read the last column instead and are not stored. Blocks start at multiples of PAD.
     at = turned + (tl.minimum(d, dim - 1).to(tl.int64) * padded + tl.multiple_of(column_begin, 16))[:, None]
     turned_size = tl.cast(padded, tl.int64) * dim
     product = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
@@ -203,7 +203,7 @@ def pair_alignment(
 
     a, b (C, D) float32, each centred; groups (C,) int64 or None: pairs within a group are left out. Returns
     total () float64 and the gradient (row_stop - row_start, D) float32, (0, D) without ``need_gradient``. A pair with
-    a flow shorter than ``eps`` counts 0; NaN and infinity give NaN. ``high``: TF32 products, else as float32.
+    a flow shorter than ``eps`` counts 0; NaN and infinity give NaN. ``high``: TF32 products, else float32 accuracy.
     """
     check_floats("a", a, None, None, device=a.device)
     (classes, dim), device, rows = a.shape, a.device, row_stop - row_start
@@ -257,7 +257,7 @@ def pair_alignment(
                     num_warps=chosen.weights_warps, num_stages=chosen.weights_stages,
                 )  # fmt: skip
                 if need_gradient:
-                    # In order of rows: the first block to reach rows is that of the first rows with them.
+                    # Blocks are in order of rows: the first to reach given rows is their block with the first rows.
                     add_gradient(row, row_end, column, column_end, (width, 1), column > 0)
                     if symmetric and not mirror:
                         add_gradient(column, column_end, row, row_end, (1, width), row > 0)

@@ -1,9 +1,9 @@
-"""The pair-alignment kernel that turns one tile of pairs into their weights and the sum of their cosines."""
+"""The pair-alignment kernel that computes the weights of one tile of pairs and the sum of their cosines."""
 
 import triton
 import triton.language as tl
 
-# Where a block lies is no property to compile for.
+# The position of a block doesn't specialise the compilation.
 PLACE = ["row_begin", "row_end", "column_begin", "column_end", "accumulate"]
 
 
@@ -28,7 +28,7 @@ def _from_differences(
     TILE: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> tl.tuple:
-    """|f|^2, |g|^2 and <f, g> of the ``close`` pairs of a tile again, from differences, a row that has any at a time."""
+    """Recompute |f|^2, |g|^2 and <f, g> of a tile's ``close`` pairs from differences, for one row with such at a time."""
     index = tl.arange(0, TILE)
     pending = tl.max(close.to(tl.int32), axis=1)
     r = tl.min(tl.where(pending > 0, index, TILE), axis=0)
@@ -84,9 +84,9 @@ def weights_kernel(
     TILE: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    """One tile of a block of pairs: weights (2, rows, width) = -u, w and its sum of cos, times FACTOR, to ``totals``.
+    """One tile of a block of pairs: weights (2, rows, width) = -u, w, and FACTOR times its sum of cos to ``totals``.
 
-    MIRROR: the block is on the diagonal; tiles above it are written on both sides and count twice.
+    MIRROR: the block is on the diagonal; tiles above the diagonal are written on both sides and count twice.
     """
     column_tiles = tl.cdiv(column_end - column_begin, TILE)
     row_tile = tl.program_id(0) // column_tiles
@@ -98,7 +98,7 @@ def weights_kernel(
         return
     local_i = row_tile * TILE + tl.arange(0, TILE)
     local_j = column_tile * TILE + tl.arange(0, TILE)
-    # Rows past the end read the last one instead: the products need no masks, ``valid`` drops them.
+    # Rows past the end read the last row instead, so that the products need no masks; ``valid`` drops them.
     i = tl.minimum(row_begin + local_i, classes - 1)
     j = tl.minimum(column_begin + local_j, classes - 1)
     row_i = i.to(tl.int64) * dim
@@ -135,7 +135,7 @@ def weights_kernel(
             ab = tl.dot(b_i, low_a, ab, input_precision=PRECISION)
         at_i += BLOCK_K
         at_j += BLOCK_K
-    # Only now: before the loop it would hold registers that the products need.
+    # Not before the loop, where it would occupy registers that the products need.
     valid = (row_begin + local_i < row_end)[:, None] & (column_begin + local_j < column_end)[None, :]
     valid = valid & (row_begin + local_i[:, None] != column_begin + local_j[None, :])
     if groups is not None:
@@ -157,14 +157,14 @@ def weights_kernel(
     total = tl.sum(tl.sum(cosine, axis=1), axis=0).to(tl.float64) * FACTOR
     if MIRROR:
         total = tl.where(row_tile < column_tile, 2 * total, total)
-    # One slot a tile position: launches on a stream follow each other, so this order is fixed.
+    # One slot per tile position: launches on a stream run one after the other, so the order of sums is fixed.
     if accumulate > 0:
         total += tl.load(slot)
     tl.store(slot, total)
     if NEED_GRADIENT:
         u = tl.where(valid, -u, 0.0)
         w = tl.where(valid, cosine * inverse_g * inverse_g, 0.0)
-        if HIGH:  # the row sums must be those of what the products see
+        if HIGH:  # the row sums must use the rounded values, as the products do
             u = to_tf32(u)
             w = to_tf32(w)
         target = weights + local_i[:, None] * width + local_j[None, :]

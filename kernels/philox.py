@@ -1,7 +1,7 @@
 """Philox4x32-10 and Box-Muller, as ``sfm_fast/philox.py`` defines them (not as ``tl.randn`` does).
 
-float32 throughout, and within 2e-6 of float64 for every word: the fixed points of the logarithm and of the angle are
-taken off in integers, so what the polynomials see keeps its full relative precision.
+All in float32, and within 2e-6 of float64 for every word: the fixed points of the logarithm and of the angle are
+subtracted in integers, so that the arguments of the polynomials keep their full relative precision.
 """
 
 import triton
@@ -11,13 +11,13 @@ MASK = 0xFFFFFFFF
 
 
 def signed(word: int) -> int:
-    """The low 32 bits as a signed number: a kernel's argument then has one type, whatever its value."""
+    """The low 32 bits as a signed number, so that a kernel's argument has the same type for every value."""
     return ((word & MASK) ^ 0x80000000) - 0x80000000
 
 
 @triton.jit
 def philox4x32(c0: tl.tensor, c1: tl.tensor, c2: tl.tensor, c3: tl.tensor, k0: tl.tensor, k1: tl.tensor) -> tl.tuple:
-    """Ten rounds: four counter words, broadcast together, under a key of two, to four random ones; all uint32."""
+    """Ten rounds: four random words from four counter words (broadcast together) and a key of two; all uint32."""
     for _ in tl.static_range(10):
         high0, low0 = tl.umulhi(c0, 0xD2511F53), c0 * 0xD2511F53
         high1, low1 = tl.umulhi(c2, 0xCD9E8D57), c2 * 0xCD9E8D57
@@ -34,7 +34,7 @@ def _log_uniform(word: tl.tensor) -> tl.tensor:
     bits = u.to(tl.int32, bitcast=True)
     exponent = (bits - 0x3F3504F3) >> 23
     f = (bits - (exponent << 23)).to(tl.float32, bitcast=True) - 1.0
-    # Next to 1, f is the distance from it, exact in the integer.
+    # Near 1, f is the distance from 1, which is exact in the integer.
     distance = ((word ^ 0xFFFFFFFF).to(tl.float32) + 0.5) * 2.3283064365386963e-10
     f = tl.where(exponent == 0, -distance, f)
     p = f * 7.0376836292e-2 - 1.1514610310e-1  # Cephes, logf
@@ -54,7 +54,7 @@ def _log_uniform(word: tl.tensor) -> tl.tensor:
 def normal_pair(word0: tl.tensor, word1: tl.tensor) -> tl.tuple:
     """r cos a and r sin a: r = sqrt(-2 ln u(word0)), a = 2 pi u(word1)."""
     radius = tl.sqrt_rn(-2.0 * _log_uniform(word0))
-    # The nearest quarter turn in the top two bits, what is left of the angle in the others.
+    # The top two bits are the nearest quarter turn, the others the rest of the angle.
     turned = word1 + 0x20000000
     quarter = turned >> 30
     rest = (turned & 0x3FFFFFFF).to(tl.int32) - 0x20000000
@@ -75,7 +75,7 @@ def normal_pair(word0: tl.tensor, word1: tl.tensor) -> tl.tuple:
 def normal4(
     block: tl.tensor, item: tl.tensor, step: tl.tensor, stream: tl.tensor, key_low: tl.tensor, key_high: tl.tensor
 ) -> tl.tuple:
-    """Standard normal numbers 4 block .. 4 block + 3 of an item: int32 blocks of any shape."""
+    """Standard normal numbers 4 block .. 4 block + 3 of an item, for int32 blocks of any shape."""
     c0 = block.to(tl.uint32)
     zero = c0 * 0
     w0, w1, w2, w3 = philox4x32(

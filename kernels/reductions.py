@@ -1,4 +1,4 @@
-"""What finishes the flow-alignment losses: sums in a fixed order, the pivot, the guarded cosine, the last program."""
+"""The end of the flow-alignment losses: sums in a fixed order, the pivot, the guarded cosine, the last program."""
 
 import triton
 import triton.language as tl
@@ -21,10 +21,10 @@ def pivot_row(
     column_mask: tl.tensor,
     KIND: tl.constexpr,
 ) -> tl.tensor:
-    """A constant row near every row that is summed. About it, sums of squares hardly cancel against their mean.
+    """A constant row near all rows to be summed. Subtracted from them, it keeps sums of squares from cancelling later.
 
-    The first item for the t_c; the first class for the t_c - a_c, which can all lie close together where the t_c don't.
-    ``first_mean`` (D,) is t_0, None where that is the first item.
+    The first item for the t_c; the first class for the t_c - a_c, which can be close together even if the t_c aren't.
+    ``first_mean`` (D,) is t_0, or None if t_0 is the first item.
     """
     if first_mean is not None:
         t = tl.load(first_mean + columns, mask=column_mask, other=0.0)
@@ -64,13 +64,13 @@ def sum_chunks(
 
 @triton.jit
 def safe_cosine(dot: tl.tensor, squares_a: tl.tensor, squares_b: tl.tensor, C: tl.tensor, eps: tl.tensor) -> tl.tuple:
-    """cos, -1/(|a||b|) and cos/|b|^2 in float64; 0 where a flow, C/(C-1) times the vector, is shorter than eps."""
+    """cos, -1/(|a||b|) and cos/|b|^2 in float64; 0 if a flow, C/(C-1) times the vector, is shorter than eps."""
     limit = tl.cast(eps, tl.float64) * (C - 1) / C
     squared_limit = limit * limit
     short = (squares_a < squared_limit) | (squares_b < squared_limit)
     length = tl.sqrt(tl.where(short, 1.0, squares_a)) * tl.sqrt(tl.where(short, 1.0, squares_b))
-    # dot * 0, not 0: NaN and infinity must come out as NaN even next to a short flow.
-    # + 0 * length: squares beyond float32 give NaN and don't pass for a right angle.
+    # dot * 0, not 0: NaN and infinity must give NaN even if the other flow is short.
+    # + 0 * length: squares that overflow float32 give NaN instead of a cosine of 0.
     cosine = tl.where(short, dot * 0, dot / length + 0 * length)
     return cosine, tl.where(short, 0.0, -1 / length), tl.where(short, 0.0, cosine / tl.where(short, 1.0, squares_b))
 
@@ -96,7 +96,7 @@ def finish_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ) -> None:
-    """Every kind but CLASS, one program: loss (), rows (2, 1) = p, q, columns (2, D) = m, r; in float64 to the end."""
+    """All kinds except CLASS, one program: loss (), rows (2, 1) = p, q, columns (2, D) = m, r; computed in float64."""
     C = tl.cast(classes, tl.float64)
     D = tl.cast(dim, tl.float64)
     own = tl.cast(alpha, tl.float64) / (C * D)

@@ -1,7 +1,7 @@
-"""Images of pyramid levels: bilinear sum, colour matrix, sigmoid. The gradient is in render_gradient.py.
+"""Images from pyramid levels: bilinear sum, colour matrix, sigmoid. The gradient is in render_gradient.py.
 
-With n(p) = (2p + 1) side - size, cut to 0 .. 2 size (side - 1), texel i weighs max(0, 1 - |n(p) / (2 size) - i|) in pixel
-p: integers up to the last step. A thread holds 4 x 4 pixels, which share their few texels of a level.
+With n(p) = (2p + 1) side - size, clamped to 0 .. 2 size (side - 1), texel i has weight max(0, 1 - |n(p) / (2 size) - i|)
+in pixel p, computed in integers up to the last step. A thread has 4 x 4 pixels, which share a few texels of each level.
 """
 
 from functools import lru_cache
@@ -21,7 +21,7 @@ __all__ = ["render", "render_backward"]
 
 @triton.jit
 def _quads(first: tl.tensor, SIDE: tl.constexpr, SIZE: tl.constexpr) -> tl.tuple:
-    """The first texel of each quad of pixels along an axis, and where from there each of the four lies."""
+    """The first texel of each quad of pixels along an axis, and the position of each of the four pixels from there."""
     texel = place(first, SIDE, SIZE) // (2 * SIZE)
     a = (place(first, SIDE, SIZE) - texel * (2 * SIZE)).to(tl.float32) / (2 * SIZE)
     b = (place(first + 1, SIDE, SIZE) - texel * (2 * SIZE)).to(tl.float32) / (2 * SIZE)
@@ -47,7 +47,7 @@ def _add_texel(row: tl.tuple, weight: tl.tuple, texel: tl.tensor) -> tl.tuple:
 
 @triton.jit
 def _add_row(total: tl.tuple, down: tl.tuple, u: tl.tensor, value: tl.tuple) -> tl.tuple:
-    """Add the u-th row of texels of the quads, spread over 4 columns, to their 4 rows of 4 pixels, (R, Q) each."""
+    """Add the quads' u-th row of texels, interpolated at 4 columns, to their 4 rows of 4 pixels, (R, Q) each."""
     a = tent(down[1] - u)[:, None]
     b = tent(down[2] - u)[:, None]
     c = tent(down[3] - u)[:, None]
@@ -62,7 +62,7 @@ def _add_row(total: tl.tuple, down: tl.tuple, u: tl.tensor, value: tl.tuple) -> 
 
 @triton.jit
 def _add_pixels(row: tl.tuple, plane: tl.tensor, rows: tl.tensor, columns: tl.tensor, SIZE: tl.constexpr) -> tl.tuple:
-    """Add a row of quads of a level of the image's own size. ``columns`` (4 Q,)."""
+    """Add a row of quads of a level that has the image's size. ``columns`` (4 Q,)."""
     mask = (rows < SIZE)[:, None] & (columns < SIZE)[None, :]
     value = tl.load(plane + (rows * SIZE)[:, None] + columns[None, :], mask=mask, other=0.0)
     even, odd = value.reshape(row[0].shape[0], row[0].shape[1], 2, 2).split()
@@ -90,7 +90,7 @@ def _mix(red: tl.tuple, green: tl.tuple, blue: tl.tuple, R: tl.constexpr, G: tl.
 
 @triton.jit
 def _add_rows(total: tl.tuple, plane: tl.tensor, first: tl.tensor, columns: tl.tensor, SIZE: tl.constexpr) -> tl.tuple:
-    """Add a channel of a level of the image's own size. ``columns`` (4 Q,)."""
+    """Add a channel of a level that has the image's size. ``columns`` (4 Q,)."""
     a = _add_pixels(total[0], plane, first, columns, SIZE)
     b = _add_pixels(total[1], plane, first + 1, columns, SIZE)
     c = _add_pixels(total[2], plane, first + 2, columns, SIZE)
@@ -111,7 +111,7 @@ def _render_kernel(
     BLOCK_R: tl.constexpr,
     BLOCK_Q: tl.constexpr,
 ) -> None:
-    """A tile of 4 BLOCK_R x 4 BLOCK_Q pixels of an image, all channels."""
+    """Renders a tile of 4 BLOCK_R x 4 BLOCK_Q pixels of an image, all channels."""
     tiles_across: tl.constexpr = (SIZE + 4 * BLOCK_Q - 1) // (4 * BLOCK_Q)
     tiles: tl.constexpr = tiles_across * ((SIZE + 4 * BLOCK_R - 1) // (4 * BLOCK_R))
     image = (tl.program_id(0) // tiles).to(tl.int64)
@@ -137,7 +137,7 @@ def _render_kernel(
         else:
             down = _quads(first_row, SIDES[k], SIZE)
             across = _quads(first_column, SIDES[k], SIZE)
-            # Loops, which come out unrolled: written out, all levels take half a minute to compile.
+            # Loops that the compiler unrolls later: written out here, all levels take half a minute to compile.
             for u in range(TEXELS[k]):
                 line = plane + (tl.minimum(down[0] + u, SIDES[k] - 1) * SIDES[k])[:, None]
                 r, g, b = nothing, nothing, nothing
@@ -168,7 +168,7 @@ def _render_kernel(
 
 @lru_cache(maxsize=64)
 def _texels(side: int, size: int) -> int:
-    """The most texels of a level that four neighbouring pixels, the first a multiple of 4, read along an axis."""
+    """The maximum number of texels of a level that four pixels from a multiple of 4 on read along an axis."""
 
     def first(pixel: int) -> int:
         return min(max((2 * pixel + 1) * side - size, 0) // (2 * size), side - 1)
@@ -179,7 +179,7 @@ def _texels(side: int, size: int) -> int:
 def render(levels: list[Tensor], rows: Tensor | None, size: int, dtype: torch.dtype) -> Tensor:
     """sigmoid(2 D sum_k bilinear(level_k -> size)): levels (N, c, r_k, r_k) float32 -> (M, c, size, size) in ``dtype``.
 
-    ``rows`` (M,) int64 says which images, None all. D where c == 3. Levels may be rows of a wider tensor.
+    ``rows`` (M,) int64 selects the images, None all. D only if c == 3. Levels may be rows of a wider tensor.
     """
     count, channels = check_levels(levels, rows, size, dtype)
     out = torch.empty((count, channels, size, size), dtype=dtype, device=levels[0].device)

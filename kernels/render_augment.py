@@ -1,4 +1,4 @@
-"""Rendering and views in one operation: the canvas is scratch, and the backward renders it again."""
+"""Rendering and views in one operation: the canvas is not kept, and the backward renders it again."""
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ def render_augment(
     stream: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """``augment`` of ``render`` to ``canvas`` pixels in float32."""
+    """``augment`` applied to ``render`` with ``canvas`` pixels in float32."""
     images = render(levels, rows, canvas, torch.float32)
     return augment(images, boxes, noise_items, size, mean, std, noise_mean, noise_std, seed, step, stream, dtype)
 
@@ -31,7 +31,7 @@ def render_augment(
 def render_augment_backward(
     grad: Tensor, levels: list[Tensor], rows: Tensor | None, canvas: int, boxes: Tensor, std: Tensor
 ) -> Tensor:
-    """Gradient (M, c sum_k r_k^2) float32 of the levels of the images shown."""
+    """Gradient (M, c sum_k r_k^2) float32 of the levels of the rendered images."""
     images = render(levels, rows, canvas, torch.float32)
     count, channels, height, width = images.shape
     gradient = augment_backward(grad, boxes, std, count, channels, height, width, torch.float32)

@@ -1,8 +1,8 @@
-"""The gradient of pyramid levels from that of their images, the transpose of render.py.
+"""The gradient of pyramid levels from the gradient of their images, the transpose of render.py.
 
-Separable. A program owns a strip of columns: it writes g, the gradient of the sum, where the level of the image's own
-size has it, and sums it down to every other level's rows from the cache. A second kernel sums those rows across. Every
-sum is cut by shape into pieces of a few dozen values: no atomics.
+It is separable. A program owns a strip of columns: it writes g, the gradient of the sum, to the place of the gradient of
+the level of the image's size, and from the cache sums it vertically to the rows of every other level. A second kernel
+sums those rows horizontally. Every sum is divided by shape into parts of a few dozen values, without atomics.
 """
 
 from functools import lru_cache
@@ -16,14 +16,14 @@ from . import segments
 from .bilinear import C00, C01, C02, C10, C11, C12, C20, C21, C22, place, tent
 from .checks import check_images, check_sides
 
-WORKSPACE = 1 << 27  # bytes: of more images, a part at a time
+WORKSPACE = 1 << 27  # bytes; images that need more are done in parts
 COLUMNS = 32  # of a strip
-ROWS = 16  # sums side by side in a strip
+ROWS = 16  # parallel sums in a strip
 
 
 @triton.jit
 def _gradient(grad: tl.tensor, images: tl.tensor, index: tl.tensor, mask: tl.tensor) -> tl.tensor:
-    """Behind the sigmoid: 2 y (1 - y) grad."""
+    """The gradient before the sigmoid: 2 y (1 - y) grad."""
     y = tl.load(images + index, mask=mask, other=0.0).to(tl.float32)
     return tl.load(grad + index, mask=mask, other=0.0).to(tl.float32) * (2.0 * y * (1.0 - y))
 
@@ -36,7 +36,7 @@ def _weight_in(pixel: tl.tensor, texel: tl.tensor, SIDE: tl.constexpr, SIZE: tl.
 
 @triton.jit
 def _first_pixel(texel: tl.tensor, SIDE: tl.constexpr, SIZE: tl.constexpr) -> tl.tensor:
-    """The first pixel in which a texel weighs something."""
+    """The first pixel in which a texel has a weight above 0."""
     return tl.where(texel > 0, tl.maximum((2 * texel - 1) * SIZE - SIDE, 0) // (2 * SIDE) + 1, 0)
 
 
@@ -45,7 +45,7 @@ def _store_all(
     pixels: tl.tensor, out: tl.tensor, g: tl.tensor, index: tl.tensor, mask: tl.tensor, FULL: tl.constexpr
 ) -> None:
     tl.store(pixels + index, g, mask=mask)
-    for k in tl.static_range(len(FULL)):  # further levels of the image's own size
+    for k in tl.static_range(len(FULL)):  # further levels of the image's size
         tl.store(out + FULL[k] + index, g, mask=mask)
 
 
@@ -60,7 +60,7 @@ def _sum_down(
     SIZE: tl.constexpr,
     ROWS: tl.constexpr,
 ) -> None:
-    """Sum a strip of pixels over the rows of a level: ROWS sums side by side, PARTS of them one texel's."""
+    """Sum a strip of pixels over the rows of a level: ROWS sums in parallel, PARTS of them for one texel."""
     TEXELS: tl.constexpr = ROWS // PARTS
     EACH: tl.constexpr = (PIXELS + PARTS - 1) // PARTS
     UNROLL: tl.constexpr = 4 if EACH % 4 == 0 else 1
@@ -99,7 +99,7 @@ def _columns_kernel(
     WRITE: tl.constexpr,
     SUM: tl.constexpr,
 ) -> None:
-    """A strip of columns of an image: g to ``pixels``, and its sums over the rows of every other level to ``work``."""
+    """A strip of an image's columns: g to ``pixels``, and its sums over the rows of every other level to ``work``."""
     strips: tl.constexpr = (SIZE + COLUMNS - 1) // COLUMNS
     area: tl.constexpr = SIZE * SIZE
     image = (tl.program_id(0) // strips).to(tl.int64)
@@ -125,7 +125,7 @@ def _columns_kernel(
             else:
                 _store_all(pixels, out, _gradient(grad, images, index, mask), index, mask, FULL)
     if WRITE and SUM:
-        tl.debug_barrier()  # what these threads wrote is read again by others of the program
+        tl.debug_barrier()  # other threads of the program read what these have written
     if SUM:
         for channel in range(0, CHANNELS):
             source = pixels + channel * area + columns[None, None, :]
@@ -145,7 +145,7 @@ def _sum_across(
     LANES: tl.constexpr,
     SIZE: tl.constexpr,
 ) -> None:
-    """Sum a level's rows of pixels across, for a block of its texels, LANES pixels of each side by side."""
+    """Sum a level's rows of pixels horizontally for a block of its texels, LANES pixels of each in parallel."""
     index = block * TEXELS + tl.arange(0, TEXELS)
     row, texel = index // SIDE, index % SIDE
     inside = index < SIDE * SIDE
@@ -174,7 +174,7 @@ def _across_kernel(
     CHANNELS: tl.constexpr,
     SIZE: tl.constexpr,
 ) -> None:
-    """A block of texels of one channel of one level."""
+    """Sums for a block of texels of one channel of one level."""
     count: tl.constexpr = len(SIDES)
     plane = (tl.program_id(0) // BLOCKS[count]).to(tl.int64)
     block = tl.program_id(0) % BLOCKS[count]
@@ -190,7 +190,7 @@ def _across_kernel(
 
 @lru_cache(maxsize=64)
 def _pixels(side: int, size: int) -> int:
-    """The most pixels in which a texel weighs something, along an axis, counted as `_first_pixel` does."""
+    """The maximum number of pixels along an axis in which a texel has a weight, counted as in `_first_pixel`."""
 
     def first(texel: int) -> int:
         return max((2 * texel - 1) * size - side, 0) // (2 * side) + 1 if texel else 0
@@ -202,9 +202,9 @@ def _pixels(side: int, size: int) -> int:
 
 
 def render_backward(grad: Tensor, images: Tensor, sides: list[int]) -> Tensor:
-    """Gradient of the levels, (M, c sum_k r_k^2) float32, an image's levels one behind the other.
+    """Gradient of the levels, (M, c sum_k r_k^2) float32, with the levels of an image one after the other.
 
-    ``images`` is what ``render`` gave, (M, c, S, S); ``grad`` like it, any strides and either's dtype.
+    ``images`` (M, c, S, S) is the result of ``render``; ``grad`` has its shape, any strides, and either's dtype.
     """
     check_images("images", images, None, None, None, None, device=images.device)
     count, channels, size, _ = images.shape
@@ -241,7 +241,7 @@ def render_backward(grad: Tensor, images: Tensor, sides: list[int]) -> Tensor:
         for first in range(0, count, part):
             here = out[first : first + part]
             pixels = here[:, full[0] :] if scratch is None else scratch
-            # On AMD a barrier doesn't wait for stores: two launches.
+            # Two launches on AMD, where a barrier doesn't wait for stores.
             for write, total in ((True, False), (False, True)) if segments.IS_HIP else ((True, True),):
                 _columns_kernel[(len(here) * triton.cdiv(size, COLUMNS),)](
                     grad[first : first + part],

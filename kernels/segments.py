@@ -1,4 +1,4 @@
-"""What the kernels over labelled features share: the mean of a class, writing to its items, block sizes from shape."""
+"""Shared by the kernels over labelled features: the mean of a class, writing to its items, block sizes by shape."""
 
 from typing import Any, NamedTuple
 
@@ -8,16 +8,16 @@ import triton.language as tl
 from torch import Tensor
 
 IS_HIP = torch.version.hip is not None
-TILE = 1024  # elements of a tile: 8 a thread, so one 128-bit load of a 16-bit type and two of float32
+TILE = 1024  # elements of a tile: 8 per thread, so one 128-bit load of a 16-bit type, or two of float32
 
 
 def tile_warps() -> int:
-    """Warps that give a tile 8 elements a thread (AMD's are 64 wide)."""
+    """The number of warps with which a tile has 8 elements per thread (AMD's warps are 64 wide)."""
     return 2 if IS_HIP else 4
 
 
 def architecture(device: torch.device) -> str:
-    """As compilers name it: "sm_90", "gfx942"; "cpu" where Triton interprets."""
+    """The device's architecture in a compiler's terms: "sm_90", "gfx942"; "cpu" in Triton's interpreter."""
     if device.type != "cuda":
         return "cpu"
     properties = torch.cuda.get_device_properties(device)
@@ -25,9 +25,9 @@ def architecture(device: torch.device) -> str:
 
 
 class Labelled(NamedTuple):
-    """Features (N, D) and whose they are: class c owns items order[offsets[c] : offsets[c + 1]].
+    """Features (N, D) and their classes: class c has the items order[offsets[c] : offsets[c + 1]].
 
-    ``order`` (N,) and ``offsets`` (C + 1,), int64, are None when row c is class c. ``shift`` (D,) float32.
+    ``order`` (N,) and ``offsets`` (C + 1,), int64, are None if row c is class c. ``shift`` (D,) float32.
     """
 
     features: Any
@@ -39,7 +39,7 @@ class Labelled(NamedTuple):
 
 
 def labelled(features: Tensor, order: Tensor | None, offsets: Tensor | None, shift: Tensor) -> Labelled:
-    """Any strides of features are fine; that of a dimension of size 1 means nothing: one the compiler can use instead."""
+    """Takes features of any strides. The meaningless stride of a dimension of size 1 becomes one the compiler can use."""
     if order is not None and offsets is not None:
         order, offsets = order.contiguous(), offsets.contiguous()
     rows, dim = features.shape
@@ -48,7 +48,7 @@ def labelled(features: Tensor, order: Tensor | None, offsets: Tensor | None, shi
 
 
 class Tiles(NamedTuple):
-    """Block sizes of a launch; ``row_unroll`` tiles of classes and ``item_unroll`` items of a class are in flight."""
+    """Block sizes of a launch; ``row_unroll`` tiles of classes and ``item_unroll`` items of a class load together."""
 
     classes: int
     columns: int
@@ -59,7 +59,7 @@ class Tiles(NamedTuple):
         return triton.cdiv(dim, self.columns)
 
     def chunks(self, classes: int, dim: int, programs: int = 512) -> tuple[int, int]:
-        """Cut the classes for about so many programs in all: (number of chunks, classes in each)."""
+        """Divide the classes for about ``programs`` programs in total: (number of chunks, classes per chunk)."""
         step = self.classes * self.row_unroll
         steps = triton.cdiv(classes, step)
         steps_each = triton.cdiv(steps, max(1, programs // self.column_blocks(dim)))
@@ -67,14 +67,14 @@ class Tiles(NamedTuple):
 
 
 def tiles_for(items: int, classes: int, dim: int, labelled: bool) -> Tiles:
-    """Block sizes from the shape alone, so that results are the same on every run."""
+    """Block sizes that depend only on the shape, so that results are the same on every run."""
     width = max(16, triton.next_power_of_2(dim))
     if not labelled:
-        # Few rows: narrow tiles, for more programs and fewer partial sums left to the one that finishes.
+        # Few rows: narrow tiles, for more programs and fewer partial sums for the last program.
         columns = min(width, 64 if classes <= 8192 else 128)
         return Tiles(TILE // columns, columns, 4, 1)
     average = max(1, items // max(1, classes))
-    # Short segments: many classes side by side. Long ones: few, each as wide as the tile.
+    # Short segments: many classes per tile. Long ones: few, each as wide as the tile.
     columns = min(width, 128 if average < 16 else TILE)
     return Tiles(TILE // columns, columns, 1, min(8, triton.next_power_of_2(average)))
 
@@ -90,7 +90,7 @@ def class_mean(
 ) -> tl.tuple:
     """Means of float32(x) - shift over a tile of classes, and their sizes: (R, K) and (R,) float32.
 
-    The shift comes off before the sum: see ``class_means``. An empty class gives NaN (0/0).
+    The shift is subtracted before the sum: see ``class_means``. An empty class gives NaN (0/0).
     """
     shift = tl.load(source.shift + columns, mask=column_mask, other=0.0)[None, :]
     base = source.features + (columns.to(tl.int64) * source.column_stride)[None, :]
@@ -129,7 +129,7 @@ def store_per_item(
     dim: tl.tensor,
     ITEM_UNROLL: tl.constexpr,
 ) -> None:
-    """Write a tile (R, K), one row a class, to every item of the class in ``out`` (N, D), contiguous."""
+    """Write each row of a tile (R, K), one per class, to every item of its class in ``out`` (N, D), contiguous."""
     value = value.to(out.dtype.element_ty)
     base = out + columns[None, :]
     if order is None:
