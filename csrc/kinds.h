@@ -9,7 +9,7 @@ constexpr int MOST_PIXELS = 1 << 14;  // the largest side of an image, a canvas 
 constexpr int MOST_LEVELS = 16;       // of a pyramid
 constexpr int MOST_CHANNELS = 16;     // of a view
 
-// Of the canvases that a GPU's render_augment fills at once: they stay in the second-level cache. Tests make it smaller.
+// Size of the canvases that render_augment fills at once on a GPU: they fit in the L2 cache. Tests make it smaller.
 #ifndef SFM_CANVAS_BYTES
 #define SFM_CANVAS_BYTES (26 << 20)
 #endif

@@ -1,5 +1,5 @@
 // The operations' schemas and their CPU entry points. sfm_fast/ops/schemas.py holds the same text; a test compares the two.
-#ifndef SFM_SHIM  // with it the CUDA kernels stand in for these, see tests/shim/library.py
+#ifndef SFM_SHIM  // with SFM_SHIM the CUDA kernels replace these, see tests/shim/library.py
 #include "cpu/ops.h"
 #endif
 

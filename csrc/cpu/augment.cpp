@@ -4,7 +4,7 @@
 namespace sfm_fast {
 namespace {
 
-// Rows of a stored image, as RowRenderer gives those of a rendered one.
+// Rows of a stored image, with the interface of RowRenderer.
 template <int W>
 struct StoredRows {
   const Views* views;
@@ -54,7 +54,7 @@ SFM_DISPATCH(
 
 }  // namespace
 
-// (V, channels, size, size): view v of image v % M through its box, with noise where noise_items[v] >= 0, normalised.
+// (V, channels, size, size): view v is the box of image v % M, with noise if noise_items[v] >= 0, normalised.
 Tensor augment(Tensor images, Tensor boxes, Tensor noise_items, int64_t size, Tensor mean, Tensor std, double noise_mean,
                double noise_std, int64_t seed, int64_t step, int64_t stream, ScalarType dtype) {
   check_output_type(dtype);

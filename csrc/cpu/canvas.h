@@ -1,6 +1,6 @@
-// A synthetic image as a stream of canvas rows, from its pyramid levels and back: what `render` and `render_augment` share.
+// Shared by `render` and `render_augment`: the canvas rows of a synthetic image from its pyramid levels, one after the other.
 //
-// A level's row is stretched to the canvas once and kept as long as canvas rows lie between it and the next one, so nothing of the
+// A level's row is stretched to the canvas width once and kept while canvas rows lie between it and the next one, so nothing of the
 // size of an image is ever stored.
 #pragma once
 
@@ -25,7 +25,7 @@ struct Pyramid {
   int64_t images;
   int channels, size;
 
-  int64_t floats() const {  // of one image
+  int64_t floats() const {  // per image
     int64_t total = 0;
     for (const LinearMap& map : maps) total += int64_t(channels) * map.inputs * map.inputs;
     return total;
@@ -38,7 +38,7 @@ SFM_INLINE typename Simd<W>::vec exponential(typename Simd<W>::vec x) {  // Ceph
   using ints = typename Simd<W>::ints;
   using vec = typename Simd<W>::vec;
   const vec low = vec{} - 87.0f, high = vec{} + 88.0f;
-  for (int i = 0; i < W; ++i) x[i] = x[i] > high[i] ? high[i] : x[i] < low[i] ? low[i] : x[i];  // nan stays
+  for (int i = 0; i < W; ++i) x[i] = x[i] > high[i] ? high[i] : x[i] < low[i] ? low[i] : x[i];  // NaN stays NaN
   const vec magic = vec{} + 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   const vec shifted = x * 1.44269504088896341f + magic, n = shifted - magic;
   const vec r = x - n * 0.693359375f + n * 2.12194440e-4f;
@@ -56,8 +56,8 @@ struct RowRenderer {
   int64_t image = 0;
   int64_t width;
   std::vector<float> stretched;          // levels x 2 rows x channels x width
-  std::vector<float> source;             // one level row with room around it
-  std::vector<std::array<int, 2>> held;  // level row in each of the two places, or -1
+  std::vector<float> source;             // one level row with padding around it
+  std::vector<std::array<int, 2>> held;  // level row in each of the two slots, or -1
 
   SFM_INLINE explicit RowRenderer(const Pyramid& all)
       : pyramid(&all),
@@ -135,7 +135,7 @@ struct RowRenderer {
         store<W>(out + c * width + PAD + x, 1.0f / (1.0f + exponential<W>(-2.0f * mixed)));
       }
     }
-    for (int c = 0; c < channels; ++c) {  // whole vectors may have gone past the picture, where zeros must stay
+    for (int c = 0; c < channels; ++c) {  // whole vectors may have been written past the picture, where zeros are needed
       for (int x = size; x < (end + W - 1) / W * W; ++x) out[c * width + PAD + x] = 0.0f;
     }
   }

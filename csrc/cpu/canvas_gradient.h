@@ -1,4 +1,4 @@
-// Gradients of canvas rows back to all pyramid levels: the transpose of canvas.h, in gather form.
+// From the gradients of canvas rows to those of all pyramid levels: the transpose of canvas.h, in gather form.
 #pragma once
 
 #include "canvas.h"
@@ -10,8 +10,8 @@ template <int W>
 struct RowCollector {
   const Pyramid* pyramid;
   int64_t width;
-  std::vector<float> sums;               // levels x 2 rows x channels x width: what the rows i, i + 1 have got so far
-  std::vector<int> current, pending;     // level row of the first of the two, and how many of them wait to be written
+  std::vector<float> sums;               // levels x 2 rows x channels x width: the sums of rows i, i + 1 so far
+  std::vector<int> current, pending;     // level row of the first of the two, and how many of them are not yet written
   std::vector<int> written;              // rows of the level that are complete
   std::vector<int64_t> offset;           // of each level in an image's gradient
   float* target = nullptr;
@@ -64,7 +64,7 @@ struct RowCollector {
     current[k] = row + 1;
   }
 
-  // gradient[c * width + x] with respect to the sums before the colour mix, zero outside the columns that count.
+  // gradient[c * width + x] with respect to the sums before the colour mix, zero outside the columns of the picture.
   SFM_INLINE void row(int p, const float* gradient) {
     const int channels = pyramid->channels, size = pyramid->size;
     for (size_t k = 0; k < pyramid->maps.size(); ++k) {

@@ -1,5 +1,5 @@
 // Mean of (features - shift) over each class, (N, D) -> (C, D) float32, and its backward: each item gets its class's gradient
-// divided by the class's count. A class's rows are summed in the order of `order`: bitwise equal from run to run.
+// divided by the class's count. A class's rows are summed in the order of `order`, so that results are bitwise reproducible.
 #include "rows.h"
 
 namespace sfm_fast {

@@ -1,9 +1,9 @@
 // The flow-alignment losses that cost O(C D), forward and backward, in C++ for the CPU.
 //
 // With t_c the mean of class c minus `shift` and a_c = centers[c], every kind has dL/dt_c = p_c a_c + q_c (t_c - m) + r:
-// the forward computes the loss and (p, q), (m, r) from sums over one pass of the features (two for `class`, whose
+// the forward computes the loss and (p, q), (m, r) from sums in one pass over the features (two for `class`, whose
 // lengths need the mean of all t first), and the backward is one pass that reads the features and writes the gradient.
-// Sums run in float32 over at most 64 rows and in float64 beyond, chunk by chunk in an order that depends on the shape alone.
+// Sums are in float32 over at most 64 rows and in float64 beyond, chunk by chunk in an order that depends only on the shape.
 // Source of the losses: Xia et al., arXiv 2602.05391; derivations in docs/losses.md.
 #include "../kinds.h"
 #include "rows.h"
@@ -14,12 +14,12 @@ using namespace sfm;  // the kinds
 
 constexpr int64_t kFlushRows = 64;
 
-// A cosine from its three sums, and the factors of its gradient: d(1 - cos)/db = p a + q b. Short flows: all 0, NaN stays.
+// A cosine from its three sums, and the factors of its gradient: d(1 - cos)/db = p a + q b. Short flows: all 0; NaN stays NaN.
 struct Cosine {
   Cosine(double dot, double aa, double bb, double scale, double eps) {
     const bool is_short = std::sqrt(scale * aa) < eps || std::sqrt(scale * bb) < eps;
     value = is_short ? dot * 0 : dot / (std::sqrt(aa) * std::sqrt(bb));
-    if (std::isinf(aa) || std::isinf(bb)) value = NAN;  // squares beyond float32 must not pass for a right angle
+    if (std::isinf(aa) || std::isinf(bb)) value = NAN;  // squares that overflow float32 must not give a cosine of 0
     p = is_short ? 0 : -1 / (std::sqrt(aa) * std::sqrt(bb));
     q = is_short ? 0 : value / bb;
   }
@@ -30,13 +30,13 @@ struct Pass {
   Items items;
   const float* centers;
   int64_t kind;
-  const float* pivot;  // (D) taken off every row before it is summed
-  const float* mean;  // of all t: second pass of `class` only
+  const float* pivot;  // (D), subtracted from every row before it is summed
+  const float* mean;  // of all t; second pass of `class` only
   double scale;       // (C / (C-1))^2
   double eps;
   float* rows;        // (2, C) p and q, `class` only
   double* columns;    // (chunks, D): sums over the classes of a chunk
-  double* sums;       // (chunks, 3): the same of x.y, x.x and y.y (of the loss, in the second pass of `class`)
+  double* sums;       // (chunks, 3): the sums of x.y, x.x and y.y (of the loss, in the second pass of `class`)
 };
 
 SFM_INLINE void flush(float* columns, double* total, int64_t dim) {
@@ -46,7 +46,7 @@ SFM_INLINE void flush(float* columns, double* total, int64_t dim) {
   }
 }
 
-// sums += x.y, x.x, y.y and columns += y for one class: x = a, y = t - pivot; with Difference y = t - a - pivot, and only y.y.
+// sums += x.y, x.x, y.y and columns += y for one class: x = a, y = t - pivot; with Difference, y = t - a - pivot and only y.y.
 template <int W, bool Difference, bool Columns>
 SFM_INLINE void add_row(const float* a, const float* t, const float* pivot, float* columns, int64_t dim, double* sums) {
   using vec = typename Simd<W>::vec;
@@ -154,7 +154,7 @@ struct Totals {
   double columns_squared = 0;
 };
 
-// max that keeps NaN
+// max that propagates NaN
 static double not_negative(double value) { return value < 0 ? 0 : value; }
 
 std::tuple<Tensor, Tensor, Tensor> flow_alignment(
@@ -180,8 +180,8 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
   const double scale = kind == PAIR_MSE ? 2 * C / (C - 1) : (C / (C - 1)) * (C / (C - 1));
   const int64_t chunks = chunks_of(classes, dim);
   std::vector<double> partial(chunks * (dim + 3));
-  // |sum of centred rows|^2 = sum of squares - C |mean|^2 cancels where features lie far from `shift` and close together (as
-  // those of images that are still noise): the first row comes off all of them, and only the decoupled kind sees absolute values.
+  // |sum of centred rows|^2 = sum of squares - C |mean|^2 cancels if features are far from `shift` and close together (as for
+  // images that are still noise), so the first row is subtracted from all; only the decoupled kind needs absolute values.
   std::vector<float> pivot(dim);
   if (kind != DECOUPLED_MSE) {
     mean_rows(items, pivot.data(), 0, 1);
@@ -193,7 +193,7 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
   parallel_chunks(chunks, classes, [&](int64_t k, int64_t begin, int64_t end) { sums(pass, k, begin, end); });
   const Totals total(partial, chunks, dim);
 
-  // r also carries what rounding m to float32 loses, where q is one number for all classes.
+  // If q is the same for all classes, r also contains the rounding error of m in float32.
   const auto keep_rounding_of_m = [&](double q) {
     for (int64_t d = 0; d < dim; ++d) r[d] = static_cast<float>(-q * (total.columns[d] / C + pivot[d] - m[d]));
   };
@@ -238,7 +238,7 @@ struct Backward {
   Items items;
   const float* centers;
   const float* rows;
-  int64_t rows_step;  // 1 where p and q differ from class to class, else 0
+  int64_t rows_step;  // 1 if p and q differ between classes, else 0
   int64_t classes_of_rows;
   const float* columns;
   float grad_output;

@@ -1,4 +1,4 @@
-// What the image operations share: checks of the arguments, the pyramid as the kernels see it, choice of the element type.
+// Shared by the image operations: checks of the arguments, the pyramid as the kernels read it, choice of the element type.
 #pragma once
 
 #include "../kinds.h"
@@ -26,7 +26,7 @@ struct WriteRow {
   }
 };
 
-// A row of pixels in any float type, to and from float32: the only places that know the type, so that kernels exist once each.
+// A row of pixels in any float type, to and from float32. Only these depend on the type, so each kernel is compiled once.
 struct Pixels {
   const void* data;
   ScalarType type;
@@ -61,7 +61,7 @@ inline Tensor checked_indices(const Tensor& tensor, int64_t count, const char* n
   return torch::stable::contiguous(tensor);
 }
 
-// Holds the tensors whose memory `view` points into.
+// Owns the tensors whose memory `view` points into.
 struct CheckedPyramid {
   CheckedPyramid(const std::vector<Tensor>& levels, const std::optional<Tensor>& chosen, int64_t size, bool need_adjoint) {
     STD_TORCH_CHECK(!levels.empty() && levels.size() <= sfm::MOST_LEVELS, "levels must be 1 to ", int(sfm::MOST_LEVELS), " tensors, got ", levels.size());

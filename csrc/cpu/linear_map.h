@@ -1,7 +1,7 @@
-// Linear maps along one axis with two neighbouring taps an output: bilinear upsampling of a level, the crop of a view.
+// Linear maps along one axis with two neighbouring taps per output: bilinear upsampling of a level, the crop of a view.
 //
-// A picture of the package is always (rows map) x (columns map), so rendering and augmenting need only `apply` to rows and
-// weighted sums of rows; the gradient is the transposed map, in gather form and so in an order that never varies.
+// All resampling here is (rows map) x (columns map), so rendering and augmenting need only `apply` on rows and weighted
+// sums of rows; the gradient is the transposed map, in gather form and so in a fixed order.
 #pragma once
 
 #include "simd.h"
@@ -12,12 +12,12 @@
 
 namespace sfm_fast {
 
-// Floats in a vector of the instruction set that runs.
+// Floats per vector of the chosen instruction set.
 inline int lanes() { return isa() == Isa::avx512 ? 16 : isa() == Isa::avx2 ? 8 : 4; }
 
 constexpr int MOST_LANES = 16;
 
-// Rows of scratch start `PAD` floats in, so that tap -1 and whole vectors behind the end may be read.
+// Scratch rows start after `PAD` floats, so that tap -1 and whole vectors past the end may be read.
 constexpr int PAD = 16;
 inline int64_t padded(int64_t count) { return (count + MOST_LANES - 1) / MOST_LANES * MOST_LANES + 4 * PAD; }
 
@@ -55,7 +55,7 @@ struct LinearMap {
   }
 
  private:
-  // Outputs that touch an input are neighbours, since every map here is monotonic.
+  // Outputs that read the same input are neighbours, since every map here is monotonic.
   void transpose() {
     std::vector<int32_t> end(inputs, 0);
     start.assign(inputs, outputs);
@@ -73,7 +73,7 @@ struct LinearMap {
   }
 };
 
-// Bilinear upsampling `side` -> `size`, align_corners=False, in integers: every backend has the same weights.
+// Bilinear upsampling `side` -> `size`, align_corners=False, in integers, so that every backend has the same weights.
 inline LinearMap upsampling(int side, int size, bool need_adjoint) {
   LinearMap map;
   map.inputs = side, map.outputs = size, map.identity = side == size;
@@ -96,8 +96,8 @@ inline LinearMap sampling(float origin, float step, int inputs, int outputs, boo
   map.index.resize(outputs), map.w0.resize(outputs), map.w1.resize(outputs);
   for (int j = 0; j < outputs; ++j) {
     const float x = std::fma(static_cast<float>(j), step, origin);
-    if (!(x > -1.0f && x < static_cast<float>(inputs))) {  // nan too
-      map.index[j] = x > 0.0f ? inputs : -2;  // both taps in the zeros around a row
+    if (!(x > -1.0f && x < static_cast<float>(inputs))) {  // NaN too
+      map.index[j] = x > 0.0f ? inputs : -2;  // both taps read the zeros around a row
       continue;
     }
     const float low = std::floor(x);
@@ -109,8 +109,8 @@ inline LinearMap sampling(float origin, float step, int inputs, int outputs, boo
   return map;
 }
 
-// out[begin .. end) of the map, in whole vectors. `in` has room as described at PAD and holds zeros at -2, -1, inputs, inputs + 1:
-// a weight of 0 doesn't make a nan harmless.
+// out[begin .. end) of the map, in whole vectors. `in` is padded as described at PAD, with zeros at -2, -1, inputs, inputs + 1,
+// since NaN times a weight of 0 is NaN.
 template <int W>
 SFM_INLINE void apply(const LinearMap& map, const float* in, float* out, int begin, int end) {
   using ints = typename Simd<W>::ints;

@@ -1,4 +1,4 @@
-// CPU entry points of the operations; what each computes stands beside its definition in cpu/<op>.cpp.
+// CPU entry points of the operations; each is described at its definition in cpu/<op>.cpp.
 #pragma once
 
 #include <torch/csrc/stable/macros.h>

@@ -2,11 +2,11 @@
 //
 // For f = a_j - a_i, g = b_j - b_i: total = sum of cos(f, g), and with u = 1/(|f||g|), w = cos/|g|^2 (symmetric),
 //   gradient_k = d total / d b_k = 2 [a_k sum_i u_ik - sum_i u_ik a_i - b_k sum_i w_ik + sum_i w_ik b_i].
-// A block of the pair matrix lives in cache only: no C x C matrix, no C x C x D tensor. Products of *differences* are
-// accumulated, not Gram matrices: the subtractions run on ports the multiplications leave free, equal rows give length
-// exactly 0, and close classes lose no digits. Where all rows are asked for, each unordered pair of blocks is visited once
-// and feeds both blocks' gradients, in rounds of disjoint pairs (a tournament), so no two threads write one row and the
-// order of every sum depends on the shape alone. Derivation in docs/losses.md.
+// A block of the pair matrix exists only in cache: there is no C x C matrix and no C x C x D tensor. Products of
+// *differences* are accumulated, not Gram matrices: the subtractions use ports that the multiplications leave free, equal
+// rows have length exactly 0, and close classes lose no digits. If all rows are asked for, each unordered pair of blocks
+// is computed once and added to both blocks' gradients, in rounds of disjoint pairs (a tournament), so no two threads
+// write the same row and the order of every sum depends only on the shape. Derivation in docs/losses.md.
 #include "pair_block.h"
 
 #include <cmath>
@@ -14,9 +14,9 @@
 
 namespace sfm_fast {
 
-// Block edges and the rounds of a tournament: every two blocks meet once, in each round every block at most once.
-// Blocks fill the cache where there are many classes; else an eighth of them, but not so small that starting a round
-// (some microseconds) costs more than its work.
+// Block edges and the rounds of a tournament: every two blocks are paired once, and each block at most once per round.
+// With many classes a block fills the cache; otherwise it has an eighth of the classes, but not so few that starting a
+// round (some microseconds) costs more than its work.
 struct Schedule {
   Schedule(int64_t classes, int64_t dim, int64_t first, int64_t last) {
     const auto worthwhile = static_cast<int64_t>(std::sqrt(3e6 / static_cast<double>(dim)));
@@ -44,7 +44,7 @@ static void parallel_workers(int64_t workers, int64_t jobs, const F& body) {
 std::tuple<Tensor, Tensor> pair_alignment(
     Tensor a, Tensor b, std::optional<Tensor> groups, int64_t row_start, int64_t row_stop, double eps, bool need_gradient,
     bool high) {
-  (void)high;  // one precision here: float32 with no cancellation
+  (void)high;  // always float32 without cancellation
   STD_TORCH_CHECK(a.dim() == 2 && a.size(0) >= 2 && a.size(1) >= 1, "a must be a matrix with at least 2 rows");
   const int64_t classes = a.size(0), dim = a.size(1);
   a = float_rows(a, classes, dim, "a");
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor> pair_alignment(
   std::vector<BlockScratch> scratch;
   for (int64_t worker = 0; worker < workers; ++worker) scratch.emplace_back(a, plan.size);
   std::vector<double> u_sum(need_gradient ? rows : 0), w_sum(need_gradient ? rows : 0);
-  // One slot a block pair keeps the order of the final sum fixed.
+  // One slot per block pair keeps the order of the final sum fixed.
   std::vector<double> cosines(plan.rows * plan.columns);
 
   const PairProblem problem{a.const_data_ptr<float>(), b.const_data_ptr<float>(),
@@ -107,7 +107,7 @@ std::tuple<Tensor, Tensor> pair_alignment(
     const int64_t even = plan.rows + plan.rows % 2, half = even / 2;
     for (int64_t round = 0; round + 1 < even; ++round)
       parallel_workers(workers, half, [&](int64_t worker, int64_t k) {
-        // The circle method: the last block stays, the others turn by one place a round.
+        // The circle method: the last block stays, the others move by one place per round.
         const int64_t turning = even - 1;
         int64_t i = k ? (round + k) % turning : turning, j = (round - k + turning) % turning;
         if (i > j) std::swap(i, j);

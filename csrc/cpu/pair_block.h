@@ -1,4 +1,4 @@
-// One block of the matrix of class pairs: weights u and w from products of differences, then their products with the rows.
+// One block of the matrix of class pairs: the weights u and w from products of differences, then their products with the rows.
 #pragma once
 
 #include "rows.h"
@@ -19,12 +19,12 @@ struct PairProblem {
   float eps;
 };
 
-// What one thread works in: three tiles of (stride, stride), a packed panel, and sums over rows and columns. Not initialised.
+// Scratch memory of one thread: three tiles (stride, stride), a packed panel, sums over rows and columns. Not initialised.
 struct BlockScratch {
   BlockScratch(const Tensor& like, int64_t block)
       : stride((block + 31) / 32 * 32),
-        tile((stride + 16) * stride),  // 16 rows more: a register tile may read, and throw away, rows beyond the last
-        // A tensor, so that what counts torch's memory counts this too.
+        tile((stride + 16) * stride),  // 16 rows more: a register tile may read rows beyond the last and discard them
+        // A tensor, so that torch's memory statistics include it.
         memory(torch::stable::new_empty(like, {3 * tile + 64 * std::max(kDepth, stride) + 6 * stride})) {
     float* next = memory.mutable_data_ptr<float>();
     const auto take = [&](int64_t count) { return std::exchange(next, next + count); };
@@ -115,7 +115,7 @@ SFM_INLINE double finish_weights(
   for (int64_t j = 0; j < padded; ++j) {
     const bool dropped = (f_length[j] < eps) | (g_length[j] < eps);
     const float inverse = dropped ? 0.0f : 1.0f / (f_length[j] * g_length[j]);
-    // 0 where dropped, but NaN for NaN and infinity, and where squares are beyond float32.
+    // 0 for dropped pairs, but NaN for NaN, infinity and squares that overflow float32.
     const float cosine = u[j] * inverse + (f_length[j] + g_length[j]) * 0.0f;
     const float square = dropped ? 1.0f : gg[j];
     u[j] = inverse;
@@ -208,7 +208,7 @@ SFM_INLINE void add_product(
   }
 }
 
-// out (rows of block k) += u @ a - w @ b over the rows i of the other block; `transposed` reads the tile the other way round.
+// out (rows of block k) += u @ a - w @ b over the rows i of the other block; `transposed` reads the transposed tile.
 template <int W>
 SFM_INLINE void block_gradient_kernel(
     const PairProblem& problem, BlockScratch& s, bool transposed, int64_t k0, int64_t k1, int64_t i0, int64_t i1, float* out) {
@@ -236,7 +236,7 @@ SFM_DISPATCH(block_gradient,
              (const PairProblem& problem, BlockScratch& s, bool transposed, int64_t k0, int64_t k1, int64_t i0, int64_t i1, float* out),
              (problem, s, transposed, k0, k1, i0, i1, out))
 
-// gradient_k = 2 (a_k sum u - b_k sum w - (u @ a - w @ b)); w_sum is negative already.
+// gradient_k = 2 (a_k sum u - b_k sum w - (u @ a - w @ b)); w_sum is already negative.
 template <int W>
 SFM_INLINE void finish_row_kernel(const float* a, const float* b, float u_sum, float w_sum, float* out, int64_t dim) {
   for (int64_t d = 0; d < dim; ++d) out[d] = 2.0f * (a[d] * u_sum + b[d] * w_sum - out[d]);

@@ -27,8 +27,8 @@ SFM_INLINE typename Simd<W>::vec select(typename Simd<W>::ints mask, typename Si
   return reinterpret_cast<vec>((mask & reinterpret_cast<ints>(yes)) | (~mask & reinterpret_cast<ints>(no)));
 }
 
-// sqrt(-2 ln u) with u = (w + 0.5) / 2^32. Above one half it works with 1 - u, which is exact in the integer: u itself would lose
-// the digits that decide there. Polynomial of Cephes' logf.
+// sqrt(-2 ln u) with u = (w + 0.5) / 2^32. Above one half it uses 1 - u, which is exact in the integer; u itself would lose
+// the significant digits there. Polynomial of Cephes' logf.
 template <int W>
 SFM_INLINE typename Simd<W>::vec radius(typename Simd<W>::bits w) {
   using ints = typename Simd<W>::ints;
@@ -56,7 +56,7 @@ SFM_INLINE typename Simd<W>::vec radius(typename Simd<W>::bits w) {
   return root;
 }
 
-// cos and sin of 2 pi (w + 0.5) / 2^32: the quadrant comes from the integer, so the rest keeps all its digits.
+// cos and sin of 2 pi (w + 0.5) / 2^32: the quadrant is taken from the integer, so the rest keeps all its digits.
 template <int W>
 SFM_INLINE void cos_sin(typename Simd<W>::bits w, typename Simd<W>::vec& cosine, typename Simd<W>::vec& sine) {
   using ints = typename Simd<W>::ints;
@@ -80,7 +80,7 @@ SFM_INLINE typename Simd<W>::vec interleave(typename Simd<W>::vec a, typename Si
   return __builtin_shuffle(a, b, at);
 }
 
-// Normal numbers number 4 * block .. 4 * (block + W) - 1 of `item`, to out.
+// Writes normal numbers 4 * block .. 4 * (block + W) - 1 of `item` to out.
 template <int W>
 SFM_INLINE void normal_blocks(const NoiseKey& key, uint32_t item, uint32_t block, float* out) {
   using bits = typename Simd<W>::bits;
@@ -108,7 +108,7 @@ SFM_INLINE void normal_blocks(const NoiseKey& key, uint32_t item, uint32_t block
   store<W>(out + 3 * W, interleave<W, W / 2>(c, d));
 }
 
-// Normal numbers `position` .. `position + count` - 1 of `item`; `scratch` holds count + 8 * W floats. Returns where they begin.
+// Normal numbers `position` .. `position + count` - 1 of `item`; `scratch` holds count + 8 * W floats. Returns their start.
 template <int W>
 SFM_INLINE const float* normals(const NoiseKey& key, uint32_t item, int64_t position, int64_t count, float* scratch) {
   const int64_t first = position / 4, last = (position + count + 3) / 4;

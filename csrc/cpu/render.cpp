@@ -1,4 +1,4 @@
-// From pyramid levels to images in one pass, and from the images' gradient to that of all levels in another.
+// Images from pyramid levels in one pass, and the gradient of all levels from that of the images in another.
 #include "images.h"
 
 namespace sfm_fast {
@@ -63,7 +63,7 @@ Tensor render(std::vector<Tensor> levels, std::optional<Tensor> rows, int64_t si
   return out;
 }
 
-// (M, channels * sum of sides^2) float32: the gradients of an image's levels one behind the other. `images` is what render gave.
+// (M, channels * sum of sides^2) float32: the gradients of an image's levels in sequence. `images` is the result of render.
 Tensor render_backward(Tensor grad, Tensor images, std::vector<int64_t> sides) {
   images = checked_images(images, "images"), grad = checked_images(grad, "grad");
   const int64_t count = images.size(0), channels = images.size(1), size = images.size(2);

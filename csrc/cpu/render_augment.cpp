@@ -1,4 +1,4 @@
-// Views straight from pyramid levels, and levels' gradients straight from those of the views: no image exists in between.
+// Views directly from pyramid levels, and the levels' gradients directly from those of the views, without storing an image.
 #include "views.h"
 
 namespace sfm_fast {
@@ -64,7 +64,7 @@ Tensor render_augment(std::vector<Tensor> levels, std::optional<Tensor> rows, in
   return out;
 }
 
-// (M, channels * sum of sides^2) float32, as render_backward gives it; the canvas is rendered again, row by row.
+// (M, channels * sum of sides^2) float32, laid out as in render_backward; the canvas is rendered again, row by row.
 Tensor render_augment_backward(Tensor grad, std::vector<Tensor> levels, std::optional<Tensor> rows, int64_t canvas, Tensor boxes,
                                Tensor std) {
   grad = checked_images(grad, "grad");

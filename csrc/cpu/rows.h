@@ -1,4 +1,4 @@
-// Rows of features as float32: what every CPU operation on labelled features reads through.
+// Rows of features as float32, for all CPU operations on labelled features.
 #pragma once
 
 #include "ops.h"
@@ -31,7 +31,7 @@ SFM_INLINE void store_partial(T* p, typename Simd<W>::vec value, int64_t count) 
   std::memcpy(p, whole, count * sizeof(T));
 }
 
-// Features (N, D) grouped into classes; without `order` row c is class c.
+// Features (N, D) grouped into classes; without `order`, row c is class c.
 struct Items {
   const void* data;
   int64_t stride;  // elements from row to row; within a row they are contiguous
@@ -47,8 +47,8 @@ struct Items {
   int64_t row(int64_t i) const { return offsets ? order[i] : i; }
 };
 
-// mean[0..dim) = mean over class c of (row - shift). The shift comes off before the sum: the common mean of features may be
-// far larger than the spread between classes. A class without rows gives NaN.
+// mean[0..dim) = mean over class c of (row - shift). The shift is subtracted before the sum, since the common mean of features
+// may be far larger than the spread between classes. A class without rows gives NaN.
 template <int W, class T>
 SFM_INLINE void class_mean_row(const Items& items, int64_t c, float* mean) {
   const int64_t begin = items.begin(c), end = items.end(c), dim = items.dim, whole = dim - dim % W;
@@ -83,7 +83,7 @@ SFM_INLINE void by_type(ScalarType type, const Args&... args) {
 // out[c] = class_mean_row of c, for the classes in [begin, end); defined in class_means.cpp.
 void mean_rows(const Items& items, float* out, int64_t begin, int64_t end);
 
-// How many chunks of classes share the work: by shape alone, so that results don't depend on the number of threads.
+// The number of chunks of classes. It depends only on the shape, so that results don't depend on the number of threads.
 inline int64_t chunks_of(int64_t classes, int64_t dim) {
   int64_t chunks = 1;
   while (chunks < 64 && chunks * 65536 < classes * dim) chunks *= 2;
@@ -97,14 +97,14 @@ void parallel_chunks(int64_t chunks, int64_t classes, const F& body) {
   });
 }
 
-// Fresh memory of this size comes from the kernel page by page, which costs more than the whole computation: ask for huge pages.
+// The OS provides new memory of this size page by page, which costs more than the whole computation: this asks for huge pages.
 inline void prefer_huge_pages(const Tensor& fresh) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const size_t bytes = static_cast<size_t>(fresh.numel()) * fresh.element_size();
   if (bytes < (size_t{8} << 20)) return;
   const uintptr_t page = 4096, start = reinterpret_cast<uintptr_t>(fresh.data_ptr());
   const uintptr_t first = (start + page - 1) / page * page, last = (start + bytes) / page * page;
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint: failing changes nothing
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a hint, which may fail
 #endif
 }
 
@@ -112,7 +112,7 @@ inline bool is_feature_type(ScalarType type) {
   return type == ScalarType::Float || type == ScalarType::BFloat16 || type == ScalarType::Half;
 }
 
-// Checks what memory safety needs; the public API has given its own, clearer errors before.
+// Checks only what memory safety needs; the public API has already checked with clearer errors.
 inline Tensor float_rows(const Tensor& tensor, int64_t rows, int64_t columns, const char* name) {
   STD_TORCH_CHECK(tensor.dim() == 2 && tensor.size(0) == rows && tensor.size(1) == columns && tensor.scalar_type() == ScalarType::Float,
                   name, " must be float32 of shape (", rows, ", ", columns, ")");
@@ -125,7 +125,7 @@ inline Tensor float_vector(const Tensor& tensor, int64_t size, const char* name)
   return torch::stable::contiguous(tensor);
 }
 
-// `order` and `offsets`, contiguous and in range.
+// `order` and `offsets`, checked to be contiguous and in range.
 struct Segments {
   Segments(std::optional<Tensor> order_tensor, std::optional<Tensor> offsets_tensor, int64_t items, int64_t classes) {
     STD_TORCH_CHECK(order_tensor.has_value() == offsets_tensor.has_value(), "order and offsets belong together");
@@ -151,7 +151,7 @@ struct Segments {
   const int64_t* offsets = nullptr;
 };
 
-// Features with contiguous rows: copied only where the last stride isn't 1.
+// Features with contiguous rows: copied only if the last stride isn't 1.
 inline Tensor with_contiguous_rows(const Tensor& features) {
   STD_TORCH_CHECK(features.dim() == 2 && is_feature_type(features.scalar_type()),
                   "features must be a float32, bfloat16 or float16 matrix");

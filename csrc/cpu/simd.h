@@ -1,7 +1,7 @@
-// Vectors of W floats in the compiler's portable form, one kernel source for every instruction set, and the choice at run time.
+// Portable compiler vectors of W floats: one kernel source for every instruction set, which is chosen at run time.
 //
 // A kernel is a template `template <int W> SFM_INLINE void name_kernel(Args...)`; SFM_DISPATCH(name, (types), (args)) wraps
-// it once per instruction set, each wrapper compiled for its own target, and defines `name` that calls the widest one here.
+// it once per instruction set, each wrapper compiled for its own target, and defines `name`, which calls the widest usable one.
 #pragma once
 
 #include <cmath>
@@ -23,7 +23,7 @@ struct Simd {
   typedef uint16_t loose_half_bits __attribute__((vector_size(W * 2), aligned(2), may_alias));
 };
 
-// A row of one element type, read as float.
+// Elements of one type, read as float.
 struct BFloat16 {
   uint16_t bits;
 };
@@ -53,7 +53,7 @@ SFM_INLINE typename Simd<W>::vec load(const Float16* p) {
   using vec = typename Simd<W>::vec;
   const bits x = widen<W>(&p->bits);
   const bits magnitude = (x & 0x7fff) << 13;
-  // The scale moves the exponent bias from 15 to 127 and normalises subnormals; infinity and NaN get their exponent back.
+  // The scale moves the exponent bias from 15 to 127 and normalises subnormals; infinity and NaN get their exponent restored.
   const vec value = reinterpret_cast<vec>(magnitude) * 0x1p112f;
   const bits special = reinterpret_cast<bits>(magnitude >= 0x0f800000u) & 0x7f800000u;
   return reinterpret_cast<vec>(reinterpret_cast<bits>(value) | special | ((x & 0x8000) << 16));
@@ -106,7 +106,7 @@ SFM_INLINE float sum(typename Simd<W>::vec value) {
 
 enum class Isa { base, avx2, avx512 };
 
-// The widest instruction set of this machine; SFM_FAST_CPU_ISA=base|avx2|avx512 lowers it, for tests.
+// The widest instruction set of this machine; SFM_FAST_CPU_ISA=base|avx2|avx512 selects a lower one, for tests.
 inline Isa detect_isa() {
   Isa found = Isa::base;
 #if defined(__x86_64__)

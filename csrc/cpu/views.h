@@ -1,4 +1,4 @@
-// Views of images: crop, flip, noise and normalisation, row by row, and back; from stored images or rendered rows alike.
+// Views of images: crop, flip, noise and normalisation, row by row, and their gradient; from stored or rendered images.
 #pragma once
 
 #include "images.h"
@@ -10,7 +10,7 @@ namespace sfm_fast {
 
 struct Views {
   const float* boxes;          // (count, 4): x0, dx, y0, dy
-  const int64_t* noise_items;  // counter of a view's noise, negative without; null in a backward
+  const int64_t* noise_items;  // counter of a view's noise, negative for none; null in a backward
   int64_t count, images;       // view v shows image v % images
   int size, channels;          // of the views
   int source_channels, height, width;
@@ -22,7 +22,7 @@ struct Views {
   LinearMap rows(int64_t v, bool adjoint) const { return sampling(boxes[4 * v + 2], boxes[4 * v + 3], height, size, adjoint); }
 };
 
-// Writes view `v`. Source: row(p, begin, end, out) as RowRenderer has it.
+// Writes view `v`. Source has row(p, begin, end, out), as RowRenderer does.
 template <int W, class Source>
 SFM_INLINE void write_view(const Views& views, int64_t v, Source& source, const Output& out) {
   using vec = typename Simd<W>::vec;
@@ -31,8 +31,8 @@ SFM_INLINE void write_view(const Views& views, int64_t v, Source& source, const 
   const int64_t source_width = padded(views.width), width = padded(size);
   std::vector<float> picture(planes * source_width), sampled(2 * planes * width), scratch(size + 8 * W), row(width);
   const std::vector<float> zeros(planes * width);
-  std::array<int, 2> held{-1, -1};  // source rows whose samples are in the two places
-  // Samples of a source row, kept: while zooming in, several rows of the view lie between the same two of the source.
+  std::array<int, 2> held{-1, -1};  // source rows whose samples are in the two slots
+  // Samples of a source row are kept: when zooming in, several rows of the view lie between the same two source rows.
   const auto samples = [&](int p, int other) __attribute__((always_inline)) -> const float* {
     if (p < 0 || p >= views.height) return zeros.data();
     int which = held[0] == p ? 0 : held[1] == p ? 1 : held[0] == other ? 1 : 0;
@@ -77,7 +77,7 @@ struct ViewGradients {
   std::vector<LinearMap> columns, rows;
   std::vector<int64_t> shown;      // the views of this image
   std::vector<float> sums, spread, read;
-  int first_row, last_row, first_column, last_column;  // what any view touches
+  int first_row, last_row, first_column, last_column;  // the range that the views read
 
   SFM_INLINE ViewGradients(const Views& all, const Pixels& from)
       : views(&all), gradient(from), sums(padded(all.size)), spread(all.width), read(padded(all.size)) {}
@@ -119,7 +119,7 @@ struct ViewGradients {
   }
 };
 
-// Checks and gathers what describes the views; holds the tensors whose memory `view` points into.
+// Checks the arguments that describe the views, and owns the tensors whose memory `view` points into.
 struct CheckedViews {
   CheckedViews(const Tensor& given_boxes, const std::optional<Tensor>& given_items, int64_t images, int64_t source_channels,
                int64_t height, int64_t width, int64_t size, const std::optional<Tensor>& mean, const Tensor& std)
