@@ -1,18 +1,19 @@
-// Random views of images, normalised for a backbone: bilinear crops with zeros outside, noise from counters; and back.
+// Random views of images, normalised for a backbone: bilinear crops with zeros outside, noise from counters; and their
+// backward.
 //
-// Forward: a thread computes 4 values in the order of the noise's positions, which is one Philox block. Backward: a
-// thread gathers one source pixel, all channels, from the taps that read it; only the range of candidates is estimated,
-// the weights are the forward's own.
+// Forward: a thread computes 4 values at consecutive noise positions, which are one Philox block. Backward: a thread
+// gathers one source pixel, all channels, from the taps that read it; only the range of candidates is estimated, the
+// weights are exactly those of the forward.
 #include "images.cuh"
 #include "philox.cuh"
 
 namespace sfm {
 namespace {
 
-constexpr int TILE_WIDTH = 32, TILE_HEIGHT = THREADS / TILE_WIDTH;  // of source pixels in the backward
-constexpr int GROUP = 3;                                            // channels that one pass over the taps serves
+constexpr int TILE_WIDTH = 32, TILE_HEIGHT = THREADS / TILE_WIDTH;  // tile of source pixels in the backward
+constexpr int GROUP = 3;                                            // channels per pass over the taps
 
-// View v of the images at hand is image v % images; from one view of an image to the next in memory.
+// View v is of image v % images; this is the distance in memory, in views, between two views of the same image.
 __device__ __forceinline__ int64_t views_apart(const ViewShape& shape) {
   return shape.stride > 0 ? shape.stride : shape.images;
 }
@@ -25,7 +26,7 @@ __device__ __forceinline__ Box read_box(const float* __restrict__ boxes, int64_t
   return {box[0], box[1], box[2], box[3]};
 }
 
-// The two taps of a coordinate along an axis of `size` pixels: at and at + 1, where they exist.
+// The two taps of a coordinate along an axis of `size` pixels: at and at + 1, if they exist.
 struct Taps {
   int at;
   float first, second;
@@ -34,12 +35,12 @@ struct Taps {
   __device__ __forceinline__ Taps(float coordinate, int size) {
     const float low = floorf(coordinate);
     has_first = low >= 0.f && low < float(size), has_second = low >= -1.f && low < float(size - 1);
-    at = has_first || has_second ? int(low) : 0;  // far outside: no conversion
+    at = has_first || has_second ? int(low) : 0;  // far outside, low doesn't fit an int
     second = coordinate - low, first = 1.f - second;
   }
 };
 
-// Taps of view row i, and the image row of the first one.
+// Taps of view row i, and the image row of the first tap.
 template <typename T>
 __device__ __forceinline__ Taps row_taps(const T* __restrict__ image, const ViewShape& shape, int channel, int i,
                                          const Box& box, const T*& row) {
@@ -85,7 +86,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
       j = 0;
       if (++i == size) {
         i = 0;
-        if (channel + 1 < shape.channels) ++channel;  // past the last value any will do
+        if (channel + 1 < shape.channels) ++channel;  // past the last value, any channel will do
       }
       y = row_taps(image, shape, channel, i, box, row);
     }
@@ -99,7 +100,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
     for (int k = 0; k < QUAD; ++k) value[k] += noise.mean + noise.std * normal[k];
   }
   U* const to = views + view * shape.view_channels * area + int64_t(QUAD) * block;
-  const int copies = shape.view_channels / shape.channels;  // a grey image goes to all channels
+  const int copies = shape.view_channels / shape.channels;  // a grey image is copied to all channels
   for (int copy = 0; copy < copies; ++copy) {
     float center = 0.f, scale = 0.f, out[QUAD];
 #pragma unroll
@@ -118,14 +119,14 @@ struct Candidates {
 
   __device__ __forceinline__ Candidates(int at, float start, float step, int pixels, int size) {
     const float inverse = 1.f / step, one = (float(at - 1) - start) * inverse, two = (float(at + 1) - start) * inverse;
-    // Rounding of the forward's coordinates and of these; NaN from 0 * infinity takes everything.
+    // Margin for the rounding of the forward's coordinates and of these; NaN from 0 * infinity gives the whole range.
     const float slack = 0.01f + 1e-6f * (float(size) + float(pixels + 2) * fabsf(inverse));
     first = int(ceilf(fminf(fmaxf(fminf(one, two) - slack, 0.f), float(size))));
     last = int(floorf(fmaxf(fminf(fmaxf(one, two) + slack, float(size - 1)), -1.f)));
   }
 };
 
-// Weight with which a coordinate reads pixel `at`, to the bit that of Taps.
+// Weight with which a coordinate reads pixel `at`, bitwise equal to that of Taps.
 __device__ __forceinline__ float tap_weight(float coordinate, int at) {
   const float behind = coordinate - float(at);
   const float weight = behind >= 0.f ? 1.f - behind : coordinate - float(at - 1);

@@ -1,4 +1,4 @@
-// Shared by the files that bind the CUDA kernels to operations: checks of arguments, pointers, the stream, workspaces.
+// Shared by the bindings of the CUDA kernels to the operations: checks of arguments, pointers, the stream, workspaces.
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -23,7 +23,7 @@ namespace sfm_binding {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-#ifdef SFM_SHIM  // the emulator takes CPU tensors, and has neither devices nor streams
+#ifdef SFM_SHIM  // the emulator takes CPU tensors and has no devices or streams
 constexpr bool on_gpu(const Tensor&) { return true; }
 struct DeviceGuard {
   explicit DeviceGuard(int32_t) {}
@@ -48,7 +48,7 @@ inline void check_launch(cudaError_t error, const char* operation) {
                   ": the CUDA kernels did not start: ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
 }
 
-// Private, for the first run on a GPU: SFM_FAST_KERNELS=old takes the kernels that others are to replace.
+// Private, for the first run on a GPU: SFM_FAST_KERNELS=old uses the kernels that are to be replaced.
 inline bool new_kernels() {
   const char* const value = std::getenv("SFM_FAST_KERNELS");
   return value == nullptr || std::strcmp(value, "old") != 0;

@@ -1,7 +1,8 @@
 // The CUDA kernels of images (render.cu, augment.cu) as implementations of the sfm_fast operations. Schemas:
 // csrc/ops.cpp.
 //
-// As in binding_losses.cpp: memory comes from the caching allocator, nothing waits, all can be captured in a CUDA graph.
+// As in binding_losses.cpp: memory comes from the caching allocator, nothing waits, and CUDA graphs can capture all of
+// it.
 #include "binding.h"
 
 namespace {
@@ -10,7 +11,7 @@ using namespace sfm_binding;
 
 constexpr int64_t MAX_VIEW = 8192, MAX_IMAGE = 1 << 20;  // offsets inside a view are 32-bit
 
-// Images (count, channels, height, width) as the kernels read them: contiguous, of any of the three dtypes.
+// Images (count, channels, height, width) as the kernels read them: contiguous, of one of the three dtypes.
 Tensor checked_images(const Tensor& tensor, const char* name) {
   STD_TORCH_CHECK(on_gpu(tensor) && tensor.dim() == 4, name, " must be a CUDA tensor of 4 dimensions, it has ",
                   tensor.dim());
@@ -18,7 +19,7 @@ Tensor checked_images(const Tensor& tensor, const char* name) {
   return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
-// Pyramid levels and which images to render; holds the tensors that the pointers point to.
+// Pyramid levels and the images to render; owns the tensors that the pointers point to.
 struct Pyramid {
   std::vector<Tensor> held;
   std::optional<Tensor> rows;
@@ -82,7 +83,7 @@ Tensor gradient_of_levels(const Tensor& grad, const Tensor& images, const sfm::S
   return gradient;
 }
 
-// The shape of views and what they need beside the images, checked.
+// The shape of views and their inputs besides the images, checked.
 struct Views {
   sfm::ViewShape shape;
   Tensor boxes, std;
@@ -112,7 +113,7 @@ struct Views {
   }
 };
 
-// Noise and the mean of the backbone, checked.
+// Noise and the backbone's mean, checked.
 struct Noise {
   Tensor items, mean;
   sfm::ViewNoise noise;
@@ -153,7 +154,7 @@ Tensor render_backward(const Tensor& grad, const Tensor& images, const std::vect
     STD_TORCH_CHECK(side >= 1 && side <= size, "sides must be 1 to ", size, ", got ", side);
     checked_sides.side[checked_sides.count++] = int(side);
   }
-  if (upstream.scalar_type() != y.scalar_type()) {  // exact, and not what autograd does
+  if (upstream.scalar_type() != y.scalar_type()) {  // the conversion is exact; autograd never needs it
     upstream = torch::stable::to(upstream, ScalarType::Float), y = torch::stable::to(y, ScalarType::Float);
   }
   return gradient_of_levels(upstream, y, checked_sides);
@@ -214,7 +215,7 @@ Tensor render_augment(const std::vector<Tensor>& levels, const std::optional<Ten
   return out;
 }
 
-// The canvas is rendered again: kept from the forward it would be the largest tensor of a step.
+// The canvas is rendered again, because a stored one would be the largest tensor of a step.
 Tensor render_augment_backward(const Tensor& grad, const std::vector<Tensor>& levels, const std::optional<Tensor>& rows,
                                int64_t canvas, const Tensor& boxes, const Tensor& std) {
   STD_TORCH_CHECK(!levels.empty(), "levels must be 1 tensor or more");

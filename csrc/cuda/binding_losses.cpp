@@ -1,15 +1,15 @@
 // The losses' CUDA kernels as implementations of the sfm_fast operations, through LibTorch's stable ABI. Schemas:
 // csrc/ops.cpp.
 //
-// Every function takes its outputs and its workspace from the caching allocator, queues work on the current stream of
-// the features' device and returns; sizes depend on shapes alone, so all of it can be captured in a CUDA graph.
+// Every function allocates its outputs and its workspace with the caching allocator, queues work on the current stream
+// of the features' device and returns; sizes depend only on shapes, so CUDA graphs can capture all of it.
 #include "binding.h"
 
 namespace {
 
 using namespace sfm_binding;
 
-// Features (items, dims) with unit column stride and their labels; holds the tensors that the pointers point to.
+// Features (items, dims) with unit column stride and their labels; owns the tensors that the pointers point to.
 struct Labelled {
   Tensor features;
   std::optional<Tensor> order, offsets;

@@ -24,9 +24,9 @@
 
 namespace sfm {
 
-constexpr int WARPS = 8;  // of a block in the kernels that stream rows: one row (class) a warp at a time
+constexpr int WARPS = 8;  // per block in the kernels that stream rows: each warp takes one row (class) at a time
 constexpr int THREADS = 32 * WARPS;
-constexpr int RESIDENT = 2;  // blocks for each multiprocessor: allows 128 registers; unasked, the compiler spills to hold more
+constexpr int RESIDENT = 2;  // blocks per multiprocessor: allows 128 registers; without it the compiler spills for more blocks
 constexpr unsigned ALL_LANES = 0xffffffffu;
 
 inline int64_t divide_up(int64_t value, int64_t by) { return (value + by - 1) / by; }
@@ -52,7 +52,7 @@ __device__ __forceinline__ float to_float(Float16 value) {
 #endif
 }
 
-// To nearest, ties to even.
+// Rounds to nearest, ties to even.
 __device__ __forceinline__ void from_float(float value, float& result) { result = value; }
 __device__ __forceinline__ void from_float(float value, Bfloat16& result) {
 #ifdef SFM_SHIM
@@ -72,7 +72,7 @@ __device__ __forceinline__ void from_float(float value, Float16& result) {
 template <typename T>
 constexpr int WIDE = 16 / int(sizeof(T));  // elements of a 16-byte access
 
-// VEC elements of T at `from` as float32; one 16-byte load where VEC = WIDE<T>.
+// VEC elements of T at `from` as float32; one 16-byte load if VEC = WIDE<T>.
 template <int VEC, typename T>
 __device__ __forceinline__ void load(const T* from, float (&to)[VEC]) {
   if constexpr (VEC == 1) {
@@ -128,8 +128,8 @@ __device__ __forceinline__ S warp_sum(S value) {
   return value;
 }
 
-// Features as the kernels see them: class c owns items order[offsets[c]] ... order[offsets[c + 1] - 1], or row c if no
-// labels.
+// Features as the kernels read them: class c has the items order[offsets[c]] ... order[offsets[c + 1] - 1], or row c
+// without labels.
 template <typename T>
 struct Rows {
   const T* data;
@@ -167,8 +167,8 @@ __device__ __forceinline__ void class_mean(const Rows<T>& rows, int64_t c, int c
   for (int k = 0; k < VEC; ++k) mean[k] /= count;
 }
 
-// use(c, t_c, a_c) for the classes first, first + step, ... below stop; a_c is zero where CENTERS is false. Without
-// labels two rows are read before the first is used, which keeps enough loads in flight.
+// Calls use(c, t_c, a_c) for the classes first, first + step, ... below stop; a_c is zero if CENTERS is false. Without
+// labels, two rows are read before the first is used, so that enough loads overlap.
 template <int VEC, bool CENTERS, typename T, typename F>
 __device__ __forceinline__ void for_each_class(const Rows<T>& rows, const float* __restrict__ centers, int64_t dims,
                                                int64_t first, int64_t stop, int64_t step, int column,
@@ -193,8 +193,8 @@ __device__ __forceinline__ void for_each_class(const Rows<T>& rows, const float*
   }
 }
 
-// How rows x columns are cut for the streaming kernels: tiles of 32 * vec columns, chunks of rows, about BLOCKS blocks.
-// It depends on the shape alone, and so does the order of every sum.
+// How the streaming kernels divide rows x columns: tiles of 32 * vec columns, chunks of rows, about BLOCKS blocks. It
+// depends only on the shape, and so does the order of every sum.
 struct Partition {
   int64_t tiles, chunks, chunk_rows;
 };

@@ -1,18 +1,18 @@
 // Flow alignment in O(C * D): one pass over the features for the loss (two for the class cosine), one read and one
-// write back.
+// write in the backward.
 //
-// Every kernel cuts the C x D rows into tiles of 32 * VEC columns and chunks of classes; a warp takes one class at a
-// time. Chunks leave partial sums in the workspace, the finish kernel adds them in a fixed order. No floating-point
-// atomics.
+// Every kernel divides the C x D rows into tiles of 32 * VEC columns and chunks of classes; a warp takes one class at a
+// time. Chunks write partial sums to the workspace, and the finish kernel adds them in a fixed order. There are no
+// floating-point atomics.
 #include "flow_finish.cuh"
 #include "flow_passes.cuh"
 
 namespace sfm {
 namespace {
 
-constexpr int CLASS_CHUNKS = 1024;  // blocks of the class cosine's second pass, at most
+constexpr int CLASS_CHUNKS = 1024;  // maximum number of chunks in the class cosine's second pass
 
-// grad_output / n_c * (p_c a_c + q_c (t_c - m) + r), once for every item of class c.
+// Writes grad_output / n_c * (p_c a_c + q_c (t_c - m) + r) for every item of class c.
 template <typename T, int VEC>
 __global__ void __launch_bounds__(THREADS, RESIDENT)
     flow_gradient(const float* __restrict__ grad_output, Rows<T> rows, const float* __restrict__ centers,
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
       });
 }
 
-// 16-byte accesses: every row starts at a multiple of 16 bytes. The operations' own buffers do if the dims allow it.
+// 16-byte accesses need every row to start at a multiple of 16 bytes. The operations' buffers do if the dims allow it.
 template <typename T>
 bool wide_rows(const Features& features, const void* centers, const void* shift, int64_t dims) {
   return dims % WIDE<T> == 0 && features.row_stride % WIDE<T> == 0 && aligned16(features.data) && aligned16(centers) &&

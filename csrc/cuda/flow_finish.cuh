@@ -1,11 +1,11 @@
-// The kernel that turns the partial sums of flow alignment's forward into the loss and what its backward needs.
+// The kernel that computes the loss and the backward's factors from the partial sums of flow alignment's forward.
 #pragma once
 
 #include "flow_totals.cuh"
 
 namespace sfm {
 
-// Adds the chunks' column sums (a block has 32 columns); the block that is last to finish makes loss, p and q of them.
+// Adds the chunks' column sums (a block has 32 columns); the last block to finish computes the loss, p and q from them.
 static __global__ void __launch_bounds__(THREADS, RESIDENT)
     flow_finish(int stage, int64_t classes, int dims, int64_t chunks, int64_t blocks, float eps, float alpha,
                 const float* __restrict__ shift, float* __restrict__ loss, float* __restrict__ factors,
@@ -29,7 +29,7 @@ static __global__ void __launch_bounds__(THREADS, RESIDENT)
     if (column < dims) {
       share = finish_column(stage, classes, dims, alpha, shift, work.origin[column], column, sum_t, sum_a, columns, work);
     }
-    __threadfence();  // the columns, too, are for the last block
+    __threadfence();  // the last block also reads the columns
     __syncwarp();
     const double square = warp_sum(share.square), cross = warp_sum(share.cross);
     if (lane == 0) {
@@ -40,7 +40,7 @@ static __global__ void __launch_bounds__(THREADS, RESIDENT)
   }
   if (stage == MEAN_ONLY) return;
   __syncthreads();
-  if (*done + 1 != gridDim.x) return;  // from here on the last block alone
+  if (*done + 1 != gridDim.x) return;  // only the last block continues
   __threadfence();
   finish_loss(stage, classes, dims, blocks, gridDim.x, eps, alpha, loss, factors, columns, work, parts);
 }

@@ -5,13 +5,13 @@
 
 namespace sfm {
 
-// The row to take off the features before anything is summed. |sum of centred rows|^2 = sum of squares - C |mean|^2 cancels
-// where features lie far from `shift` and close together, so it is the first item (minus a_0 where t - a is summed). Any
-// row would do, as long as m adds back what this one differs from the shift. The decoupled kind sees absolute values.
+// The row to subtract from the features before all sums. |sum of centred rows|^2 = sum of squares - C |mean|^2 cancels
+// if features are far from `shift` and close together, so it is the first item (minus a_0 if t - a is summed). Any row
+// would do, as long as m adds back its difference from the shift. The decoupled kind needs absolute values.
 template <int VEC, typename T>
 __device__ __forceinline__ void first_row(const Rows<T>& rows, const float* centers, const float* shift, int kind,
                                           int column, float (&origin)[VEC]) {
-  // A class 0 without items has no row to read; its mean, and so the loss, is NaN whatever comes off.
+  // A class 0 without items has no row to read; its mean, and so the loss, is NaN for every choice of the row.
   if (kind == DECOUPLED_MSE || (rows.offsets != nullptr && rows.offsets[0] >= rows.offsets[1])) {
     return load<VEC>(shift + column, origin);
   }
@@ -24,14 +24,14 @@ __device__ __forceinline__ void first_row(const Rows<T>& rows, const float* cent
   for (int k = 0; k < VEC; ++k) origin[k] -= a[k];
 }
 
-// What blocks that finish themselves need beside their rows.
+// What blocks that finish themselves need besides their rows.
 struct Finish {
   int stage;
   float eps, alpha;
   float *loss, *factors, *columns;
 };
 
-// Whether this block is the last of `count` to come here, for all of its threads; then it sees what the others wrote.
+// Whether this block is the last of `count` to arrive, for all its threads; the last one sees the others' writes.
 __device__ __forceinline__ bool last_to_arrive(unsigned* counter, unsigned count, unsigned* flag) {
   __threadfence();
   __syncthreads();
@@ -42,8 +42,8 @@ __device__ __forceinline__ bool last_to_arrive(unsigned* counter, unsigned count
   return last;
 }
 
-// The last block of a tile of columns adds up the tile's chunks, the last of those makes the loss. A warp takes every
-// eighth chunk.
+// The last block of each tile of columns adds up the tile's chunks, and the last of those blocks computes the loss. A
+// warp takes every eighth chunk.
 template <int VEC>
 __device__ __forceinline__ void finish_tile(const float* __restrict__ shift, int64_t classes, int dims,
                                             const Finish& finish, const Workspace& work, unsigned char* shared) {
@@ -94,8 +94,9 @@ __device__ __forceinline__ void finish_tile(const float* __restrict__ shift, int
               finish.factors, finish.columns, work, parts);
 }
 
-// FUSED: the last blocks finish; the counters of the workspace are zero before. Otherwise `flow_finish` comes next. Four
-// blocks for each multiprocessor, or two of 16-bit values: the finish, a block's work, must not cost the others registers.
+// FUSED: the last blocks finish; the workspace's counters must be zero before. Otherwise `flow_finish` follows.
+// Compiled for four blocks per multiprocessor (16-bit: two), so that the registers of the finish don't slow down all
+// blocks.
 template <typename T, int VEC, bool FUSED>
 __global__ void __launch_bounds__(THREADS, FUSED ? (VEC == 8 ? 2 : 4) : RESIDENT)
     flow_sums(Rows<T> rows, const float* __restrict__ centers, const float* __restrict__ shift, int64_t classes,
@@ -114,7 +115,7 @@ __global__ void __launch_bounds__(THREADS, FUSED ? (VEC == 8 ? 2 : 4) : RESIDENT
     float offset[VEC];
     first_row<VEC>(rows, centers, shift, kind, column, offset);
     if (blockIdx.y == 0 && warp == 0) store<VEC>(work.origin + column, offset);
-    float part_dot = 0.f, part_a = 0.f, part_t = 0.f;  // of a few rows, then float64
+    float part_dot = 0.f, part_a = 0.f, part_t = 0.f;  // of a few rows, then added in float64
     int held = 0;
     const auto use = [&](int64_t, const float (&t)[VEC], const float (&a)[VEC]) {
 #pragma unroll
@@ -141,7 +142,7 @@ __global__ void __launch_bounds__(THREADS, FUSED ? (VEC == 8 ? 2 : 4) : RESIDENT
   }
 
 #pragma unroll
-  for (int k = 0; k < VEC; ++k) {  // lane-major within k, so that a warp writes neighbouring words
+  for (int k = 0; k < VEC; ++k) {  // lane-major for each k, so that a warp writes neighbouring words
     column_parts[(warp * 2 * VEC + k) * 32 + lane] = sum_t[k];
     column_parts[((warp * 2 + 1) * VEC + k) * 32 + lane] = sum_a[k];
   }
@@ -172,13 +173,13 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
                  const float* __restrict__ mean, const float* __restrict__ kept_mean, int64_t classes, int dims,
                  int64_t chunk_rows, float eps, float* __restrict__ factors, Workspace work) {
   SFM_SHARED(shared);
-  float* block_factors = reinterpret_cast<float*>(shared);                // (WARPS, 2): p, q of the classes at hand
+  float* block_factors = reinterpret_cast<float*>(shared);                // (WARPS, 2): p, q of the current classes
   double* losses = reinterpret_cast<double*>(block_factors + 2 * WARPS);  // (WARPS,)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t start = blockIdx.x * chunk_rows, stop = min(classes, start + chunk_rows);
   const double ratio = double(classes) / double(classes - 1), scale = ratio * ratio;
   if (blockIdx.x == 0 && threadIdx.x == 0) *work.counter = 0;
-  float* partial = work.sums + int64_t(blockIdx.x) * 2 * dims;  // a thread reads back only what it wrote itself
+  float* partial = work.sums + int64_t(blockIdx.x) * 2 * dims;  // a thread reads back only its own writes
   double loss = 0;
   for (int64_t base = start; base < stop; base += WARPS) {
     const int64_t c = base + warp;
@@ -200,7 +201,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
       if (lane == 0) {
         const double limit = double(eps) * eps, length = sqrt(double(square_a)) * sqrt(double(square_b));
         const bool is_short = scale * square_a < limit || scale * square_b < limit;
-        const double cosine = is_short ? double(dot) * 0 : dot / length + 0 * length;  // NaN stays NaN, infinity becomes it
+        const double cosine = is_short ? double(dot) * 0 : dot / length + 0 * length;  // NaN for NaN and infinity
         const float p = is_short ? 0.f : float(-1 / (classes * length));
         const float q = is_short ? 0.f : float(cosine / (double(classes) * square_b));
         loss += 1 - cosine;

@@ -1,25 +1,25 @@
-// From the partial sums of flow alignment's forward to the loss and what its backward needs: the steps, for whichever
-// kernel takes them.
+// The steps from the partial sums of flow alignment's forward to the loss and the backward's factors, shared by several
+// kernels.
 #pragma once
 
 #include "common.cuh"
 
 namespace sfm {
 
-constexpr int FINISH_COLUMNS = 32;  // of a block of the finish kernel
+constexpr int FINISH_COLUMNS = 32;  // per block of the finish kernel
 
 enum Stage : int { MEAN_ONLY = 8, CLASS_END = 9 };  // what the finish kernel does beside the kinds of one pass
 
-// What the forward kernels leave for the finish kernel.
+// What the forward kernels write for the finish kernel.
 struct Workspace {
   float* sums;        // (chunks, 2, dims): column sums of t (or t - a) about the origin, and of a
   double* scalars;    // (blocks, 3): sums of a.t, a.a, t.t; for the class cosine (chunks, 1) of 1 - cos
   double* tiles;      // (finish blocks, 2): |mean|^2 and mean . sum a
   unsigned* counter;  // finish blocks (or tiles) that are done
-  unsigned* arrived;  // (tiles,): blocks of a tile of columns that have left their sums, where those finish themselves
-  float* origin;      // (dims,): the row that flow_sums took off every row of features in place of the shift
+  unsigned* arrived;  // (tiles,): blocks of each tile of columns that have written their sums, if they finish themselves
+  float* origin;      // (dims,): the row that flow_sums subtracted from every row of features instead of the shift
   float* mean;        // (dims,), class cosine: mean of all t about the origin,
-  float* kept_mean;   // (dims,) and the same as the backward will see it, after m has been rounded to float32
+  float* kept_mean;   // (dims,) and the same as the backward reads it, after m has been rounded to float32
 };
 
 // The loss, p and q from the sums a.t, a.a, t.t, |mean|^2, mean . sum a; returns q. Not for the class cosine.
@@ -31,7 +31,7 @@ __device__ __forceinline__ double finish_scalars(const double (&total)[5], int s
     const double square_t = total[2] - count * total[3], square_b = square_t < 0 ? 0 : square_t;  // NaN stays NaN
     const double limit = double(eps) * eps, dot = total[0] - total[4], length = sqrt(total[1]) * sqrt(square_b);
     const bool is_short = scale * total[1] < limit || scale * square_b < limit;
-    // + 0 * length: squares beyond float32 give NaN and don't pass for a right angle.
+    // + 0 * length: squares that overflow float32 give NaN instead of a cosine of 0.
     const double cosine = is_short ? dot * 0 : dot / length + 0 * length;
     result = 1 - cosine;
     p = is_short ? 0 : -1 / length;
@@ -52,8 +52,8 @@ __device__ __forceinline__ double finish_scalars(const double (&total)[5], int s
   return q;
 }
 
-// What follows from a column's sums of t and of a, all chunks: m and r, or (class cosine) its means. Returns |mean|^2 and
-// mean . sum a of the column.
+// Computes m and r, or (class cosine) the means, from a column's sums of t and of a over all chunks. Returns |mean|^2
+// and mean . sum a of the column.
 struct ColumnShare {
   double square, cross;
 };
@@ -72,7 +72,7 @@ __device__ __forceinline__ ColumnShare finish_column(int stage, int64_t classes,
     columns[column] = m;
     if (stage == MEAN_ONLY) {
       work.mean[column] = float(mean), work.kept_mean[column] = float(m - pivot);
-    } else {  // r is q times what rounding m has added; the global cosine's q comes last
+    } else {  // r is q times the rounding error of m; the global cosine multiplies by q last
       const double lost = m - pivot - mean, factor = stage == FLOW_MSE ? count / (count - 1) : 2;
       const double q = stage == GLOBAL_COSINE ? 1 : 2 * factor / ((count - 1) * dims);
       columns[dims + column] = float(q * lost);
@@ -81,8 +81,8 @@ __device__ __forceinline__ ColumnShare finish_column(int stage, int64_t classes,
   return {stage == DECOUPLED_MSE ? sum_t * sum_t : mean * mean, mean * sum_a};
 }
 
-// Loss, p and q from everybody's shares; for the block that is last to leave its own, all THREADS of it. parts: 5 * WARPS
-// doubles of shared memory.
+// Loss, p and q from the partial sums of all blocks; called by all THREADS of the last block to write its own. parts:
+// 5 * WARPS doubles of shared memory.
 __device__ __forceinline__ void finish_loss(int stage, int64_t classes, int dims, int64_t blocks, unsigned shares,
                                             float eps, float alpha, float* loss, float* factors, float* columns,
                                             const Workspace& work, double* parts) {
@@ -107,7 +107,7 @@ __device__ __forceinline__ void finish_loss(int stage, int64_t classes, int dims
       for (int w = 1; w < WARPS; ++w) total[k] += parts[k * WARPS + w];
     }
     if (stage == CLASS_END) {
-      *loss = float(total[0] / classes);  // the class cosine's factors are written
+      *loss = float(total[0] / classes);  // the class cosine's factors are already written
     } else {
       parts[0] = finish_scalars(total, stage, double(classes), dims, eps, alpha, loss, factors);
     }

@@ -1,6 +1,7 @@
-// The CUDA operations as plain C++ functions: raw device pointers in, work queued on `stream`, an error code out.
+// The CUDA operations as plain C++ functions: they take raw device pointers, queue work on `stream` and return an error
+// code.
 //
-// No function waits for the device or allocates, so every one can be captured in a CUDA graph. A workspace needs no
+// No function waits for the device or allocates, so CUDA graphs can capture all of them. A workspace needs no
 // initialisation and may be reused after the call in stream order; pointers to it must be 16-byte aligned.
 #pragma once
 
@@ -19,7 +20,7 @@ namespace sfm {
 
 enum class Dtype : int { float32 = 0, bfloat16 = 1, float16 = 2 };
 
-// (items, dims) with unit column stride. order and offsets are both null where row c is class c itself.
+// (items, dims) with unit column stride. order and offsets are both null if row c is class c.
 struct Features {
   const void* data;
   Dtype dtype;
@@ -28,8 +29,8 @@ struct Features {
   const int64_t* offsets;
 };
 
-// loss (), rows (2, classes or 1) = p, q and columns (2, dims) = m, r: dL/dt_c = p_c a_c + q_c (t_c - m) + r. fused: the
-// last blocks of the first kernel finish, instead of a second one; both stay until a GPU has measured them.
+// loss (), rows (2, classes or 1) = p, q and columns (2, dims) = m, r: dL/dt_c = p_c a_c + q_c (t_c - m) + r. fused:
+// the last blocks of the first kernel finish, instead of a second kernel; both are kept until measured on a GPU.
 size_t flow_alignment_workspace_bytes(int64_t classes, int64_t dims);
 cudaError_t flow_alignment(const Features& features, const float* centers, const float* shift, int64_t classes,
                            int64_t dims, int kind, float eps, float alpha, float* loss, float* rows, float* columns,
@@ -44,12 +45,12 @@ cudaError_t flow_alignment_backward(const float* grad_output, const Features& fe
 cudaError_t class_means(const Features& features, const float* shift, int64_t classes, int64_t dims, float* means,
                         cudaStream_t stream);
 
-// item_gradient (items, dims) contiguous of `dtype`: the row of `grad` (classes, dims) of the item's class over its
-// count.
+// item_gradient (items, dims) contiguous of `dtype`: the row of `grad` (classes, dims) for the item's class, divided by
+// the count of the class.
 cudaError_t class_means_backward(const float* grad, const int64_t* order, const int64_t* offsets, int64_t classes,
                                  int64_t dims, Dtype dtype, void* item_gradient, cudaStream_t stream);
 
-// A call to pair_alignment: a, b (classes, dims) contiguous; ordered pairs of rows [row_start, row_stop) with all
+// Arguments of pair_alignment: a, b (classes, dims) contiguous; ordered pairs of rows [row_start, row_stop) with all
 // classes.
 struct PairProblem {
   const float* a;
@@ -58,16 +59,16 @@ struct PairProblem {
   int64_t classes, dims, row_start, row_stop;
   float eps;
   bool need_gradient, high;
-  int64_t block_rows = 0;  // side of the block of the pair matrix held in memory, a multiple of 4; 0: by the problem
-  int tile_size = 0;       // 1: small tiles, 2: large ones, 0: by the problem
-  bool gram = true;        // three Gram products instead of four products; both stay until a GPU has measured them
+  int64_t block_rows = 0;  // side of the block of the pair matrix held in memory, a multiple of 4; 0: automatic
+  int tile_size = 0;       // 1: small tiles, 2: large ones, 0: automatic
+  bool gram = true;        // three Gram products instead of four products; both are kept until measured on a GPU
 };
 size_t pair_alignment_workspace_bytes(const PairProblem& problem);
 cudaError_t pair_alignment(const PairProblem& problem, double* total, float* gradient, void* workspace,
                            cudaStream_t stream);
 
 constexpr int MAX_CANVAS = 2048;                 // side of a rendered image
-constexpr int64_t MAX_BLOCKS = (1ll << 31) - 1;  // of one launch
+constexpr int64_t MAX_BLOCKS = (1ll << 31) - 1;  // per launch
 
 // Pyramid levels (N, channels, side, side) float32, 1 <= side <= the images' side; the inner three dims contiguous.
 struct Levels {
@@ -81,8 +82,8 @@ struct Sides {
   int side[MOST_LEVELS];
 };
 
-// out (images, channels, size, size) of `dtype`, channels 1 or 3; rows (images,) or null: which images of the levels.
-// quads: coarse levels as four coefficients of every 4 x 4 pixels; both ways stay until a GPU has measured them.
+// out (images, channels, size, size) of `dtype`, channels 1 or 3; rows (images,) or null: indices into the levels.
+// quads: coarse levels as four coefficients for every 4 x 4 pixels; both variants are kept until measured on a GPU.
 cudaError_t render(const Levels& levels, const int64_t* rows, int64_t images, int channels, int size, Dtype dtype,
                    void* out, bool quads, cudaStream_t stream);
 
@@ -97,7 +98,7 @@ cudaError_t render_backward(const void* grad, const void* rendered, Dtype dtype,
 struct ViewShape {
   int64_t views, images;
   int channels, view_channels, height, width, size;
-  int64_t stride = 0;  // of one image's views where `images` are some of more; 0: images
+  int64_t stride = 0;  // of one image's views if `images` are part of a larger batch; 0: images
 };
 struct ViewNoise {
   const int64_t* items;  // (views,), negative: none
@@ -112,9 +113,9 @@ cudaError_t augment(const void* images, Dtype dtype, const ViewShape& shape, con
 cudaError_t augment_backward(const void* grad, Dtype dtype, const ViewShape& shape, const float* boxes,
                              const float* std, Dtype out_dtype, void* gradient, cudaStream_t stream);
 
-// Both of the above: views of rendered images (images, channels, canvas, canvas), and the levels' gradient from that of
-// the views, for which the images are rendered again. blocks: some images at a time, whose canvas stays in the
-// second-level cache; else all at once; both stay until a GPU has measured them.
+// Rendering and views together: views of rendered images (images, channels, canvas, canvas), and the levels' gradient
+// from that of the views, for which the images are rendered again. blocks: as many images at a time as fit in the L2
+// cache, otherwise all at once; both are kept until measured on a GPU.
 size_t render_augment_workspace_bytes(int64_t images, int channels, int canvas, bool blocks);
 cudaError_t render_augment(const Levels& levels, const int64_t* rows, int canvas, const ViewShape& shape,
                            const float* boxes, const ViewNoise& noise, const float* mean, const float* std,

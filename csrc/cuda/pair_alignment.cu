@@ -1,9 +1,9 @@
-// Cosine alignment of every pair of classes: its sum, and its gradient, in O(C * D) memory and a block of fixed size.
+// Cosine alignment of every pair of classes: the sum and its gradient, with O(C * D) memory and a block of fixed size.
 //
-// The C x C pair matrix is cut into blocks of BLOCK_ROWS. For each one `pair_tiles` writes u and w of its pairs (and
-// their mirror image) to the workspace, and `pair_gradient` multiplies those with the classes. Where all rows are asked
-// for, blocks below the diagonal are left out. Launches of a stream follow each other, so the order of every sum is
-// fixed.
+// The C x C pair matrix is divided into blocks of BLOCK_ROWS. For each block `pair_tiles` writes u and w of its pairs
+// (and their transposes) to the workspace, and `pair_gradient` multiplies them by the classes. If all rows are asked
+// for, blocks below the diagonal are skipped. Launches on a stream run one after the other, so the order of every sum
+// is fixed.
 #include <limits>
 #include <type_traits>
 
@@ -12,10 +12,10 @@
 namespace sfm {
 namespace {
 
-constexpr int64_t BLOCK_ROWS = 2048, SMALL_BLOCK_ROWS = 1024;  // the small one's matrices stay in second-level cache
-constexpr int LARGE_TILE_BLOCKS = 264;  // larger tiles once they still make two blocks for each of 132 multiprocessors
+constexpr int64_t BLOCK_ROWS = 2048, SMALL_BLOCK_ROWS = 1024;  // the small one's matrices fit in the L2 cache
+constexpr int LARGE_TILE_BLOCKS = 264;  // larger tiles if they give at least two blocks for each of 132 multiprocessors
 
-// Sums of squares, and copies of rows that are no multiple of 16 bytes; a warp for each class. Zeroes the partial sums.
+// Sums of squares, and copies of rows that aren't a multiple of 16 bytes; one warp per class. Zeroes the partial sums.
 template <bool HIGH>
 __global__ void __launch_bounds__(THREADS, RESIDENT)
     pair_prepare(const float* __restrict__ a, const float* __restrict__ b, int64_t classes, int dims, int stride,
@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
   if (lane == 0) square_a[c] = float(sum_a), square_b[c] = float(sum_b), own[c] = float(sum_own);
 }
 
-// The power of two that makes rows of b about as long as those of a: a mean over a few classes, the same in every block.
+// The power of two that scales rows of b to about the length of those of a, from a mean over a few classes that is the
+// same in every block.
 __device__ __forceinline__ float length_scale(const float* __restrict__ a, const float* __restrict__ b, int64_t classes,
                                               int dims, float* warp_values) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -58,8 +59,8 @@ __device__ __forceinline__ float length_scale(const float* __restrict__ a, const
   return exp2f(rintf(sum / (2 * WARPS)));
 }
 
-// What `pair_gram` needs: the scale, sums of squares as its products have them, own_i with which
-// own_i + own_j - (a_i.b_j + b_i.a_j) = f.g, copies of rows as above. A warp for each class.
+// The inputs of `pair_gram`: the scale, sums of squares as its products compute them, own_i with
+// own_i + own_j - (a_i.b_j + b_i.a_j) = f.g, copies of rows as above. One warp per class.
 template <bool HIGH>
 __global__ void __launch_bounds__(THREADS, RESIDENT)
     gram_prepare(const float* __restrict__ a, const float* __restrict__ b, int64_t classes, int dims, int stride,
@@ -102,12 +103,12 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
   *total = sum;
 }
 
-// Where everything lies in the workspace; a function of the problem alone.
+// The layout of the workspace, which depends only on the problem.
 struct Plan {
   bool symmetric, copies;
   int64_t rows, stride, row_side, column_side, row_blocks, column_blocks;
   int partial_count;
-  size_t squares, scale, copy, partials, matrices, bytes;  // offsets, and the size of all
+  size_t squares, scale, copy, partials, matrices, bytes;  // offsets, and the total size
 
   explicit Plan(const PairProblem& problem) {
     rows = problem.row_stop - problem.row_start;
@@ -133,7 +134,7 @@ struct Plan {
   }
 };
 
-// Dynamic shared memory above 48 KiB has to be asked for.
+// Dynamic shared memory above 48 KiB must be requested.
 template <typename Kernel>
 cudaError_t allow_shared(Kernel kernel, int bytes) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
@@ -211,7 +212,7 @@ cudaError_t run(const PairProblem& problem, const Plan& plan, double* total, flo
   const int64_t matrix = plan.row_side * plan.column_side;
   float* const u = problem.need_gradient ? reinterpret_cast<float*>(workspace + plan.matrices) : nullptr;
   for (int64_t row_block = 0; row_block < plan.row_blocks; ++row_block) {
-    const int64_t row = row_block * plan.row_side;  // of the rows asked for
+    const int64_t row = row_block * plan.row_side;  // among the rows asked for
     const int row_count = int(plan.rows - row < plan.row_side ? plan.rows - row : plan.row_side);
     for (int64_t column_block = plan.symmetric ? row_block : 0; column_block < plan.column_blocks; ++column_block) {
       const int64_t column = column_block * plan.column_side, left = problem.classes - column;

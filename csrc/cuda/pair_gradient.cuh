@@ -1,4 +1,4 @@
-// Second pair kernel: gradient rows from a block of u and w,
+// The second pair kernel: gradient rows from a block of u and w,
 //   gradient_k += 2 [a_k sum_i u_ki - sum_i u_ki a_i - b_k sum_i w_ki + sum_i w_ki b_i], i over the block's columns.
 #pragma once
 
@@ -23,7 +23,7 @@ template <int WARP_ROWS>
 struct GradientTile {
   static constexpr int ROWS = 32 * WARP_ROWS, THREADS = 64 * WARP_ROWS;   // WARP_ROWS x 2 warps
   static constexpr int WARP_DIMS = 16 * WARP_ROWS, DIMS = 2 * WARP_DIMS;  // 64 x 64 or 128 x 128
-  static constexpr int PITCH = DIMS + 8;                                  // 8 t + g touches every bank once
+  static constexpr int PITCH = DIMS + 8;                                  // 8 t + g uses every bank once
   static constexpr int STAGE = 2 * (ROWS * PAIR_PITCH + PAIR_DEPTH * PITCH);
   static constexpr int SHARED = PAIR_STAGES * STAGE * int(sizeof(float));
 };
@@ -43,7 +43,7 @@ __device__ __forceinline__ void stage_classes(float* to, const float* matrix, in
                  inside ? 16 : 0);
   }
 }
-// Columns [k, k + PAIR_DEPTH) of the tile's rows of u or w; what lies past `rows` and `columns` becomes zero.
+// Columns [k, k + PAIR_DEPTH) of the tile's rows of u or w; elements past `rows` and `columns` become zero.
 template <int WARP_ROWS>
 __device__ __forceinline__ void stage_pairs(float* to, const float* matrix, int pitch, int first, int rows, int columns,
                                             int k) {
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(GradientTile<WARP_ROWS>::THREADS)
           const int at = (m * 16 + group + c % 2 * 8) * PAIR_PITCH + k + member + c / 2 * 4;
           left_u[m].set(c, -pair_u[at]);
           left_w[m].set(c, pair_w[at]);
-          // HIGH: the sum of the rounded values, or equal rows would not cancel.
+          // HIGH: the sum of the rounded values, since equal rows would not cancel otherwise.
           sum_u[m][c % 2] += HIGH ? -left_u[m].high[c] : pair_u[at];
           sum_w[m][c % 2] += HIGH ? left_w[m].high[c] : pair_w[at];
         }

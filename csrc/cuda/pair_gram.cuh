@@ -1,4 +1,4 @@
-// The pair kernel with three Gram products, a candidate to replace `pair_tiles` once a GPU has measured both.
+// The pair kernel with three Gram products, which may replace `pair_tiles` after both are measured on a GPU.
 //
 // With s = a + scale b: a_i.b_j + b_i.a_j = (s_i.s_j - a_i.a_j - scale^2 b_i.b_j) / scale, one product fewer. A `scale`
 // that makes the rows of a and b about equally long keeps that difference from cancelling.
@@ -20,8 +20,8 @@ struct Count {
   static constexpr int value = N;
 };
 
-// Rows of PAIR_DEPTH floats in shared memory have their 16-byte chunks turned by the row, so that eight rows of one
-// chunk lie in different banks.
+// In rows of PAIR_DEPTH floats in shared memory, the 16-byte chunks are permuted by the row index, so that the same
+// chunk of eight rows is in different banks.
 __device__ __forceinline__ int turned(int row, int chunk) { return row * PAIR_DEPTH + 4 * (chunk ^ (row / 2 % 4)); }
 
 // Columns [k, k + 8) of 16 rows, as the tensor cores take their left side.
@@ -29,7 +29,7 @@ __device__ __forceinline__ void load_left(float (&to)[4], const float* tile, int
   const int lane = threadIdx.x % 32;
   load_matrices(to, tile + turned(row + lane % 16, k / 4 + lane / 16));
 }
-// The same of 16 rows as the right sides (columns) of two products: registers 0 and 1, 2 and 3.
+// The same for 16 rows as the right sides (columns) of two products: registers 0 and 1, 2 and 3.
 __device__ __forceinline__ void load_right(float (&to)[4], const float* tile, int row, int k) {
   const int lane = threadIdx.x % 32;
   load_matrices(to, tile + turned(row + lane / 16 * 8 + lane % 8, k / 4 + lane / 8 % 2));
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(GramTile<WARP_ROWS>::THREADS, WARP_ROWS == 2 ?
     const float* const row_b = row_a + Tile::ROWS * PAIR_DEPTH;
     const float* const column_a = shared + step % PAIR_STAGES * Tile::STAGE + (2 * Tile::ROWS + warp_column) * PAIR_DEPTH;
     const float* const column_b = column_a + PAIR_TILE_COLUMNS * PAIR_DEPTH;
-#pragma unroll (HIGH ? 2 : 1)  // three products: the loads of both halves would be wanted in registers at once
+#pragma unroll (HIGH ? 2 : 1)  // three products: unrolled, the loads of both halves would need registers at the same time
     for (int k = 0; k < PAIR_DEPTH; k += 8) {
       Split<HIGH, 4> a[2], b[2], s[2];
 #pragma unroll

@@ -1,5 +1,5 @@
-// First pair kernel: cosines of a block of class pairs. Their sum goes to the workspace in float64, u and w (what the
-// gradient needs of a pair) to two matrices of a fixed size.
+// The first pair kernel: cosines of a block of class pairs. It writes their sum to the workspace in float64, and u and
+// w (each pair's weights in the gradient) to two matrices of a fixed size.
 #pragma once
 
 #include "tensor_core.cuh"
@@ -7,7 +7,7 @@
 namespace sfm {
 
 constexpr int PAIR_DEPTH = 16;              // columns (dims, or classes in the gradient) of a pipeline stage
-constexpr int PAIR_PITCH = PAIR_DEPTH + 4;  // of its rows in shared memory: 20 g + t touches every bank once
+constexpr int PAIR_PITCH = PAIR_DEPTH + 4;  // of its rows in shared memory: 20 g + t uses every bank once
 constexpr int PAIR_STAGES = 3;
 constexpr int PAIR_TILE_COLUMNS = 64;
 
@@ -21,7 +21,7 @@ struct PairRows {
   const float* own;
   const int64_t* groups;
   int64_t stride;
-  const float* scale;  // of b beside a, for `pair_gram`
+  const float* scale;  // of b relative to a, for `pair_gram`
 };
 
 // Rows [row, row + rows) x classes [column, column + columns) of the pair matrix.
@@ -48,7 +48,7 @@ struct PairTile {
 struct PairValue {
   float cosine, u, w;
 };
-// 1 / sqrt to the last bit or so: the approximation, which is 2 units off at most, and one step of Newton's method.
+// 1 / sqrt to about the last bit: the approximation, with an error of at most 2 units, and one step of Newton's method.
 __device__ __forceinline__ float inverse_root(float square) {
   const float root = rsqrtf(square);
   return root * (1.5f - 0.5f * (square * root) * root);
@@ -60,7 +60,7 @@ __device__ __forceinline__ PairValue pair_value(float numerator, float square_f,
 }
 
 // Copies columns [k, k + PAIR_DEPTH) of ROWS rows, the first at `matrix`; rows past `count` and columns past `stride`
-// become zero. TURN: chunks of 16 bytes change places, as `turned` says.
+// become zero. TURN: chunks of 16 bytes are permuted by `turned`.
 template <int ROWS, int THREADS, int PITCH = PAIR_PITCH, bool TURN = false>
 __device__ __forceinline__ void stage_rows(float* to, const float* matrix, int64_t stride, int count, int k) {
   constexpr int CHUNKS = PAIR_DEPTH / 4, STEP = THREADS / CHUNKS;  // rows of one sweep of the block
@@ -80,7 +80,7 @@ struct PairSums {
   float gram_a[2][4][4], gram_b[2][4][4], cross[2][4][4];  // a_i.a_j, b_i.b_j, a_i.b_j + b_i.a_j
 };
 
-// Cosines, u and w of a tile from the sums of its products. NEGATIVE: writes -u, and the sums are those of `pair_gram`.
+// Cosines, u and w of a tile from the sums of its products. NEGATIVE: writes -u, and takes the sums of `pair_gram`.
 template <bool HIGH, int WARP_ROWS, bool NEGATIVE>
 __device__ __forceinline__ void finish_pairs(const PairRows& rows, const PairBlock& block, const PairSums& sums,
                                              unsigned char* shared_bytes, float scale) {
@@ -95,7 +95,7 @@ __device__ __forceinline__ void finish_pairs(const PairRows& rows, const PairBlo
   const auto row_of = [&](int e, int lane_group) { return warp_row + e / 16 * 16 + e % 4 / 2 * 8 + lane_group; };
   const auto column_of = [&](int e, int lane_member) { return warp_column + e / 4 % 4 * 8 + lane_member * 2 + e % 2; };
   const int64_t ahead =
-      row0 - column0;  // column == row + diagonal is a class with itself; far off it, any large number does
+      row0 - column0;  // column == row + diagonal is a class with itself; far from it, any large number will do
   const int diagonal = int(ahead > (1 << 24) ? 1 << 24 : ahead < -(1 << 24) ? -(1 << 24) : ahead);
   const auto write = [&](int row, int column, float u, float w, bool mirrored) {
     if (block.u == nullptr) return;
@@ -123,7 +123,7 @@ __device__ __forceinline__ void finish_pairs(const PairRows& rows, const PairBlo
     const float square_f = squares_a - 2 * sums.gram_a[e / 16][e / 4 % 4][e % 4],
                 square_g = squares_b - 2 * sums.gram_b[e / 16][e / 4 % 4][e % 4];
     bool cancels = square_f < CLOSE * squares_a || square_g < CLOSE * squares_b;
-    if constexpr (NEGATIVE) {  // the numerator is a difference of squares: also where a and b differ much in length
+    if constexpr (NEGATIVE) {  // the numerator is a difference of squares: also if f and g differ much in length
       const float lengths = squares_a / scale + squares_b * scale;
       cancels = cancels || lengths * lengths > 4 / (CLOSE * CLOSE) * (square_f * square_g);
     }
@@ -137,7 +137,7 @@ __device__ __forceinline__ void finish_pairs(const PairRows& rows, const PairBlo
     write(row, column, value.u, value.w, block.symmetric);
   }
 
-  // Close pairs: by differences, the whole warp for one pair after the other.
+  // Close pairs: from differences, one pair after the other by the whole warp.
   for (unsigned lanes = __ballot_sync(ALL_LANES, close != 0); lanes != 0;
        lanes = __ballot_sync(ALL_LANES, close != 0)) {
     const int owner = __ffs(lanes) - 1, e = __ffs(__shfl_sync(ALL_LANES, close, owner)) - 1;

@@ -1,4 +1,4 @@
-// The gradient kernel that goes with `pair_gram`: as `pair_gradient`, from -u and w, with wide reads of shared memory and
+// The gradient kernel for `pair_gram`: like `pair_gradient`, but from -u and w, with wide reads of shared memory and
 // sums that round.
 #pragma once
 
@@ -11,12 +11,12 @@ template <int WARP_ROWS>
 struct UpdateTile {
   static constexpr int ROWS = 32 * WARP_ROWS, THREADS = 64 * WARP_ROWS;   // WARP_ROWS x 2 warps
   static constexpr int WARP_DIMS = 16 * WARP_ROWS, DIMS = 2 * WARP_DIMS;  // 64 x 64 or 128 x 128
-  static constexpr int PITCH = DIMS + 8;  // 2 t + g touches every 16 bytes of the banks once
+  static constexpr int PITCH = DIMS + 8;  // 2 t + g uses every 16 bytes of the banks once
   static constexpr int STAGE = 2 * (ROWS * PAIR_DEPTH + PAIR_DEPTH * PITCH);
   static constexpr int SHARED = PAIR_STAGES * STAGE * int(sizeof(float));
 };
 
-// Columns [k, k + PAIR_DEPTH) of the tile's rows of u or w; what lies past `rows` and `columns` becomes zero.
+// Columns [k, k + PAIR_DEPTH) of the tile's rows of u or w; elements past `rows` and `columns` become zero.
 template <int WARP_ROWS>
 __device__ __forceinline__ void stage_turned(float* to, const float* matrix, int pitch, int first, int rows,
                                               int columns, int k) {
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(UpdateTile<WARP_ROWS>::THREADS)
 #pragma unroll
         for (int c = 0; c < 4; ++c) {
           left_u[m].set(c, u[c]), left_w[m].set(c, w[c]);
-          // HIGH: the sum of the truncated values, or equal rows would not cancel.
+          // HIGH: the sum of the truncated values, since equal rows would not cancel otherwise.
           sum_u[m][c % 2] += HIGH ? truncate_tf32(u[c]) : u[c];
           sum_w[m][c % 2] += HIGH ? truncate_tf32(w[c]) : w[c];
         }

@@ -1,7 +1,7 @@
 // Standard normal numbers from counters (Philox4x32-10, Box-Muller), as sfm_fast/philox.py defines them.
 //
-// Plain float32 operations, the same on a CPU: errors stay below 2e-6 for every word, the largest values (6.7)
-// included.
+// It uses plain float32 operations, as on the CPU: errors are below 2e-6 for every word, including the largest values
+// (6.7).
 #pragma once
 
 #include "common.cuh"
@@ -23,7 +23,7 @@ __device__ __forceinline__ void philox(uint32_t (&word)[4], uint32_t low, uint32
 
 // -2 ln((word + 0.5) / 2^32). Polynomial: Cephes logf.
 __device__ __forceinline__ float square_radius(uint32_t word) {
-  const bool upper = word >> 31;  // near 1: 1 - t with t exact, the logarithm of a small number loses nothing
+  const bool upper = word >> 31;  // near 1: 1 - t with t exact, so that the logarithm keeps its relative precision
   const float t = (float(upper ? ~word : word) + 0.5f) * 0x1p-32f;
   const float x = upper ? 1.f - t : t;
   const uint32_t bits = __float_as_uint(x);
@@ -44,7 +44,7 @@ __device__ __forceinline__ float square_radius(uint32_t word) {
   return -2.f * fmaf(float(exponent), 0.693359375f, y);
 }
 
-// Cosine and sine of 2 pi (word + 0.5) / 2^32: the nearest quarter turn by integers, polynomials for the rest.
+// Cosine and sine of 2 pi (word + 0.5) / 2^32: the nearest quarter turn in integers, polynomials for the rest.
 __device__ __forceinline__ void turn(uint32_t word, float& cosine, float& sine) {
   const uint32_t quarter = (word + 0x20000000u) >> 30;
   const float angle = (float(int32_t(word - (quarter << 30))) + 0.5f) * 1.46291807926715969e-9f, z = angle * angle;
@@ -66,7 +66,7 @@ __device__ __forceinline__ void normals(const uint32_t (&word)[4], float (&value
   }
 }
 
-// Numbers 4 block ... 4 block + 3 of an item.
+// Normal numbers 4 block ... 4 block + 3 of an item.
 __device__ __forceinline__ void normals(const NoiseKey& key, uint32_t block, uint32_t item, float (&value)[4]) {
   uint32_t word[4] = {block, item, key.step, key.stream};
   philox(word, key.low, key.high);

@@ -1,19 +1,19 @@
-// From pyramid levels to images, and back: one read of the levels and one write of the images, and one of each back.
+// Images from pyramid levels, and the backward: each reads its inputs once and writes its result once.
 //
-// Forward: a thread computes 4 columns of 4 rows of all channels, because the colour matrix wants the channels
-// together. It adds one level after the other: the finest comes in 16-byte loads, of every other level a thread needs a
-// few texels, which its neighbours need too, so that they come from L1.
+// Forward: a thread computes 4 columns of 4 rows of all channels, because the colour matrix needs the channels
+// together. It adds one level after the other: the finest with 16-byte loads; of every other level a thread needs a few
+// texels, which its neighbours also need, so that they come from the L1 cache.
 #include "render_gradient.cuh"
 
 namespace sfm {
 namespace {
 
-constexpr int RENDER_ROWS = 4;  // of a thread
+constexpr int RENDER_ROWS = 4;  // per thread
 
 template <int C>
 using RenderSums = float[RENDER_ROWS][C][QUAD];
 
-// The level of the images' own size.
+// The level that has the images' size.
 template <int C>
 __device__ __forceinline__ void add_finest(const float* __restrict__ level, int size, int row, int column, bool wide,
                                             RenderSums<C>& sum) {
@@ -38,8 +38,8 @@ __device__ __forceinline__ void add_finest(const float* __restrict__ level, int 
   }
 }
 
-// A smaller level. 4 neighbouring columns or rows read TAPS neighbouring texels between them; without branches, a
-// weight of 0 for those that one doesn't read, this is faster than 2 texels for each.
+// A smaller level. 4 neighbouring columns or rows together read TAPS neighbouring texels. Reading all of them without
+// branches, with a weight of 0 for the unused ones, is faster than reading 2 texels for each column or row.
 template <int TAPS, int C>
 __device__ __forceinline__ void add_level(const float* __restrict__ level, int side, int size, int row, int column,
                                           RenderSums<C>& sum) {
@@ -78,11 +78,11 @@ __device__ __forceinline__ void add_level(const float* __restrict__ level, int s
   }
 }
 
-// Whether a level's texel centres lie between quads, never inside one.
+// Whether a level's texel centres are all between quads, never inside one.
 __device__ __forceinline__ bool between_quads(int side, int size) { return size % (2 * QUAD * side) == 0; }
 
-// Such a level is bilinear in a quad: four coefficients, of 1, column, row and column * row, counted from the quad's
-// first pixel. Those of all such levels are added up before pixels are.
+// Such a level is bilinear in each quad: four coefficients, of 1, column, row and column * row, counted from the quad's
+// first pixel. The coefficients of all such levels are added up before any pixel is computed.
 template <int C>
 using QuadForm = float[C][4];
 
@@ -91,7 +91,7 @@ __device__ __forceinline__ void add_form(const float* __restrict__ level, int si
                                          QuadForm<C>& form) {
   const Walk across(column, side, size), down(row, side, size);
   const int left = across.index(), top = down.index();
-  // Before the first texel's centre and past the last one's both taps are that texel: no slope.
+  // Before the first texel's centre and past the last one's, both taps are that texel, so the slope is 0.
   const int right = across.low < 0 || left + 1 >= side ? 0 : 1, below = down.low < 0 || top + 1 >= side ? 0 : side;
   const float x = across.weight(), y = down.weight(), step = float(side) / float(size);
   const float* from = level + top * side + left;
@@ -107,12 +107,12 @@ __device__ __forceinline__ void add_form(const float* __restrict__ level, int si
   }
 }
 
-// A level of more than a quarter of the size whose texels don't line up: two by two texels for every value.
+// A level of more than a quarter of the size whose texel centres aren't between quads: 2 x 2 texels for every value.
 template <int C>
 __device__ __forceinline__ void add_fine_level(const float* __restrict__ level, int side, int size, int row, int column,
                                                RenderSums<C>& sum) {
   Walk down(row, side, size);
-#pragma unroll 1  // unrolled, the loads of all rows are wanted in registers at once; instead the sums go round
+#pragma unroll 1  // unrolled, the loads of all rows would need registers at once; instead the sums rotate
   for (int r = 0; r < RENDER_ROWS; ++r, down.next()) {
     const int i = down.index() < side ? down.index() : side - 1, below = i + 1 < side ? side : 0;
     const float lower = down.weight();
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
   const int row = item / groups * RENDER_ROWS, column = item % groups * QUAD;
   if (row >= size) return;
   RenderSums<C> sum = {};
-  if constexpr (QUADS) {  // before the pixels' sums are there: both at once want too many registers
+  if constexpr (QUADS) {  // before the pixels' sums, since both at once need too many registers
     QuadForm<C> form = {};
     for (int k = 0; k < levels.count; ++k) {
       const int side = levels.side[k];

@@ -1,13 +1,13 @@
-// Views of rendered images without ever holding all images: blocks of them pass through one canvas in memory.
+// Views of rendered images without storing all images: blocks of images use one canvas in memory in turn.
 //
-// The canvas is written by one kernel and read by the next. A canvas of CANVAS_BYTES stays in the second-level cache of an
-// A100 or later (40 MB and more), so that only levels and views go to memory and back.
+// One kernel writes the canvas and the next one reads it. A canvas of CANVAS_BYTES stays in the L2 cache of an A100 or
+// later GPU (40 MB and more), so that only levels and views are read from and written to memory.
 #include "common.cuh"
 
 namespace sfm {
 namespace {
 
-// Images of a block with `canvases` canvases each; a multiple of 16 where there are as many.
+// The number of images per block with `canvases` canvases each; a multiple of 16 if at least 16.
 int64_t block_images(int64_t images, int channels, int canvas, int canvases, bool blocks) {
   const int64_t bytes = int64_t(canvases) * channels * canvas * canvas * 4, fit = CANVAS_BYTES / bytes;
   if (!blocks || images <= fit) return images;

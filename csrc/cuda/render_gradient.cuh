@@ -1,10 +1,10 @@
 // The backward of the rendering: the adjoint of every level's enlargement from one read of the gradient and the images.
 //
-// A block takes a strip of 16 rows of one image (fewer for large canvases), a thread one column of it with its
-// gradients in registers. Per level: sums down the columns, weighted as the texel rows read them, into shared memory;
-// then sums along each row, by as many lanes a texel as its footprint is wide. Strips next to each other share texel
-// rows: those partial sums go to the workspace, and a second kernel adds them from the top strip to the bottom one. No
-// floating-point atomics.
+// A block takes a strip of 16 rows of one image (fewer for large canvases), and a thread one column of it with its
+// gradients in registers. For each level, sums down the columns, weighted as the texel rows were read, go to shared
+// memory; then each row is summed, with as many lanes per texel as its footprint is wide. Neighbouring strips share
+// texel rows: their partial sums go to the workspace, and a second kernel adds them from the top strip to the bottom
+// one. There are no floating-point atomics.
 #pragma once
 
 #include "render_plan.cuh"
@@ -20,7 +20,7 @@ template <int C, int COLUMNS, typename T>
 __device__ __forceinline__ void read_strip(const T* __restrict__ grad, const T* __restrict__ images, int row, int size,
                                            StripPixels<C>& g) {
   constexpr int ROWS = STRIP_PIXELS / COLUMNS, PART = sizeof(T) == 4 ? STRIP_PIXELS / 2 : STRIP_PIXELS / 4;
-#pragma unroll 1  // in parts that go round: the loads of all pixels at once want more registers than there are
+#pragma unroll 1  // a loop over parts: the loads of all pixels at once would need more registers than there are
   for (int start = 0; start < STRIP_PIXELS; start += PART) {
 #pragma unroll
     for (int n = 0; n < STRIP_PIXELS - PART; ++n) {
@@ -41,9 +41,9 @@ __device__ __forceinline__ void read_strip(const T* __restrict__ grad, const T* 
   }
 }
 
-// Sums down the columns of this thread, a row of `to` for each of the texel rows, channels `span` rows apart. A row of
-// the strip adds to one texel row and, with weight |taps[r]|, to the next; the sign says that it is one further on than
-// row r - 1.
+// Sums down the columns of this thread, one row of `to` per texel row, channels `span` rows apart. Row r of the strip
+// adds to one texel row and, with weight |taps[r]|, to the next one; the sign tells if its texel row is one after that
+// of row r - 1.
 template <int C, int COLUMNS>
 __device__ __forceinline__ void sum_columns(const StripPixels<C>& g, const float* taps, const TexelRows& rows, int size,
                                             int span, int pitch, float* to) {
@@ -72,18 +72,17 @@ __device__ __forceinline__ void sum_columns(const StripPixels<C>& g, const float
       if (index < rows.last)
         at[c * span * pitch] = above[c], at[(c * span + 1) * pitch] = below[c];
       else
-        at[c * span * pitch] = above[c] + below[c];  // past the last texel both taps are that texel
+        at[c * span * pitch] = above[c] + below[c];  // past the last texel, both taps are that texel
     }
   }
 }
 
-// Sums of the rows of `from` over the footprint of each texel, to the gradient or, where strips share the row, to
-// `edges`.
+// Sums of the rows of `from` over the footprint of each texel, to the gradient or, if strips share the row, to `edges`.
 template <int C>
 __device__ __forceinline__ void sum_rows(const StripPlan& plan, int k, const TexelRows& rows, const float* from,
                                          float* __restrict__ gradient, float* __restrict__ edges) {
   const int side = plan.side[k], size = plan.size, lanes = plan.lanes[k], pitch = plan.pitch(), threads = blockDim.x;
-  const int turned = (threadIdx.x + 64 * k) % threads;  // a coarse level busies a warp or two: not always the same
+  const int turned = (threadIdx.x + 64 * k) % threads;  // a coarse level uses a warp or two, different ones each time
   const int slots = threads / lanes, slot = turned / lanes, lane = turned % lanes;
   const int width = side < slots ? side : slots, parallel = slots / width, row = slot / width;
   const int count = rows.last - rows.first + 1;
@@ -169,7 +168,7 @@ __global__ void __launch_bounds__(STRIP_THREADS, 1)
   }
   for (int start = 0, stop; start < plan.count; start = stop) {
     stop = plan.group_stop[start];
-    __syncthreads();  // the taps are there, the group before is done with the sums
+    __syncthreads();  // the taps are ready, and the previous group is done with the sums
     for (int k = start; k < stop; ++k) {
       if (plan.side[k] == size) continue;
       sum_columns<C, COLUMNS>(g, taps + k * ROWS, bounds[k], size, plan.span[k], pitch, sums + plan.sums[k] * pitch);
@@ -182,7 +181,7 @@ __global__ void __launch_bounds__(STRIP_THREADS, 1)
   }
 }
 
-// Texel rows that several strips have a share in: a warp a row of one level, all channels.
+// Texel rows to which several strips contribute: one warp per row of one level, all channels.
 __global__ void __launch_bounds__(THREADS, RESIDENT)
     render_edges(const StripPlan plan, int blocks, const float* __restrict__ partials, float* __restrict__ gradients) {
   const int64_t image = blockIdx.x / blocks;

@@ -1,5 +1,5 @@
-// How the backward of the rendering cuts its work: strips of rows, where each level's sums lie, which rows strips
-// share.
+// How the backward of the rendering divides its work: strips of rows, the place of each level's sums, the rows that
+// strips share.
 #pragma once
 
 #include "images.cuh"
@@ -7,22 +7,22 @@
 namespace sfm {
 namespace {
 
-constexpr int STRIP_PIXELS = 16;                          // of a thread: rows times columns
+constexpr int STRIP_PIXELS = 16;                          // per thread: rows times columns
 constexpr int STRIP_THREADS = 512;                        // at most
-constexpr int WIDE_COLUMNS = MAX_CANVAS / STRIP_THREADS;  // of a thread, for images wider than a block
-constexpr int EDGE_ROWS = 4;          // of a strip and level that may have a share in the next strips: two on each side
-constexpr int FOOTPRINT_WEIGHTS = 8;  // of a lane, kept in registers
-constexpr int64_t STRIP_SHARED = 52 * 1024;  // of the sums down the columns, where one level alone doesn't need more
+constexpr int WIDE_COLUMNS = MAX_CANVAS / STRIP_THREADS;  // per thread, for images wider than a block
+constexpr int EDGE_ROWS = 4;          // per strip and level that may be shared with other strips: two on each side
+constexpr int FOOTPRINT_WEIGHTS = 8;  // per lane, kept in registers
+constexpr int64_t STRIP_SHARED = 52 * 1024;  // for the sums down the columns, unless a single level needs more
 
-// How the levels lie in the gradient, the workspace and shared memory. It depends on the shape alone.
+// The layout of the levels in the gradient, the workspace and shared memory. It depends only on the shape.
 struct StripPlan {
   int count, channels, size, columns, rows, strips, threads;
   int texel_rows = 0;  // of all levels that are smaller than the images
   int shared = 0;      // bytes
   int64_t texels = 0;  // of one image, all levels
   int side[MOST_LEVELS], lanes[MOST_LEVELS], first_row[MOST_LEVELS];
-  int sums[MOST_LEVELS], span[MOST_LEVELS];  // where the level's sums start in shared memory, in rows, and rows a channel
-  int group_stop[MOST_LEVELS];              // levels below it share the memory at the same time
+  int sums[MOST_LEVELS], span[MOST_LEVELS];  // start of the level's sums in shared memory, in rows, and rows per channel
+  int group_stop[MOST_LEVELS];              // levels below it are in shared memory at the same time
   int64_t offset[MOST_LEVELS];              // in the image's gradient
 
   __host__ __device__ int pitch() const { return size + size / 32 + 1; }
@@ -68,7 +68,7 @@ struct TexelRows {
     last = Walk((row + rows < size ? row + rows : size) - 1, side, size).index() + 1;
     if (last > side - 1) last = side - 1;
   }
-  // Slot of a row that may have a share in other strips, -1 for one that has none.
+  // Slot of a row that other strips may share, -1 for any other row.
   __device__ __forceinline__ int edge(int i) const {
     return i - first < EDGE_ROWS / 2 ? i - first : last - i < EDGE_ROWS / 2 ? EDGE_ROWS - 1 - (last - i) : -1;
   }

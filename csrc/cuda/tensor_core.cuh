@@ -5,7 +5,8 @@
 
 namespace sfm {
 
-// 16 bytes to shared memory, of which `bytes` (0 to 16) are read and the rest are zero. Both pointers 16-byte aligned.
+// Copies 16 bytes to shared memory, of which `bytes` (0 to 16) are read and the rest are zero. Both pointers must be
+// 16-byte aligned.
 __device__ __forceinline__ void copy_async16(float* shared, const float* from, int bytes) {
 #ifdef SFM_SHIM
   emu::copy_async(shared, from, bytes);
@@ -21,7 +22,7 @@ __device__ __forceinline__ void commit_copies() {
   asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
-// Until at most LEFT of the committed groups are under way.
+// Waits until at most LEFT of the committed groups are pending.
 template <int LEFT>
 __device__ __forceinline__ void wait_copies() {
 #ifdef SFM_SHIM
@@ -31,8 +32,8 @@ __device__ __forceinline__ void wait_copies() {
 #endif
 }
 
-// Four matrices of 8 rows of 4 floats, one a register: lane 4 g + t gets element (g, t) of each. Lane 8 n + g gives the
-// address of row g of matrix n in shared memory, 16-byte aligned.
+// Loads four matrices of 8 rows of 4 floats, one per register: lane 4 g + t gets element (g, t) of each. Lane 8 n + g
+// passes the address of row g of matrix n in shared memory, 16-byte aligned.
 __device__ __forceinline__ void load_matrices(float (&to)[4], const float* row) {
 #ifdef SFM_SHIM
   emu::load_matrices(to, row);
@@ -47,23 +48,24 @@ __device__ __forceinline__ void load_matrices(float (&to)[4], const float* row) 
 #endif
 }
 
-// To the nearest TF32 (10 bits of mantissa), as a float32.
+// Rounds to the nearest TF32 (10 bits of mantissa), as a float32.
 __device__ __forceinline__ float round_tf32(float value) {
 #ifdef SFM_SHIM
   return emu::round_tf32(value);
 #else
   uint32_t bits;
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
-  return __uint_as_float(bits & 0xffffe000u);  // the instruction leaves the low bits open
+  return __uint_as_float(bits & 0xffffe000u);  // the instruction leaves the low bits undefined
 #endif
 }
 
-// What the tensor cores read of an operand: they ignore its low 13 bits.
+// An operand as the tensor cores read it: they ignore its low 13 bits.
 __device__ __forceinline__ float truncate_tf32(float value) {
   return __uint_as_float(__float_as_uint(value) & 0xffffe000u);
 }
 
-// What they truncate to the nearest: one instruction. A NaN may become a zero; whoever uses this sees NaN elsewhere.
+// A value that they truncate to the nearest TF32, in one instruction. A NaN may become a zero, so callers must detect
+// NaN elsewhere.
 __device__ __forceinline__ float nearest_tf32(float value) { return __uint_as_float(__float_as_uint(value) + 0x1000u); }
 
 // c += A B for one 16 x 8 x 8 product; the operands' low 13 bits of mantissa are ignored. Sums are rounded toward zero.
@@ -79,7 +81,7 @@ __device__ __forceinline__ void mma(float (&c)[4], const float (&a)[4], const fl
 #endif
 }
 
-// An operand of N values a lane: rounded to TF32 (HIGH), or as the sum high + low, which keeps 21 bits of mantissa.
+// An operand of N values per lane: rounded to TF32 (HIGH), or as the sum high + low, which keeps 21 bits of mantissa.
 template <bool HIGH, int N>
 struct Fragment {
   float high[N];
@@ -101,8 +103,8 @@ __device__ __forceinline__ void multiply(float (&c)[4], const Fragment<HIGH, 4>&
   mma(c, a.high, b.high);
 }
 
-// An operand of N values a lane as the tensor cores read it, and (not HIGH) what they leave of it: two instructions to
-// split a value, where rounding takes five. The sum of both keeps 21 bits of mantissa.
+// An operand of N values per lane as the tensor cores read it, and (not HIGH) the remainder: splitting a value takes
+// two instructions, with rounding five. The sum of both keeps 21 bits of mantissa.
 template <bool HIGH, int N>
 struct Split {
   float value[N];
@@ -116,7 +118,7 @@ struct Split {
     }
   }
 };
-// The square of a value as `multiply` has it, HIGH: after `nearest_tf32`.
+// The square of a value as `multiply` computes it; HIGH: after `nearest_tf32`.
 template <bool HIGH>
 __device__ __forceinline__ double split_square(float value) {
   const float high = HIGH ? round_tf32(value) : truncate_tf32(value);
@@ -134,8 +136,8 @@ __device__ __forceinline__ void multiply(float (&c)[4], const Split<HIGH, 4>& a,
   mma(c, a.value, b.value);
 }
 
-// sum += A B. Tensor cores truncate what they add to, so a long sum would lose in one direction: unless HIGH, each
-// product starts at 0 and is added by an addition that rounds.
+// sum += A B. Tensor cores truncate their accumulator, so a long sum would be biased: unless HIGH, each product starts
+// at 0 and is added with rounding.
 template <bool HIGH>
 __device__ __forceinline__ void add_product(float (&sum)[4], const Split<HIGH, 4>& a, const Split<HIGH, 2>& b) {
   if constexpr (HIGH) {
@@ -147,7 +149,7 @@ __device__ __forceinline__ void add_product(float (&sum)[4], const Split<HIGH, 4
     for (int c = 0; c < 4; ++c) sum[c] += part[c];
   }
 }
-// sum += A B + C D, the same way.
+// sum += A B + C D, in the same way.
 template <bool HIGH>
 __device__ __forceinline__ void add_products(float (&sum)[4], const Split<HIGH, 4>& a, const Split<HIGH, 2>& b,
                                              const Split<HIGH, 4>& c, const Split<HIGH, 2>& d) {
@@ -172,14 +174,14 @@ __device__ __forceinline__ void load_a(Fragment<HIGH, 4>& fragment, const float*
 #pragma unroll
   for (int k = 0; k < 4; ++k) fragment.set(k, tile[(group + k % 2 * 8) * pitch + member + k / 2 * 4]);
 }
-// B from a tile that is stored by columns: element (row, column) at tile[column * pitch + row].
+// B from a tile stored by columns: element (row, column) at tile[column * pitch + row].
 template <bool HIGH>
 __device__ __forceinline__ void load_b_columns(Fragment<HIGH, 2>& fragment, const float* tile, int pitch, int group,
                                                int member) {
   fragment.set(0, tile[group * pitch + member]);
   fragment.set(1, tile[group * pitch + member + 4]);
 }
-// B from a tile that is stored by rows: element (row, column) at tile[row * pitch + column].
+// B from a tile stored by rows: element (row, column) at tile[row * pitch + column].
 template <bool HIGH>
 __device__ __forceinline__ void load_b_rows(Fragment<HIGH, 2>& fragment, const float* tile, int pitch, int group,
                                             int member) {
