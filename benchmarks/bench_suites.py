@@ -1,6 +1,6 @@
-"""Some of the suites under pytest-benchmark: `pytest benchmarks --benchmark-enable`, with its statistics, storage and histograms.
+"""Some of the suites in pytest-benchmark, with its statistics, storage and histograms: `pytest benchmarks --benchmark-enable`.
 
-The baselines run in turn with the benchmark; their ratios to it, and the suite's own rows, are in ``extra_info``.
+The baselines run in turn with the benchmark; their ratios to it and the suite's own rows are in ``extra_info``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Calls = Mapping[str, Callable[[], Any]]
 
 
 def run(benchmark: Any, rows: Sequence[Row], calls: Calls) -> None:
-    """Benchmark the first of ``calls`` with the others in turn. Raises ``AssertionError`` where a row has a wrong result."""
+    """Benchmark the first of ``calls`` with the others in turn. Raises ``AssertionError`` if a row has a wrong result."""
     assert not [row for row in rows if row.status.startswith("wrong")]
     own, *others = calls
     between: dict[str, list[float]] = {name: [] for name in others}
@@ -36,7 +36,7 @@ def run(benchmark: Any, rows: Sequence[Row], calls: Calls) -> None:
 
     benchmark.pedantic(calls[own], setup=setup, rounds=15, warmup_rounds=1)
     benchmark.extra_info["rows"] = [row.to_json() for row in rows]
-    if benchmark.stats is not None:  # none where pytest-benchmark is disabled
+    if benchmark.stats is not None:  # None if pytest-benchmark is disabled
         seconds = benchmark.stats.stats.data
         ratios = {name: asdict(ratio(taken[-len(seconds) :], seconds)) for name, taken in between.items()}
         benchmark.extra_info["ratio_to_this"] = ratios

@@ -1,4 +1,4 @@
-"""The one way a long table is made: named cells, run one after the other or in several processes, each saved as soon as it is there."""
+"""How all long tables are made: named cells, run one after the other or in several processes, each saved when it is done."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class Cell(Generic[Name, Value]):
-    """A piece of work, and the name under which its result is kept: everything that the result depends on must be in the name."""
+    """A piece of work, and the name under which its result is stored; the name must have all that the result depends on."""
 
     name: Name
     work: Callable[[], Value]
@@ -27,13 +27,13 @@ Runner = Callable[[Iterable[Cell[Name, Value]]], Iterable[tuple[Name, Value]]]
 
 
 def in_turn(cells: Iterable[Cell[Name, Value]]) -> Iterator[tuple[Name, Value]]:
-    """One after the other, in this process."""
+    """Run the cells one after the other in this process."""
     for cell in cells:
         yield cell.name, cell.work()
 
 
 def in_parallel(jobs: int, threads: int, what: str) -> Runner[Any, Any]:
-    """By ``jobs`` processes of ``threads`` threads each, results as they come; ``what`` stands before each line of progress."""
+    """Run cells in ``jobs`` processes of ``threads`` threads each, yielding results as they come; ``what`` starts each progress line."""
 
     def run(cells: Iterable[Cell[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         waiting, started = list(cells), time.perf_counter()
@@ -59,9 +59,9 @@ def fill(
     again: bool = False,
     run: Runner[Name, Value] = in_turn,
 ) -> Iterator[tuple[Name, Value]]:
-    """Run every cell that ``kept`` has no result of (``again``: every cell); yields each result once it is in ``kept`` and saved.
+    """Run every cell without a result in ``kept`` (``again``: every cell); yields each result once it is in ``kept`` and saved.
 
-    A result takes its old one's place, or the end. ``save`` writes ``kept``, atomically, so that an interrupted table goes on where it was.
+    A result replaces the old one or is appended. ``save`` writes ``kept`` atomically, so that an interrupted table can continue.
     """
     todo = (cell for cell in cells if again or cell.name not in kept)
     for name, value in run(todo):

@@ -46,7 +46,7 @@ WORK, RUN_STEPS, SEEDS = "runs/claims", 450, 3
 
 @dataclass(frozen=True)
 class Goals:
-    """What is claimed of memory, or of time. stands_for: contender -> "paper" or "goal", where missing that is an error."""
+    """The claims on memory or on time. stands_for: contender -> "paper" or "goal", if missing that is an error."""
 
     paper: float | None = None
     goal: float | None = None
@@ -59,7 +59,7 @@ def broken(claims: Sequence[Claim]) -> list[str]:
     for one in claims:
         wanted = {"paper": one.paper, "goal": one.goal}.get(one.stands_for)
         measured = math.nan if one.measured is None else one.measured
-        if wanted is not None and not measured >= wanted:  # nan is a miss too
+        if wanted is not None and not measured >= wanted:  # NaN is also a miss
             missed.append(
                 f"{one.claim} of {one.contender}, {one.setting}: wanted {wanted:g}, {one.kind} {measured:.3g} {one.unit}"
             )
@@ -67,10 +67,10 @@ def broken(claims: Sequence[Claim]) -> list[str]:
 
 
 def step_claims(rows: Sequence[Row], setting: str, goals: Mapping[str, Goals], *, whole: bool) -> list[Claim]:
-    """Memory and time of each SFM row of one step beside those of `RIVAL`.
+    """Memory and time of each SFM row of one step against those of `RIVAL`.
 
-    goals: for "memory" and "time". whole: memory with weights and images (else beyond them). Where a row has no time, its prediction is
-    taken, and operations for time.
+    goals: for "memory" and "time". whole: memory with weights and images (else beyond them). A row without times counts with
+    its prediction, and with operations instead of time.
     """
     rival = next(row for row in rows if row.contender == RIVAL)
     unit = "x less memory, weights and images included" if whole else "x less memory beyond weights and images"
@@ -79,7 +79,7 @@ def step_claims(rows: Sequence[Row], setting: str, goals: Mapping[str, Goals], *
         if row is rival:
             continue
         ok = row.measured and rival.measured
-        # Only what couldn't run for want of memory may be predicted; a wrong or failed one claims nothing.
+        # Only a step that ran out of memory may be predicted; a wrong or failed one claims nothing.
         sound = all(one.measured or one.predicted or one.lacks_memory for one in (row, rival))
         less = _bytes(rival, whole, ok) / _bytes(row, whole, ok) if sound else math.nan
         faster = rival.seconds / row.seconds if ok else (rival.flops or math.nan) / (row.flops or math.nan)
@@ -88,7 +88,7 @@ def step_claims(rows: Sequence[Row], setting: str, goals: Mapping[str, Goals], *
             ("memory", less, "measured" if ok else "predicted", unit),
             (speed[0], faster if sound else math.nan, *speed[1:]),
         ):
-            asked = goals.get(what, Goals())  # nobody claimed operations, and they are not time
+            asked = goals.get(what, Goals())  # no claim is on operations, which are not time
             stands_for = asked.stands_for.get(row.contender, "")
             measured = None if math.isnan(factor) else factor
             claims.append(
@@ -138,10 +138,10 @@ def laptop_claims() -> list[Claim]:
 
 
 def accuracy_claims(work: str | Path = WORK, *, steps: int = RUN_STEPS, seeds: int = SEEDS) -> list[Claim]:
-    """Top-1 of a linear probe on the embedded test set beside LGM's at equal steps, step size and schedule, an image a class.
+    """Top-1 of a linear probe on the embedded test set against LGM's at equal steps, step size and schedule, one image per class.
 
-    Each run's images are kept in ``work``: interrupted, it goes on where it was. Paired over ``seeds``; a seed's score is the mean of
-    three probes.
+    Each run's images are stored in ``work``, so that an interrupted call can continue. Paired over ``seeds``; a seed's score
+    is the mean of three probes.
     """
     folder = Path(work)
     folder.mkdir(parents=True, exist_ok=True)
@@ -157,7 +157,7 @@ def accuracy_claims(work: str | Path = WORK, *, steps: int = RUN_STEPS, seeds: i
             row = evaluator.probe(method, *distilled(path, config, backbone, train, centers))
             scores.setdefault(method, []).append(100 * row["top1_mean"])
     setting = f"embedded data, {steps} steps, {seeds} seeds"
-    # The flows of plain SFM don't see the common mean of all features, which this probe does: it is shown, and not stood for.
+    # The flows of plain SFM ignore the common mean of all features, which this probe uses: its result is shown, not claimed.
     stands_for = {"sfm": "", "sfm-decoupled": "paper"}
     return [accuracy_claim(setting, method, scores[method], scores["lgm"], stands_for[method]) for method in stands_for]
 
@@ -165,7 +165,7 @@ def accuracy_claims(work: str | Path = WORK, *, steps: int = RUN_STEPS, seeds: i
 def accuracy_claim(
     setting: str, method: str, scores: Sequence[float], rival: Sequence[float], stands_for: str
 ) -> Claim:
-    """Mean difference in points of two methods' scores, seed by seed, with its standard error."""
+    """Mean difference in points of two methods' scores, paired by seed, with its standard error."""
     differences = [ours - theirs for ours, theirs in zip(scores, rival, strict=True)]
     error = statistics.stdev(differences) / len(differences) ** 0.5 if len(differences) > 1 else None
     return Claim(
@@ -180,7 +180,7 @@ def _device() -> torch.device:
 
 @pytest.fixture(scope="module")
 def told() -> Iterator[list[Claim]]:
-    """Every claim that was looked at; printed at the end."""
+    """Every claim that was tested; printed at the end."""
     claims: list[Claim] = []
     yield claims
     print("\n" + claims_table(claims))

@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
     path = _folder(args.out) / f"{args.preset}{'-predicted' if args.predict else ''}.json"
     check_output_file(path, "--out")
     some = bool(args.only or args.suite)
-    # A whole run takes the old result's place at its end alone; what an interrupted one has measured stays beside it.
+    # A whole run replaces the old result only at its end; an interrupted run's measurements stay next to it.
     part = path if some and path.exists() else path.with_suffix(".part.json")
     if args.resume and not part.exists():
         raise InputError(f"--resume: {part} is not there, so nothing was interrupted")
@@ -127,7 +127,7 @@ def _folder(name: str) -> Path:
 
 
 def run_report(args: argparse.Namespace) -> None:
-    """Write the page, and the other forms asked for, of results that are there."""
+    """Write the page, and the other requested forms, of existing results."""
     for option in ("out", "markdown", "csv"):
         if getattr(args, option):
             check_output_file(getattr(args, option), f"--{option}")
@@ -142,7 +142,7 @@ def run_report(args: argparse.Namespace) -> None:
 
 
 def run_compare(args: argparse.Namespace) -> None:
-    """Leaves with exit code 1 where something got worse, 2 where nothing could be compared."""
+    """Compare two results; exit code 1 if something got worse, 2 if nothing could be compared."""
     try:
         regressions = _compare(args)
     except (InputError, OSError) as error:

@@ -1,7 +1,7 @@
-"""What got worse between two results of `sfm-fast bench`: every quantity judged, and the table that says so.
+"""What got worse between two results of `sfm-fast bench`: a verdict on every quantity, and the table of them.
 
-Bytes and operations have a tight limit. Times of two separate runs never meet: a result holds ratios to baselines of the same run, and
-only these are compared.
+Bytes and operations have a tight limit. Times of separate runs are never compared, only their ratios to baselines of the
+same run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ KINDS = ("bytes", "flops", "times")
 
 @dataclass(frozen=True)
 class Limits:
-    """What may get worse without being a regression: fractions, 0.01 for 1 %. ``allow_missing``: a row only the base has may go."""
+    """Changes that aren't regressions, as fractions, 0.01 for 1 %. ``allow_missing``: rows of the base may be missing."""
 
     tolerance: float = 0.01
     time_tolerance: float = 0.1
@@ -40,7 +40,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Change:
-    """One quantity. ``change``: head over base, less 1. ``limit``: as change."""
+    """One quantity. ``change``: head / base - 1. ``limit``: in the same unit."""
 
     kind: str
     quantity: str
@@ -53,10 +53,10 @@ class Change:
 
 
 def judge(kind: str, quantity: str, base: float, head: float, tolerance: float) -> Change:
-    """More than the base by more than ``tolerance`` (a fraction) is a regression; so is a count of nothing, in whichever direction."""
+    """More than the base by more than ``tolerance`` (a fraction) is a regression; so is a change from or to zero."""
     allowed, worse = tolerance * base, head - base
     verdict = REGRESSION if worse > allowed else IMPROVED if worse < -allowed else UNCHANGED
-    if bool(base) != bool(head):  # of no use as a measure
+    if bool(base) != bool(head):  # no ratio can be computed
         return Change(kind, quantity, base, head, REGRESSION, -1.0 if base else None, tolerance, FELL_TO_NOTHING)
     return Change(kind, quantity, base, head, verdict, worse / base if base else 0.0, tolerance)
 
@@ -64,7 +64,7 @@ def judge(kind: str, quantity: str, base: float, head: float, tolerance: float) 
 def compare_files(
     base: Result, head: Result, limits: Limits, kinds: Sequence[str] = KINDS
 ) -> tuple[list[Change], list[str]]:
-    """Every quantity judged, and what is to be said about the comparison itself."""
+    """The verdict on every quantity, and notes on the comparison itself."""
     if base.preset != head.preset:
         raise InputError(f"two presets can't be compared: {base.preset} and {head.preset}")
     ours, theirs = base.environment, head.environment
@@ -89,7 +89,7 @@ def compare_files(
         elif old.status != new.status:
             changes.append(_status_change(name, old, new))
         else:
-            if alike and old.ours:  # what a baseline takes is no concern of ours; torch changes it
+            if alike and old.ours:  # a baseline's memory may change with torch
                 for kind, pair in (("bytes", (old.peak_bytes, new.peak_bytes)), ("flops", (old.flops, new.flops))):
                     if kind in kinds:
                         changes += _counts(kind, name, *pair, limits)
@@ -122,14 +122,14 @@ def _status_change(name: str, old: Row, new: Row) -> Change:
 
 
 def _ratio_change(name: str, old: Row, new: Row, tolerance: float) -> list[Change]:
-    """Of theirs over our first: where it shrank, we got slower beside the same baseline. Of another of ours: where it grew."""
+    """A baseline's ratio to our first row: if it shrank, we got slower. Another row of ours: if its ratio grew, it got slower."""
     before, after = old.ratio, new.ratio
     if before is None or after is None:
         return []
     shrank, grew = after.high < before.low * (1 - tolerance), after.low > before.high * (1 + tolerance)
     worse, better = (
         (grew, shrank) if old.ours else (shrank, grew)
-    )  # another way of ours beside our first: less is better
+    )  # another of our rows relative to our first: less is better
     verdict = REGRESSION if worse else IMPROVED if better else UNCHANGED
     note = "times ours over our first" if old.ours else "times theirs over ours"
     limit = tolerance if old.ours else -tolerance
@@ -154,7 +154,7 @@ def to_json(changes: Sequence[Change], notes: Sequence[str], base: str, head: st
 
 
 def table(changes: Sequence[Change]) -> str:
-    """Everything that isn't unchanged, the regressions first; "" where there is nothing."""
+    """All changed quantities, the regressions first; "" if there are none."""
     rows = [
         [
             f"{change.kind}: {change.quantity}",

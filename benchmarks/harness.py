@@ -1,4 +1,4 @@
-"""The one way everything here is measured: verdict first, then times in turn, ratios with an interval, memory, share of a ceiling."""
+"""How all benchmarks measure: verdict first, then times in turn, ratios with an interval, memory, share of a ceiling."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from sfm_fast.measure.timing import Ratio, captured, ratio, samples, summary
 from .machine import memory_limit
 from .rows import Row
 
-SLOW = 15.0  # seconds a call: then the calls that warm up and check must do
-GRAPH_CALLS = 50  # of one CUDA graph, so that the launch of the graph itself is no part of a call
-GRAPH_LONGEST = 0.1  # seconds of such a graph: a longer call has no launch overhead worth asking for
-REPLAYS = 200  # of a graph at most, and about a second of them
+SLOW = 15.0  # seconds per call; beyond it, only the calls for warming up and checking are timed
+GRAPH_CALLS = 50  # of one CUDA graph, so that the launch of the graph hardly counts
+GRAPH_LONGEST = 0.1  # seconds of such a graph; in longer calls the launch overhead doesn't matter
+REPLAYS = 200  # of a graph at most, for about a second
 
 
 @dataclass
 class Contender:
     """One way of doing a case's work.
 
-    ``row``: what its row says whatever is measured; its name, whether it is ours and whether it compiles among it. ``verdict``: "" if
-    its result is right, else the status that its row gets instead of a time. ``first_seconds``: its first call in this process, with
-    whatever that compiles, tunes or loads. ``prepare`` is called before each timed call, outside the clock, and its result handed to
-    ``call``. ``graph``: also time it as a CUDA graph, on a GPU.
+    ``row``: the fields that don't depend on the measurement, among them its name, ``ours`` and ``compiled``. ``verdict``: "" if
+    its result is right, else the status that its row gets instead of a time. ``first_seconds``: its first call in this process,
+    including compiling, tuning and loading. ``prepare`` is called before each timed call, outside the measured time, and its
+    result is passed to ``call``. ``graph``: also time it as a CUDA graph, on a GPU.
     """
 
     row: Row
@@ -53,7 +53,7 @@ class Contender:
 class Plan:
     """How much is measured: ``seconds`` long for the slowest contender, in ``least`` to ``most`` rounds.
 
-    Fewer than 6 rounds have no 95 % interval. memory: also peak bytes. cold: GPU inputs come from memory, not from the second-level cache.
+    Fewer than 6 rounds have no 95 % interval. memory: also peak bytes. cold: GPU inputs come from memory, not from the L2 cache.
     """
 
     seconds: float
@@ -64,7 +64,7 @@ class Plan:
 
 
 def status_of(error: BaseException) -> str:
-    """An error of a contender, as the status of its row; errors that say nothing about the contender are raised again."""
+    """The status of a contender's row after an error; errors that aren't about the contender are raised again."""
     if is_out_of_memory(error):
         return "out of memory"
     if isinstance(error, ImportError):
@@ -75,7 +75,7 @@ def status_of(error: BaseException) -> str:
 
 
 def attempt(function: Callable[[], Any], device: torch.device) -> tuple[Any, float, str]:
-    """(result, seconds, "") of one call under the memory limit; (None, 0, status) where it fails."""
+    """(result, seconds, "") of one call under the memory limit; (None, 0, status) if it fails."""
     started = time.perf_counter()
     try:
         with memory_limit(device):
@@ -86,13 +86,13 @@ def attempt(function: Callable[[], Any], device: torch.device) -> tuple[Any, flo
         status = status_of(error)
     else:
         return result, time.perf_counter() - started, ""
-    # Out here the error and with it the frames that held its tensors are gone.
+    # Here the error is gone, and with it the frames that held its tensors.
     release(device)
     return None, 0.0, status
 
 
 def release(device: torch.device) -> None:
-    """Give back what nothing holds any more. Never raises: where a context is lost or a capture has failed, the next call says so."""
+    """Free unused memory. Never raises: if a context is lost or a capture has failed, the next call raises."""
     gc.collect()
     if device.type == "cuda":
         with contextlib.suppress(RuntimeError):
@@ -100,7 +100,7 @@ def release(device: torch.device) -> None:
 
 
 def measure(contenders: Sequence[Contender], device: torch.device, plan: Plan) -> list[Row]:
-    """One row a contender, in their order; times are of calls in turn, ratios over the first contender: above 1 is slower than it."""
+    """One row per contender, in their order; times are of calls in turn, ratios relative to the first contender: above 1 is slower."""
     once = _first_calls(contenders, device)
     timed = [contender for contender in contenders if not contender.verdict]
     slow = {contender.name for contender in timed if once[contender.name] > SLOW and contender.prepare is None}
@@ -115,7 +115,7 @@ def measure(contenders: Sequence[Contender], device: torch.device, plan: Plan) -
 
 
 def _first_calls(contenders: Iterable[Contender], device: torch.device) -> dict[str, float]:
-    """Seconds of a call of each that works, after its first; a failing one gets its verdict, and one that isn't known its first seconds."""
+    """Seconds of the second call of each working contender. Sets the verdict of failing ones, and ``first_seconds`` if unknown."""
     once: dict[str, float] = {}
     for contender in contenders:
         if contender.verdict:
@@ -144,7 +144,7 @@ def _row(
     if taken is base:
         row.ratio = Ratio(1.0, 1.0, 1.0)
     elif base is not None:
-        pairs = min(len(base), len(taken))  # one of a slow contender, many of a quick one
+        pairs = min(len(base), len(taken))  # one for a slow contender, many for a fast one
         row.ratio = ratio(taken[:pairs], base[:pairs])
     row.first_seconds = contender.first_seconds
     if plan.memory and contender.prepare is None:
@@ -179,8 +179,8 @@ def _samples(
 def graph_microseconds(function: Callable[[], object], calls: int = 1) -> float:
     """Device time of a call under a CUDA graph, in microseconds: the median of single replays.
 
-    One call a graph comes with a cold second-level cache and the graph's launch; of several in one graph, a call is warm and
-    without it.
+    With one call per graph, the L2 cache is cold and the graph's launch counts; with several, the cache is warm and the
+    launch hardly counts.
     """
 
     def several() -> None:
@@ -199,10 +199,10 @@ def graph_microseconds(function: Callable[[], object], calls: int = 1) -> float:
 def add_share(
     row: Row, ceilings: Mapping[str, float], *, least_bytes: float = 0, flops: int = 0, rate: str = "matmul_rate"
 ) -> None:
-    """Put the ceilings into a measured row, and the share of them that it reaches: bytes it must move over copy bandwidth, operations
-    over the products' rate.
+    """Put the ceilings into a measured row, and the share of them that it reaches: the bytes it must move over copy bandwidth,
+    and its operations over the rate of matrix products.
 
-    rate: which of the ceilings its products have; another than "matmul_rate" is named in the row, as ``matmul_ceiling``.
+    rate: the ceiling of its products; if it isn't "matmul_rate", the row names it as ``matmul_ceiling``.
     """
     if not row.measured:
         return

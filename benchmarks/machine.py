@@ -16,12 +16,12 @@ import sfm_fast
 from sfm_fast.measure.memory import free_memory
 from sfm_fast.measure.timing import samples, summary
 
-COPY_BYTES = 1 << 31  # of a copy on a GPU: two orders of magnitude more than its second-level cache
-GPU_SIDE = 8192  # of a product that keeps every unit of a GPU busy
+COPY_BYTES = 1 << 31  # of a copy on a GPU: two orders of magnitude more than its L2 cache
+GPU_SIDE = 8192  # of a matrix product that uses every unit of a GPU
 
 
 class Environment(TypedDict, total=False):
-    """The machine and the versions that a result was made with; results of earlier versions say less."""
+    """The machine and the versions that a result was made with; results of earlier versions have fewer keys."""
 
     cpu: str
     cores: int | None
@@ -39,7 +39,7 @@ class Environment(TypedDict, total=False):
 
 
 def environment(device: torch.device | str | None = None) -> Environment:
-    """Hardware, versions, threads and commit, as they go into every result file. ``gpu`` is named where ``device`` is one."""
+    """Hardware, versions, threads and commit for every result file; ``gpu`` only if ``device`` is one."""
     kind = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")).type
     try:
         import triton
@@ -76,7 +76,7 @@ def _cpu_name() -> str:
 
 
 def _git(*words: str) -> str | None:
-    """What git says in this checkout; None where the package was installed without one."""
+    """Git's output in this checkout; None if the package isn't in a checkout."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
@@ -88,28 +88,28 @@ def _git(*words: str) -> str | None:
 
 
 def copy_bandwidth(device: torch.device, elements: int | None = None) -> float:
-    """Bytes a second that a large float32 copy moves, read and written: the ceiling of memory-bound work."""
+    """Bytes per second, read and written, of a large float32 copy: the ceiling of memory-bound work."""
     if elements is None:
         elements = 1 << 26 if device.type == "cpu" else min(COPY_BYTES, free_memory(device) // 4) // 4
     source = torch.randn(elements, device=device)
-    target = torch.empty_like(source).zero_()  # touched once, so that fresh pages aren't part of the measurement
+    target = torch.empty_like(source).zero_()  # written once, so that allocating pages isn't part of the measurement
     return 2 * 4 * elements / _seconds(lambda: target.copy_(source), device)
 
 
 def matmul_rate(device: torch.device, size: int = 2048, dtype: torch.dtype = torch.float32) -> float:
-    """Floating-point operations a second of a large matrix product: the ceiling of compute-bound work."""
+    """Floating-point operations per second of a large matrix product: the ceiling of compute-bound work."""
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     out = torch.empty_like(a)
     return 2 * size**3 / _seconds(lambda: torch.mm(a, b, out=out), device)
 
 
 def _seconds(call: Callable[[], Any], device: torch.device) -> float:
-    """Median of some calls: by the host's clock on a CPU, between events on a GPU."""
+    """Median time of some calls: by the host's clock on a CPU, between events on a GPU."""
     return summary(samples({"call": call}, rounds=11, warmup=2, device=device, events=True)["call"]).median
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
-    """Rates measured now: beside every case and not once a run, for a shared machine has slow moments.
+    """Rates measured now: for every case and not once per run, since a shared machine is sometimes slower.
 
     copy_bandwidth, matmul_rate (float32 without TF32); on a GPU also tf32_rate and bf16_rate, of its tensor cores.
     """
@@ -124,7 +124,7 @@ def ceilings(device: torch.device) -> dict[str, float]:
 
 @contextlib.contextmanager
 def float32_products(precision: str) -> Iterator[None]:
-    """float32 matrix products on GPUs as "ieee" or "tf32", whatever the process has set, which comes back at the end."""
+    """Compute float32 matrix products on GPUs as "ieee" or "tf32"; the process's own setting is restored at the end."""
     matmul = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = precision
@@ -135,7 +135,7 @@ def float32_products(precision: str) -> Iterator[None]:
 
 
 def card_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU that this process has or can still have; None on a CPU."""
+    """Bytes of a GPU's memory that this process has or can still allocate; None on a CPU."""
     if device.type != "cuda":
         return None
     return int(torch.cuda.mem_get_info(device)[0]) + torch.cuda.memory_reserved(device)
@@ -143,7 +143,7 @@ def card_memory(device: torch.device) -> int | None:
 
 @contextlib.contextmanager
 def memory_limit(device: torch.device, reserve: float = 0.15) -> Iterator[None]:
-    """Let allocations fail, instead of the whole machine, once a CPU run would take all but ``reserve`` of what is free."""
+    """Let allocations fail before a CPU run takes more than the free memory minus the fraction ``reserve``."""
     if device.type != "cpu" or not Path("/proc/meminfo").exists():
         yield
         return

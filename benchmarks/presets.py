@@ -1,4 +1,4 @@
-"""The presets, and all sizes that they run at, suite by suite; tests check every backend at those that are small enough."""
+"""The presets, and the sizes of every suite; tests check every backend at the sizes that are small enough."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SUITES = (
 
 @dataclass(frozen=True)
 class Preset:
-    """A choice of sizes for one kind of machine. gpu: without one it can only be predicted."""
+    """A choice of sizes for one kind of machine. gpu: without a GPU it can only be predicted."""
 
     about: str
     gpu: bool = False
@@ -41,13 +41,13 @@ PRESETS = {
 
 
 def _losses(alignment: str, classes: tuple[int, ...], dims: tuple[int, ...], ipc: int = 1) -> tuple[LossShape, ...]:
-    """Along the classes at 768 features and along the features at 1000 classes, each shape once."""
+    """Shapes with varied classes at 768 features and with varied features at 1000 classes, each shape once."""
     sizes = [(count, 768) for count in classes] + [(1000, dim) for dim in dims]
     return tuple(LossShape(alignment, count, dim, ipc, naive=count != 1000) for count, dim in dict.fromkeys(sizes))
 
 
 def _compiled(names: tuple[str, ...], shapes: tuple[LossShape, ...]) -> tuple[LossShape, ...]:
-    """torch.compile too at the shapes of these names: every further one costs its half a minute."""
+    """Add torch.compile at the shapes of these names only, since it takes half a minute for each."""
     return tuple(replace(shape, compiled=True) if shape.name in names else shape for shape in shapes)
 
 
@@ -69,7 +69,7 @@ LOSS_SHAPES: dict[str, tuple[LossShape, ...]] = {
             *_losses("pair", (10, 100, 1000, 4000), (384, 1024)),
         ),
     ),
-    # What a few minutes of a GPU are best spent on.
+    # The most useful shapes for a few minutes on a GPU.
     "imagenet-100": tuple(LossShape(alignment, 100, 768) for alignment in ("global", "class", "pair")),
     "imagenet-1k": (
         LossShape("global", 1000, 768, compiled=True),
@@ -114,8 +114,8 @@ IMAGE_SHAPES: dict[str, tuple[ImageShape, ...]] = {
 class StepShape:
     """A setting in which steps are compared.
 
-    channels: of the synthetic images. views, lgm_views: of an image a step, with SFM and with LGM. micro_batches: sizes tried, the
-    largest first. data: a data set's name, or "" for random images. large: runs on a GPU alone; anywhere it can be predicted.
+    channels: of the synthetic images. views, lgm_views: per image and step, with SFM and with LGM. micro_batches: sizes tried, the
+    largest first. data: a data set's name, or "" for random images. large: runs only on a GPU, but can be predicted anywhere.
     """
 
     name: str
@@ -160,7 +160,7 @@ VIT = "vit_of_width_"  # and a number: a ViT like the shipped one, of that width
 
 @dataclass(frozen=True)
 class Axes:
-    """What is varied from ``shape``. backbones: of different widths."""
+    """The numbers that are varied from ``shape``. backbones: of different widths."""
 
     shape: StepShape
     classes: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""The suites: each module of benchmarks/suites that `presets.SUITES` names registers one, and everything else asks here."""
+"""The suites: each module of benchmarks/suites that `presets.SUITES` names registers one, and all other modules look them up here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .rows import Row
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line asks of every suite. predict: run nothing, count memory and operations. compile: torch.compile of backbones."""
+    """The command line's options for every suite. predict: run nothing, count memory and operations. compile: torch.compile of backbones."""
 
     predict: bool = False
     compile: bool = False
@@ -27,7 +27,7 @@ Make = Callable[[str, torch.device, Options], Cells]
 
 @dataclass(frozen=True)
 class Suite:
-    """``title`` heads its tables; ``beside``: what it is measured beside. ``presets``: those that run it. ``cells``: its cases at one."""
+    """``title`` is above its tables; ``beside``: its baselines. ``presets``: those that run it. ``cells``: its cases at one preset."""
 
     name: str
     title: str
@@ -43,7 +43,7 @@ _SUITES: dict[str, Suite] = {}
 def suite(
     name: str, title: str, beside: str, *, presets: Iterable[str], predicts: bool = False
 ) -> Callable[[Make], Make]:
-    """Register the decorated function: (preset, device, options) -> cells named as its rows' cases. ``predicts``: it heeds --predict."""
+    """Register the decorated function: (preset, device, options) -> cells named as its rows' cases. ``predicts``: it supports --predict."""
 
     def register(make: Make) -> Make:
         _SUITES[name] = Suite(name, title, beside, tuple(presets), make, predicts)
@@ -53,7 +53,7 @@ def suite(
 
 
 def suites() -> dict[str, Suite]:
-    """All suites by name, in the order they run and are shown in."""
+    """All suites by name, in the order in which they run and are shown."""
     for name in presets.SUITES:
         importlib.import_module(f".suites.{name}", __package__)
     return {name: _SUITES[name] for name in presets.SUITES}

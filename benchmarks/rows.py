@@ -1,4 +1,4 @@
-"""The rows of a benchmark result and the claims made of them: who was measured, on what, with what outcome; and their JSON files."""
+"""The rows of a benchmark result (contender, case, outcome), the claims made from them, and their JSON files."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ STANDING = (
     "parameters",
     "pyramid",
     "adam",
-)  # what stands before a step and stays after it; a step's own memory is the rest
+)  # allocated before a step and kept after it; a step's own memory is the rest
 SIGN_TEST, BOOTSTRAP = "sign test", "bootstrap"  # the kinds of interval that a result's ratios have
-_MOST = 1e30  # beyond any seconds, bytes and operations, and far enough from infinity to compute with
+_MOST = 1e30  # above all seconds, bytes and operations, but small enough to compute with
 
 
 @dataclass
 class Row:
-    """One contender in one mode of a case. Seconds, bytes and operations are of one call; None: not measured, or not known.
+    """One contender in one mode of a case. Seconds, bytes and operations are per call; None: not measured, or not known.
 
-    status: "ok" (it has times), "predicted" (memory and operations counted, nothing run), or why it has none. ours: this package's
-    own way, not a baseline. compiled: its first call compiles, and says nothing about the others. micro_batch: images a backward
-    pass of a step. ratio: time over that of the case's first contender, round by round.
+    status: "ok" (it has times), "predicted" (memory and operations counted, nothing run), or the reason why it has no times.
+    ours: this package's method, not a baseline. compiled: its first call compiles, so its time can't be compared. micro_batch:
+    images per backward pass of a step. ratio: time relative to the case's first contender, round by round.
     """
 
     suite: str
@@ -42,7 +42,7 @@ class Row:
     status: str = "ok"
     ours: bool = False
     compiled: bool = False
-    # What was measured.
+    # Measured values.
     median: float | None = None
     p20: float | None = None
     p80: float | None = None
@@ -50,22 +50,22 @@ class Row:
     ratio: Ratio | None = None
     first_seconds: float | None = None
     images_per_second: float | None = None
-    graph_microseconds: float | None = None  # of a call alone in a CUDA graph, with a cold cache
+    graph_microseconds: float | None = None  # of a single call in a CUDA graph, with a cold cache
     graph50_microseconds: float | None = None  # of one of 50 calls in a graph
-    peak_bytes: int | None = None  # beyond what stood before the call
-    absolute_bytes: int | None = None  # everything that the process held at that peak
+    peak_bytes: int | None = None  # beyond the memory allocated before the call
+    absolute_bytes: int | None = None  # all memory of the process at that peak
     extra_bytes: int | None = None  # the peak beyond inputs and results
-    # What was counted or predicted.
+    # Counted or predicted values.
     predicted_bytes: int | None = None
     host_bytes: int | None = None
     by_category: dict[str, int] | None = None
     flops: int | None = None
-    # The machine's rates beside the case, and the share of them that the call reached.
+    # The machine's rates measured with the case, and the share of them that the call reached.
     copy_bandwidth: float | None = None
     matmul_rate: float | None = None
     tf32_rate: float | None = None
     bf16_rate: float | None = None
-    matmul_ceiling: str | None = None  # which rate the share is of, where not matmul_rate
+    matmul_ceiling: str | None = None  # the rate of which this is the share, if not matmul_rate
     copy_fraction: float | None = None
     matmul_fraction: float | None = None
     # The case's numbers.
@@ -122,14 +122,14 @@ class Row:
 
     @property
     def predicted_total(self) -> int | None:
-        """Predicted peak of everything in memory, of a row that predicts or has a prediction beside its measurement."""
+        """Predicted peak of all memory, for a predicted row or one with a prediction next to its measurement."""
         if not self.predicted:
             return self.predicted_bytes
         return self.peak_bytes if self.absolute_bytes is None else self.absolute_bytes
 
     @property
     def predicted_delta(self) -> int | None:
-        """Predicted peak beyond what stands before the step; None where the row doesn't say what stands."""
+        """Predicted peak beyond the memory allocated before the step; None if the row doesn't have that."""
         if self.predicted and self.absolute_bytes is not None and self.peak_bytes is not None:
             return self.peak_bytes
         total, parts = self.predicted_total, self.by_category
@@ -139,14 +139,14 @@ class Row:
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Rows that were measured against each other have the same."""
+        """Equal for rows that were measured against each other."""
         return self.suite, self.case, self.mode
 
     def take(self, timing: Timing) -> None:
         self.median, self.p20, self.p80, self.rounds = timing.median, timing.p20, timing.p80, timing.rounds
 
     def to_json(self) -> dict[str, object]:
-        """What is known, for JSON; the open end of an interval of too few rounds is null."""
+        """The known values, for JSON; the open end of an interval of too few rounds is null."""
         known = {name: value for name, value in asdict(self).items() if value is not None}
         if self.ratio is not None and math.isinf(self.ratio.high):
             known["ratio"] = {**asdict(self.ratio), "high": None}
@@ -155,7 +155,7 @@ class Row:
 
 @dataclass
 class Result:
-    """What a preset's suites found on one machine. ``interval``: the kind of interval that the ratios have."""
+    """The results of a preset's suites on one machine. ``interval``: the kind of interval of the ratios."""
 
     preset: str
     environment: Environment
@@ -186,9 +186,9 @@ def _ratio_part(value: object) -> bool:
 
 @dataclass
 class Claim:
-    """One figure of a contender beside the paper's and our own. kind: "measured", "predicted" or "counted". measured None: none.
+    """One figure of a contender against the paper's claim and our goal. kind: "measured", "predicted" or "counted". measured: the figure or None.
 
-    stands_for: "paper" or "goal" where missing that is an error. scores: top-1 seed by seed, of a claim on accuracy.
+    stands_for: "paper" or "goal" if missing that is an error. scores: top-1 per seed, of a claim on accuracy.
     """
 
     claim: str
@@ -229,7 +229,7 @@ _CLAIM = {
 
 
 def read_claims(path: str | os.PathLike[str]) -> list[Claim]:
-    """The claims in the JSON file ``path``. Raises ``InputError`` naming the file and what is wrong in it."""
+    """The claims in the JSON file ``path``. Raises ``InputError`` with the file and the fault in it."""
     content = check(path, _read_json(path), {"claims": [_CLAIM]}, "claims")
     names = [one.name for one in fields(Claim)]
     return [Claim(**{name: one[name] for name in names if name in one}) for one in content["claims"]]
@@ -272,7 +272,7 @@ _NAMES = {one.name for one in fields(Row)}
 
 
 def read_result(path: str | os.PathLike[str]) -> Result:
-    """The result in the JSON file ``path``. Raises ``InputError`` naming the file and what is wrong in it."""
+    """The result in the JSON file ``path``. Raises ``InputError`` with the file and the fault in it."""
     value = _read_json(path)
     if isinstance(value, dict) and value.get("format") != FORMAT:
         raise InputError(f"{path}: key 'format': wanted {FORMAT!r}, got {value.get('format')!r}")

@@ -1,4 +1,4 @@
-"""Runs a preset's suites and fills its result: one JSON a preset, written after every case."""
+"""Runs a preset's suites and stores the result: one JSON file per preset, written after every case."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .presets import PRESETS
 from .registry import Options, Suite, suites
 from .rows import SIGN_TEST, Result, Row
 
-Key = tuple[str, str]  # suite and case: what is measured together
+Key = tuple[str, str]  # suite and case, which is measured as a whole
 
 
 def run(
@@ -32,8 +32,8 @@ def run(
 ) -> Iterator[tuple[list[Row], Result]]:
     """Yield each case's rows and the whole result so far, once ``save`` has written it.
 
-    chosen: some of the preset's suites (default: all). only: cases whose name contains this. before: a result whose other rows stay, and
-    with ``again`` false all of its rows: what it lacks is measured.
+    chosen: some of the preset's suites (default: all). only: cases whose name contains this. before: a result whose other rows
+    are kept; with ``again`` false all its rows are kept, and only missing cases are measured.
     """
     todo = _choose(preset, chosen, options.predict)
     if PRESETS[preset].gpu and device.type == "cpu" and not options.predict:
@@ -66,7 +66,7 @@ def run(
 
 
 def in_order(kept: dict[Key, list[Row]]) -> list[Row]:
-    """All rows, suite by suite as they first came: a new case stands at the end of its suite."""
+    """All rows, with suites in order of appearance and new cases at the end of their suite."""
     return [
         row
         for suite in dict.fromkeys(suite for suite, _ in kept)

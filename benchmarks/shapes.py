@@ -1,4 +1,4 @@
-"""A size of a loss and of the image path, with inputs of that size; `presets` says which sizes are run."""
+"""Sizes of the losses and of the image path, with inputs of that size; `presets` has the sizes that are run."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class LossShape:
     classes: int
     dim: int
     ipc: int = 1
-    compiled: bool = False  # torch.compile takes half a minute a shape: only where asked
+    compiled: bool = False  # torch.compile takes half a minute per shape, so it is off by default
     keops: bool = False
-    naive: bool = True  # all flows as a C x C x D tensor beside it, where that is neither minutes long nor pointless
+    naive: bool = True  # also all flows as a C x C x D tensor, unless that takes minutes or is pointless
 
     @property
     def name(self) -> str:

@@ -32,7 +32,7 @@ Costs = Mapping[str, Cost]  # by label
 
 
 def kept_in(path: Path, cells: list[Cell[str, Value]], run: Runner[str, Value] = in_turn) -> list[Value]:
-    """The results of ``cells`` in their order: those that the JSON file ``path`` has, and the others run and kept there."""
+    """The results of ``cells`` in their order: read from the JSON file ``path``, or computed and stored there."""
     kept: dict[str, Value] = json.loads(path.read_text()) if path.exists() else {}
     for _ in fill(kept, cells, lambda: write_json(path, kept), run=run):
         pass
@@ -40,15 +40,15 @@ def kept_in(path: Path, cells: list[Cell[str, Value]], run: Runner[str, Value] =
 
 
 def measure_costs(table: runs.Table, phi: str, ipc: int, rounds: int) -> Costs:
-    """Seconds and peak bytes of a step by label, all runs in turn; kept in WORK, since equal time depends on it."""
-    # A run of equal time differs from the one of equal steps in the number of them alone.
+    """Seconds and peak bytes of a step by label, with runs in turn; stored in WORK, since runs of equal time depend on it."""
+    # A run of equal time differs from the one of equal steps only in the number of steps.
     wanted = {run.label: run for run in runs.RUNS[ipc] if run.equal_time is None}
     configs = {label: DistillConfig(method=run.method, ipc=ipc, **run.options) for label, run in wanted.items()}
     key = json.dumps([rounds, {label: config.to_dict() for label, config in configs.items()}])
     name = f"{table.slug}, {runs.backbone(phi).fingerprint}, {ipc}: {hashlib.sha256(key.encode()).hexdigest()[:8]}"
 
     def measure() -> list[Cost]:
-        # No step's time depends on what the centres are.
+        # The time of a step doesn't depend on the values of the centres.
         centers = runs.statistics(table, phi, ipc if ipc > 1 else 0)
         return compare_methods(configs, runs.backbone(phi), runs.source(table.data, "train"), centers, rounds=rounds)
 
@@ -62,7 +62,7 @@ def measure_costs(table: runs.Table, phi: str, ipc: int, rounds: int) -> Costs:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on, for argparse."""
+    """A positive integer, for argparse."""
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"wanted a whole number, at least 1, got {text!r}")
     return int(text)
@@ -117,7 +117,7 @@ def main() -> None:
         print(f"{len(cells)} cells are finished")
     else:
         to_distil = [(phi, c) for (phi, _), by_label in configs.items() for group in by_label.values() for c in group]
-        # The longest first, so that no process ends alone.
+        # The longest first, so that all processes end at about the same time.
         to_distil.sort(key=lambda one: -one[1].steps * one[1].ipc * one[1].views_per_step)
         list(pool("distilled")(Cell(one, functools.partial(runs.keep_images, table, *one)) for one in to_distil))
     evaluated = kept_in(rows_file, cells, pool("evaluated"))
@@ -140,7 +140,7 @@ def main() -> None:
 
 
 def cost_of(row: Row, costs: Mapping[tuple[str, int], Costs]) -> Row:
-    """What distilling took, where a row is of distilled images."""
+    """The cost of distilling, added to a row of distilled images."""
     cost = costs.get((row["distilled_on"], row["ipc"]), {}).get(row["label"])
     if cost is None or row["steps"] is None:
         return {"peak_bytes": None, "distillation_seconds": None}

@@ -1,4 +1,4 @@
-"""What stands in the accuracy table, and the jobs that make it: runs to distil, which leave their images in files, and sets of images to evaluate."""
+"""The content of the accuracy table, and the jobs that make it: runs to distil, which store their images in files, and sets of images to evaluate."""
 
 from __future__ import annotations
 
@@ -34,19 +34,19 @@ from .tables import LONG, OURS, Row
 BACKBONES = ("fashion_vit", "fashion_cnn", "tf_efficientnet_lite0")
 REFERENCES = ("full", "class-means", "random-real", "nearest-real", "neighbour-real")
 LR = 0.02
-MEMORY = 2_000_000_000  # bytes a process may take for a step
-# Steps of every run, but for those of equal time, by images a class and distilling backbone: what LGM can take in an hour.
+MEMORY = 2_000_000_000  # bytes a process may use for a step
+# Steps of every run except those of equal time, by images per class and distilling backbone: as many as LGM takes in an hour.
 STEPS: dict[int, dict[str, int]] = {
     1: {"fashion_vit": 400, "fashion_cnn": 400, "tf_efficientnet_lite0": 150},
     10: {"fashion_vit": 60, "fashion_cnn": 60, "tf_efficientnet_lite0": 30},
 }
-# What `--recommended` changes beside method and level; LGM with the same shows how much of the gain is its.
+# What `--recommended` changes besides method and level; LGM with the same changes shows their part of the gain.
 VIEWS: Mapping[str, Any] = {"noise": False, "min_area": 0.3, "average_last": 0.25}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A way to distil. ``equal_time``: not as many steps as the others, but as many as the time of the run called so holds."""
+    """A way to distil. ``equal_time``: the name of a run; this one takes as many steps as fit into that run's time."""
 
     label: str
     method: str
@@ -75,7 +75,7 @@ RUNS: dict[int, tuple[Run, ...]] = {
 }
 
 
-# Minutes a seed on this backbone, a quarter of an hour in all: only with --everything.
+# They take minutes per seed on this backbone, a quarter of an hour in total, so they need --everything.
 SLOW_RUNS = frozenset(
     ("tf_efficientnet_lite0", ipc, label) for ipc, label in ((10, "lgm"), (1, "lgm, views as recommended"), (1, LONG))
 )
@@ -83,7 +83,7 @@ SLOW_RUNS = frozenset(
 
 @dataclass(frozen=True)
 class Table:
-    """Settings of one table; a job's file is valid for as long as what it depends on is the same."""
+    """Settings of one table; a job's file is valid as long as the settings it depends on are the same."""
 
     data: str
     work: Path
@@ -112,7 +112,7 @@ def config_of(table: Table, run: Run, phi: str, ipc: int, seed: int, costs: Mapp
     )
 
 
-# What follows is kept for as long as a worker lives.
+# The following is cached for the lifetime of a worker.
 
 
 @functools.cache
@@ -132,7 +132,7 @@ def features(work: Path) -> FeatureCache:
 
 @functools.cache
 def statistics(table: Table, phi: str, clusters: int) -> ClassStatistics:
-    """From a file, where an earlier worker has left one; computed once by `prepare`."""
+    """Class statistics, computed once by `prepare` and then read from its file."""
     path = table.work / f"statistics-{table.slug}-{backbone(phi).fingerprint}-{clusters}.safetensors"
     if not path.exists():
         train = source(table.data, "train")
@@ -151,7 +151,7 @@ def classifier(table: Table, phi: str) -> Classifier:
 
 
 def probe_config(table: Table, ipc: int) -> ProbeConfig:
-    """As many features for ten images a class as for one would take too long: fewer views there."""
+    """The probe's settings, with fewer views for ten images per class, which would otherwise take too long."""
     views = 30 if ipc > 1 else 100
     return ProbeConfig(seeds=table.seeds, epochs=table.epochs, views=min(views, table.epochs))
 
@@ -171,7 +171,7 @@ def evaluator(table: Table, phi: str, psi: str, ipc: int) -> Evaluator:
 
 
 def prepare(table: Table, phi: str) -> None:
-    """Features, statistics and classifier of a backbone."""
+    """Compute features, statistics and classifier of a backbone."""
     for split in ("train", "test"):
         features(table.work).features(source(table.data, split), backbone(phi), progress=False)
     for clusters in (0, *(ipc for ipc in table.ipcs if ipc > 1)):
@@ -183,7 +183,7 @@ Images = tuple[Tensor, Tensor]  # and their labels
 
 
 def distil(table: Table, phi: str, config: DistillConfig) -> Images:
-    """`distilled` for the table; the file is named after everything that its images depend on."""
+    """`distilled` for the table; the file's name has everything that its images depend on."""
     key = _digest([backbone(phi).fingerprint, table.data, config.to_dict()])
     path = table.work / "images" / f"{phi}-{config.method}-{config.ipc}-{config.seed}-{key[:16]}.safetensors"
     clusters = config.ipc if config.level == "cluster" else 0
@@ -192,16 +192,16 @@ def distil(table: Table, phi: str, config: DistillConfig) -> Images:
 
 
 def keep_images(table: Table, phi: str, config: DistillConfig) -> None:
-    """Distil, and leave the images in their file, from which `distil` reads them."""
+    """Distil, and store the images in the file from which `distil` reads them."""
     distil(table, phi, config)
 
 
 def distilled(
     path: Path, config: DistillConfig, model: Backbone, train: ImageSource, centers: ClassStatistics | None
 ) -> Images:
-    """Images and labels of a run: read from ``path``, or distilled and kept there."""
+    """Images and labels of a run: read from ``path``, or distilled and stored there."""
     if not path.exists() or DistillConfig.from_dict(load_tensors(path)[1]["config"]) != config:
-        # The same gradient up to rounding; several processes are in the memory at once, and LGM's one-shot step takes up to 7 GB.
+        # The same gradient up to rounding; several processes share the memory, and LGM's one-shot step takes up to 7 GB.
         distiller = make_distiller(config, model, train, centers, execution=Execution(memory_budget=MEMORY))
         while distiller.steps_done < config.steps:
             distiller.step()
@@ -225,7 +225,7 @@ class Job:
 
 
 def jobs(table: Table, runs: Mapping[tuple[str, int], Mapping[str, tuple[DistillConfig, ...]]]) -> Iterator[Job]:
-    """All of them. ``runs``: by distilling backbone and ipc the configurations of every label, one a seed."""
+    """All jobs. ``runs``: for each distilling backbone and ipc, the configurations of every label, one per seed."""
     modes = ("probe", "inherit", "kd")
     for phi in table.backbones:
         for psi in table.backbones:

@@ -1,4 +1,4 @@
-"""Tables and verdicts of the accuracy result: methods x images a class x distilling and evaluating backbones x modes."""
+"""Tables and verdicts of the accuracy result: methods x images per class x distilling and evaluating backbones x modes."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from sfm_fast.units import megabytes
 
 ALLOWED_LOSS = 0.5  # points below LGM at equal steps
 OURS = "sfm-decoupled, recommended"  # the run that the claims are made for
-LONG = f"{OURS}, LGM's time"  # as many steps as the time of LGM's holds
-INHERIT_GAIN = 3.0  # points above the probe, on another backbone than the one that distilled
+LONG = f"{OURS}, LGM's time"  # as many steps as fit into LGM's time
+INHERIT_GAIN = 3.0  # points above the probe, on a backbone other than the distilling one
 TITLES = {
     "probe": "a linear probe trained on the images",
     "inherit": "the inherited classifier",
     "kd": "a probe with the inherited classifier as teacher",
 }
 
-Row = dict[str, Any]  # of `Evaluator`, with what the table adds: label, distilled_on, steps, and what distilling took
+Row = dict[str, Any]  # of `Evaluator`, with the table's keys: label, distilled_on, steps, and the cost of distilling
 Rows = list[Row]
 
 
 class Result(TypedDict):
-    """The content of accuracy.json, as far as the tables read it."""
+    """The part of accuracy.json that the tables read."""
 
     rows: Rows
     backbones: list[Mapping[str, Any]]  # as `Backbone.describe` gives them
 
 
 def summary(result: Result) -> str:
-    """A row a label: top-1 on the distilling backbone itself, and means over pairs of different ones in all modes.
+    """One row per label: top-1 on the distilling backbone, and means over pairs of different backbones in all modes.
 
-    Only of distilling backbones that have every run (`compared`), or means of different cells would stand beside each other.
+    Only distilling backbones with every run (`compared`) count, since means of different cells can't be compared.
     """
     cells, phis = [], compared(result)
     rows = [row for row in result["rows"] if row["distilled_on"] in phis]
@@ -87,7 +87,7 @@ def full_tables(result: Result) -> str:
 
 
 def stored_table(result: Result) -> str:
-    """What inheritance stores beside the evaluating backbone, and how long its fit takes, for every pair of backbones."""
+    """The bytes that inheritance stores besides the evaluating backbone, and its fit's time, for every pair of backbones."""
     cells, seen = [], set()
     for row in result["rows"]:
         pair = row["distilled_on"], row["backbone"]
@@ -108,7 +108,7 @@ def stored_table(result: Result) -> str:
 
 
 def verdicts(result: Result) -> str:
-    """Each claim with the difference it wants and the one measured, a line each."""
+    """Each claim with the required and the measured difference, one line each."""
     rows, lines = result["rows"], []
     by_cell = {(row["label"], row["ipc"], row["mode"], row["distilled_on"], row["backbone"]): row for row in rows}
 
@@ -117,7 +117,7 @@ def verdicts(result: Result) -> str:
         return None if row is None else 100 * float(row["top1_mean"])
 
     names = [backbone["name"] for backbone in result["backbones"]]
-    # (what is held, against what, and how many points above it): probes on the backbone that distilled.
+    # (run, the run it is compared with, required points above it): probes on the distilling backbone.
     against = ((OURS, "lgm", -ALLOWED_LOSS), (OURS, "lgm, equal time", 0.0), (LONG, "lgm", 0.0))
     for ipc in sorted({ipc for ipc, label in _labels(rows) if label != "full"}):
         for label, other, least in against:
@@ -142,7 +142,7 @@ def _verdict(what: str, ipc: int, where: str, measured: float, least: float, met
 
 
 def _labels(rows: Iterable[Row]) -> list[tuple[int, str]]:
-    """(ipc, label) in the order of the table: full data first, then by number of images, each as they come."""
+    """(ipc, label) in the order of the table: full data first, then by number of images, each in order of appearance."""
     labels = dict.fromkeys((row["ipc"], row["label"]) for row in rows)
     return sorted(labels, key=lambda one: (one[1] != "full", one[0]))
 
@@ -152,7 +152,7 @@ def _of_mode(rows: Rows, mode: str) -> Rows:
 
 
 def _mean(rows: Rows) -> str:
-    """Mean of the rows' means; the spread is the mean of theirs."""
+    """Mean of the rows' means; its spread is the mean of the rows' spreads."""
     if not rows:
         return ""
     mean, spread = (statistics.fmean(row[f"top1_{kind}"] for row in rows) for kind in ("mean", "std"))
@@ -164,5 +164,5 @@ def _cell(row: Row | None) -> str:
 
 
 def _short(name: str) -> str:
-    """Of a backbone, as it fits a column."""
+    """A backbone's name, short enough for a column."""
     return name.removeprefix("fashion_").removeprefix("tf_").removesuffix("_lite0")

@@ -1,4 +1,4 @@
-"""The flow-alignment losses without this package: the paper's formula in eager torch, and three ways to take all pairs."""
+"""The flow-alignment losses without this package: the paper's formula in eager torch, and three ways to compute all pairs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def class_means(features: Tensor, labels: Tensor | None, classes: int) -> Tensor
 
 
 def paper_global(features: Tensor, centers: Tensor, labels: Tensor | None = None) -> Tensor:
-    """1 - cosine of all flows, each class against the mean of the others, as the definition reads."""
+    """1 - cosine of all flows, each class against the mean of the others, written like the definition."""
     classes = len(centers)
     means = class_means(features, labels, classes)
     real = (centers.sum(0, keepdim=True) - centers) / (classes - 1) - centers
@@ -45,8 +45,8 @@ def _squared_lengths(x: Tensor, diagonal: Tensor) -> Tensor:
 
 
 def gram_constants(centers: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What `gram_pair` needs of the centres, once: centred, squared lengths of their flows, and ones where a class meets itself."""
-    diagonal = torch.eye(len(centers), device=centers.device)  # a class with itself: length 1, and left out of the sum
+    """`gram_pair`'s part that depends only on the centres: centred, squared lengths of their flows, and ones on the diagonal."""
+    diagonal = torch.eye(len(centers), device=centers.device)  # a class with itself: length 1, and not in the sum
     a = centers - centers.mean(0)
     return a, _squared_lengths(a, diagonal), diagonal
 
@@ -73,7 +73,7 @@ def keops_pair(features: Tensor, centers: Tensor, labels: Tensor | None = None) 
     a_i, a_j = LazyTensor(centers[:, None, :].contiguous()), LazyTensor(centers[None, :, :].contiguous())
     b_i, b_j = LazyTensor(means[:, None, :].contiguous()), LazyTensor(means[None, :, :].contiguous())
     f, g = a_j - a_i, b_j - b_i
-    # On the diagonal both lengths are 0: the small constant makes that 0 / 1e-12 and changes nothing elsewhere.
+    # On the diagonal both lengths are 0: the small constant gives 0 / 1e-12 there and changes nothing elsewhere.
     cosine = (f * g).sum(-1) / ((f * f).sum(-1) * (g * g).sum(-1) + 1e-24).sqrt()
     classes = len(centers)
     return 1 - cosine.sum(1).sum() / (classes * (classes - 1))

@@ -13,8 +13,8 @@ from sfm_fast.views import Views
 
 
 def render(levels: Sequence[Tensor], size: int) -> Tensor:
-    """Every level at full size and added to the others, then a product over channels. (The methods' public code stacks
-    the levels and sums: a third more time and three times the memory.)"""
+    """Adds up every level at full size, then multiplies the channels by a matrix. (The methods' public code stacks and
+    sums the levels, which takes a third more time and three times the memory.)"""
     total = F.interpolate(levels[0], (size, size), mode="bilinear")
     for level in levels[1:]:
         total = total + F.interpolate(level, (size, size), mode="bilinear")
@@ -26,7 +26,7 @@ def render(levels: Sequence[Tensor], size: int) -> Tensor:
 
 
 def augment(images: Tensor, views: Views) -> Tensor:
-    """Flip, crop, noise, normalise, one operation after the other; the noise is torch's, and its masks are kept for the backward."""
+    """Flip, crop, noise, normalise, one operation after the other; the noise is torch's, and masks are stored for the backward."""
     size, (height, width) = views.size, images.shape[-2:]
     x0, dx, y0, dy = views.boxes.unbind(1)
     mirrored = dx < 0

@@ -1,4 +1,4 @@
-"""A distillation step without this package's step, kernels and loss, and one with its operations in plain torch: each one graph."""
+"""A distillation step without this package's step, kernels and loss, and one with its operations in plain torch: each is one graph."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def views_of(backbone: Backbone, count: int, views: int, size: int, step: int, a
 
 
 class PlainStep:
-    """As one writes it in torch: levels upsampled one by one, every operation in the graph, torch's Adam, the paper's formula.
+    """A step as usually written in torch: levels upsampled one by one, one graph, torch's Adam, the paper's formula.
 
-    Noise comes from ``randn``: the same step twice differs. Starts from the levels of ``images``, all live.
+    Noise comes from ``randn``, so repeated steps differ. It starts from the levels of ``images``, all live.
     """
 
     def __init__(
@@ -73,14 +73,14 @@ class PlainStep:
         return loss.detach()
 
     def gradient(self) -> Tensor:
-        """Of the last step, (N, floats of an image)."""
+        """The gradient of the last step, (N, floats of an image)."""
         return torch.cat([level.grad.flatten(1) for level in self.levels if level.grad is not None], dim=1)
 
 
 class ReferenceStep:
     """The definition: this package's operations on backend "torch", differentiated by autograd in one graph, and its Adam.
 
-    The objective must have been made for backend "torch" too. Same views, noise and update as the package's own step, up to rounding.
+    The objective must also be made for backend "torch". Views, noise and update equal those of the package's step, up to rounding.
     """
 
     def __init__(
@@ -110,5 +110,5 @@ class ReferenceStep:
         return loss.detach()
 
     def gradient(self) -> Tensor:
-        """Of the first step, while it is the only one: (N, floats of an image)."""
+        """The gradient of the first step, valid until the second one: (N, floats of an image)."""
         return self.optimiser.exp_avg / (1 - BETAS[0])

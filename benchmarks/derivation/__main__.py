@@ -41,7 +41,7 @@ from .rows import Features, Measured, Result, augmentation, panels
 
 LITE0 = "tf_efficientnet_lite0"
 LITE0_MODULE = "sfm_fast.backbones.efficientnet_lite"
-AUGMENTED = 20_000  # images whose augmented views are measured, at most
+AUGMENTED = 20_000  # maximum number of images whose augmented views are measured
 
 
 def augmented_features(source: ImageSource, backbone: Backbone, seed: int) -> Tensor:
@@ -80,7 +80,7 @@ class FirstOfEachClass(ImageSource):
 
 
 def balanced(labels: Tensor, classes: int, most: int | None = None) -> Tensor:
-    """Rows of equally many images of every class, the first ones: as many as the smallest class has, ``most`` at most."""
+    """Rows of the first images of every class, equally many: as many as the smallest class has, at most ``most``."""
     each = int(torch.bincount(labels, minlength=classes).min())
     each = each if most is None else min(each, most)
     if each < 2:
@@ -89,7 +89,7 @@ def balanced(labels: Tensor, classes: int, most: int | None = None) -> Tensor:
 
 
 def measure(backbone: Backbone, source: ImageSource, cache: FeatureCache, draws: int, seed: int) -> Measured:
-    """All numbers on one backbone."""
+    """Measure all numbers on one backbone."""
     z, labels = (tensor.cpu() for tensor in cache.features(source, backbone))
     classes = len(source.class_names)
     rows, some = balanced(labels, classes), balanced(labels, classes, AUGMENTED // classes)

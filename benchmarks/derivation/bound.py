@@ -1,8 +1,8 @@
-"""How far a drawn classifier and a finite batch take LGM's linear gradient from the flow: first order, exact, and bounded.
+"""The distance of LGM's linear gradient from the flow for a drawn classifier and a finite batch: first order, exact, bounded.
 
-Derived in docs/derivation.md, whose names these are: C classes, N features z with class means mu_c, g = dl/d(W, b) at
+Derived in docs/derivation.md, with the same names: C classes, N features z with class means mu_c, g = dl/d(W, b) at
 W = 0, b = 0 (the flow times (C-1)/C^2), g(W) the same at W with entries N(0, sigma^2) and b = 0. All distances are relative,
-|g(W) - g| / |g|, and root mean squares over draws. The data must be balanced, as is the case in which g is the flow.
+|g(W) - g| / |g|, and root mean squares over draws. The data must be balanced, since only then is g the flow.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sfm_fast.errors import InputError
 
 @dataclass(frozen=True)
 class Moments:
-    """What the formulas need of N features in C balanced classes.
+    """The moments of N features in C balanced classes that the formulas need.
 
     common: |mu_bar|^2. between: mean over c of |mu_c - mu_bar|^2. within: mean of |z - mu_y|^2.
     second: Frobenius norm of mean z z^T.
@@ -40,7 +40,7 @@ class Moments:
 def moments(features: Tensor, labels: Tensor, classes: int) -> Moments:
     """Moments of features (N, D) float with labels (N,) int64 in 0..classes-1, in float64.
 
-    Raises ``InputError`` where the classes are not equally large, or all their means are one point.
+    Raises ``InputError`` if the classes are not equally large, or if all their means are equal.
     """
     counts = torch.bincount(labels, minlength=classes)
     if len(counts) != classes or counts.min() != counts.max() or classes < 2:
@@ -82,7 +82,7 @@ def softmax_variance_bound(tau: Tensor, classes: int) -> Tensor:
     start = square * (classes - 1) / classes**2
     linear = 1 - square * (1 - 2 / classes)
     root = (linear.square() + 4 * square * start).sqrt()
-    # Two forms of one root of square*u^2 + linear*u - start = 0: each is free of cancellation on its side.
+    # Two forms of one root of square*u^2 + linear*u - start = 0, each without cancellation for one sign of `linear`.
     positive = 2 * start / (linear + root)
     return torch.where(linear > 0, positive, (root - linear) / (2 * square).clamp_min(torch.finfo(torch.float64).tiny))
 
@@ -100,7 +100,7 @@ def weights_first_order(stats: Moments, sigma: float) -> float:
 
 
 def weights_bound(features: Tensor, stats: Moments, sigma: float) -> float:
-    """Bound on the relative distance of g(W) to g, for every sigma: the smaller one of a sharp and a saturating bound."""
+    """Bound on the relative distance of g(W) to g, for every sigma: the smaller of a sharp and a saturating bound."""
     z = features.double()
     norms = z.norm(dim=1)
     j = jacobian_bound(sigma * norms, stats.classes)
@@ -113,9 +113,9 @@ def weights_bound(features: Tensor, stats: Moments, sigma: float) -> float:
 
 
 def batch_distance(stats: Moments, n: int, *, stratified: bool) -> float:
-    """Relative distance to g of the gradient at W = 0 on n images drawn without replacement: exact.
+    """Exact relative distance to g of the gradient at W = 0 on n images drawn without replacement.
 
-    ``stratified``: n / C of every class (n a multiple of C); else n of all images, as LGM draws them.
+    ``stratified``: n / C of every class (n a multiple of C); otherwise n of all images, as LGM draws them.
     """
     c = stats.classes
     if stratified:
@@ -137,10 +137,10 @@ def batch_bound(features: Tensor, stats: Moments, n: int, sigma: float) -> float
 
 
 def least_cosine(distance: float) -> float:
-    """The least cosine of g and g + d with |d| = distance * |g|: -1 once d can cancel g."""
+    """The smallest cosine of g and g + d with |d| = distance * |g|: -1 if d can cancel g."""
     return math.sqrt(1 - distance**2) if distance < 1 else -1.0
 
 
 def usual_cosine(distance: float) -> float:
-    """The cosine of g and g + d where d is perpendicular to g, as errors without bias nearly are in many dimensions."""
+    """The cosine of g and g + d for d perpendicular to g, as unbiased errors nearly are in many dimensions."""
     return 1 / math.sqrt(1 + distance**2)

@@ -1,4 +1,4 @@
-"""The figure and the table of ``derivation.json``: made from its numbers alone."""
+"""The figure and the table of ``derivation.json``, made only from its numbers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sfm_fast.report.tables import text_table
 
 from .rows import Measured, Point, Result
 
-# Okabe and Ito's palette: told apart by people who don't see all colours. A marker each, too.
+# Okabe and Ito's palette, for colour-blind readers too, with one marker per colour.
 BLUE, ORANGE, GREEN, PURPLE = "#0072B2", "#C65102", "#007A5A", "#A0508A"
 STYLES = {
     "features as they are": (BLUE, "o"),
@@ -24,12 +24,12 @@ STYLES = {
     "LGM, common mean subtracted": (PURPLE, "D"),
 }
 DASHED, DOTTED, GREY = (0, (5, 3)), (0, (1, 1.6)), "#666666"
-SMALLEST = 1e-9  # below it a distance is rounding, of a batch that is all images
+SMALLEST = 1e-9  # a smaller distance is only rounding, of a batch that has all images
 
 
 @dataclass(frozen=True)
 class Label:
-    """A series' name beside its line: at the point ``place`` of the way along it, moved by (right, up) points."""
+    """A series' name next to its line: at the fraction ``place`` along it, moved by (right, up) points."""
 
     text: str
     place: float
@@ -68,7 +68,7 @@ def _lines(axes: Any, rows: list[Point], x: str, labels: dict[str, Label]) -> No
 
 
 def _mark(axes: Any, x: float, text: str) -> None:
-    """A grey upright line at ``x`` with its meaning at its foot."""
+    """A grey vertical line at ``x`` with its meaning at the bottom."""
     axes.axvline(x, color=GREY, linewidth=0.8, zorder=0)
     axes.annotate(
         text, (x, 0), (4, 5), xycoords=axes.get_xaxis_transform(), textcoords="offset points", color=GREY, fontsize=9
@@ -143,7 +143,7 @@ def write_figure(result: Result, path: Path) -> None:
         "bound on the root mean square": Line2D([], [], color="#444", linestyle=DOTTED),
     }
     figure.legend(list(key.values()), list(key), loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
-    # The same bytes from the same numbers.
+    # Equal numbers give equal bytes.
     with matplotlib.rc_context({"svg.hashsalt": "derivation"}):
         write_atomically(
             path,
@@ -158,7 +158,7 @@ def write_figure(result: Result, path: Path) -> None:
 
 
 def findings(measured: Measured) -> Iterable[tuple[str, Point]]:
-    """The rows that matter of one backbone: LGM's own sigma and batch, one cause at a time and all together."""
+    """The main rows of one backbone: LGM's own sigma and batch, one cause at a time and all together."""
     panels, some = measured["panels"], measured["panels"]["spread"][0]["n"]
     for row in panels["weights"]:
         if row["sigma"] == 0.01:

@@ -1,4 +1,4 @@
-"""Draws of LGM's gradient on given features, and their distances to the flow beside what is predicted: the rows of derivation.json."""
+"""The rows of derivation.json: distances of LGM's gradient to the flow on given features, drawn and predicted."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from . import bound as flow_bound
 from .bound import Moments
 
 LGM_SIGMA = 0.01  # the standard deviation of LGM's classifier
-LGM_IMAGES = 10  # real images a class in LGM's batch at ipc 1: its A views of every synthetic image
+LGM_IMAGES = 10  # real images per class in LGM's batch at ipc 1: one for each view of a synthetic image
 SIGMAS = tuple(10 ** (k / 2) for k in range(-10, 1))
 SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0)
 
@@ -55,12 +55,12 @@ class Features:
         return Features(self.z - self.z.mean(0), self.labels, self.classes)
 
     def spread(self, scale: float) -> Features:
-        """Every feature at ``scale`` times its distance from its class mean."""
+        """The features with their distance from the class mean multiplied by ``scale``."""
         means = self.centers[self.labels]
         return Features(means + scale * (self.z - means), self.labels, self.classes)
 
     def draw(self, n: int, series: Series, generator: torch.Generator) -> Tensor:
-        """LGM's gradient of a fresh W on a fresh batch of n images, without replacement: (C*D + C,)."""
+        """LGM's gradient (C*D + C,) for a new W on a new batch of n images, drawn without replacement."""
         weight = torch.randn(self.classes, self.z.shape[1], dtype=torch.float64, generator=generator)
         if n == len(self.z):
             z, labels = self.z, self.labels
@@ -79,13 +79,13 @@ class Features:
         return math.hypot(flow_bound.weights_first_order(self.moments, series.sigma), batch)
 
     def bound(self, n: int, series: Series) -> float:
-        if series.stratified:  # drawn at W = 0 alone, where the distance is known exactly
+        if series.stratified:  # drawn only at W = 0, where the exact distance is known
             return self.predicted(n, series)
         return flow_bound.batch_bound(self.z, self.moments, n, series.sigma)
 
 
 class Point(TypedDict, total=False):
-    """One point of a line: the distances and cosines of draws to the flow, and what is predicted. sigma or scale: where it lies."""
+    """One point of a line: the distances and cosines of draws to the flow, and the predictions. sigma or scale: its position."""
 
     series: Required[str]
     n: Required[int]
@@ -161,7 +161,7 @@ def _point(name: str, n: int, measured: dict[str, float], predicted: float, boun
 
 
 def batch_sizes(images: int, classes: int) -> Iterator[int]:
-    """1, 3, 10, 30, … images a class, and all."""
+    """1, 3, 10, 30, … images per class, and all."""
     each = images // classes
     yield from (classes * size for k in range(10) for size in (10**k, 3 * 10**k) if size < each)
     yield images
@@ -192,9 +192,9 @@ def panels(features: Features, draws: int, seed: int) -> dict[str, list[Point]]:
 
 
 def augmentation(features: Features, views: Features, draws: int, seed: int) -> Mapping[str, Any]:
-    """What augmenting the real images adds: a bias of the flow, and LGM's gradient on augmented batches.
+    """The effect of augmenting the real images: a bias of the flow, and LGM's gradient on augmented batches.
 
-    ``views`` are features of one augmented view of each of the images, in the same order.
+    ``views`` are features of one augmented view of each image, in the same order.
     """
     generator = torch.Generator().manual_seed(seed)
     size, lgm = features.flow.norm(), BATCHES[2]
@@ -207,7 +207,7 @@ def augmentation(features: Features, views: Features, draws: int, seed: int) -> 
     return {
         "images": len(views.z),
         "bias": bias,
-        # What chance would give with this many images if there were no bias.
+        # The distance by chance with this many images, without any bias.
         "bias_noise": math.sqrt((features.classes - 1) / len(views.z) * change.within / features.moments.between),
         "bias_cosine": F.cosine_similarity(views.flow, features.flow, dim=0).item(),
         "common_shift": shift,

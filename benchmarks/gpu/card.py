@@ -1,4 +1,4 @@
-"""Say what machine this is: card, memory, driver, versions. A line for what can't be read, and on."""
+"""Print a description of this machine: card, memory, driver, versions. What can't be read gets a line that says so."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def first_line(*command: str) -> str:
 
 
 def name() -> str:
-    """The first card's, as nvidia-smi says it; empty where it says none."""
+    """The first card's name in nvidia-smi; empty if there is none."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
@@ -31,7 +31,7 @@ def name() -> str:
 
 
 def folder_name(card: str) -> str:
-    """Of a card's results: its name in small letters, with dashes."""
+    """The name of the folder of a card's results: the card's name in lower case, with dashes."""
     return re.sub(r"[^a-z0-9]+", "-", card.lower()).strip("-")
 
 

@@ -34,7 +34,7 @@ print(f"== a loss of {loss.item():.4f}, a gradient of norm {x.grad.norm().item()
 
 
 def link(site: Path) -> None:
-    """``site``/sfm_fast: the package's files, with kernels/ and benchmarks/ as parts of it, and the pytest plugin."""
+    """Link the package's files in ``site``/sfm_fast, with kernels/ and benchmarks/ inside, and the pytest plugin."""
     package = site / "sfm_fast"
     shutil.rmtree(site, ignore_errors=True)
     package.mkdir(parents=True)
@@ -47,7 +47,7 @@ def link(site: Path) -> None:
 
 
 def hash_of_sources(*folders: str) -> str:
-    """Of all C++ and CUDA files under ``folders``, names and contents: what a library was built from."""
+    """The hash of names and contents of all C++ and CUDA files under ``folders``, the sources of a library."""
     digest = hashlib.sha256()
     for folder in folders:
         for path in sorted((ROOT / folder).rglob("*")):
@@ -57,7 +57,7 @@ def hash_of_sources(*folders: str) -> str:
 
 
 def copy_libraries(prepared: Path) -> None:
-    """Those of ``prepared``, unless they were built from other sources than are here."""
+    """Copy the libraries in ``prepared``, unless they were built from sources other than the current ones."""
     try:
         known = json.loads((prepared / "contents.json").read_text())["libraries"]
     except (OSError, ValueError, KeyError):
@@ -74,7 +74,7 @@ def copy_libraries(prepared: Path) -> None:
 
 
 def build(dry: bool) -> None:
-    """Both libraries for this machine; dry: the CUDA kernels for CPU tensors, into the folder that SFM_FAST_LIBRARIES names."""
+    """Build both libraries for this machine; dry: the CUDA kernels for CPU tensors, in the folder SFM_FAST_LIBRARIES."""
     environment = {**os.environ, "SFM_FAST_BUILD": "all"}
     environment.setdefault("TORCH_CUDA_ARCH_LIST", "9.0")
     command = [sys.executable, "setup.py", "--quiet", "build_ext", "--inplace"]
@@ -93,11 +93,11 @@ def main() -> int:
     options = parser.parse_args()
     if options.build:
         build(options.dry_run)
-    elif not options.dry_run:  # a dry run leaves the libraries of this checkout alone
+    elif not options.dry_run:  # a dry run doesn't change the libraries of this checkout
         copy_libraries(options.prepared)
     link(options.site)
     missing = options.site / "BUILD"
-    missing.touch()  # also for a process that is stopped before it has an answer
+    missing.touch()  # also if the process is stopped before the check below ends
     done = subprocess.run([sys.executable, "-P", "-c", ASK], cwd=options.site)
     if done.returncode == 0:
         missing.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ MOST_BYTES = 40_000_000
 
 
 def libraries(folder: Path, work: Path) -> None:
-    """Both of them, built for sm_90 alone and without a place in the checkout."""
+    """Build both libraries, for sm_90 only and outside the checkout."""
     environment = {**os.environ, "SFM_FAST_BUILD": "all", "TORCH_CUDA_ARCH_LIST": "9.0"}
     command = [sys.executable, "setup.py", "--quiet", "build_ext"]
     command += ["--build-lib", str(work / "lib"), "--build-temp", str(work / "temp")]
@@ -54,7 +54,7 @@ def size_of(folder: Path) -> int:
 
 
 def read_contents(folder: Path) -> Mapping[str, object]:
-    """What an earlier run said of ``folder``; nothing where it didn't come to its end."""
+    """The list that an earlier run wrote in ``folder``; empty if that run didn't finish."""
     path = folder / "contents.json"
     contents: Mapping[str, object] = json.loads(path.read_text()) if path.exists() else {}
     return contents
@@ -69,7 +69,7 @@ def main() -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     hashes = {"libraries": hash_of_sources("csrc"), "smoke": hash_of_sources("csrc/cuda", "tests/shim", "tests/gpu")}
-    (folder / "contents.json").unlink(missing_ok=True)  # until all is there
+    (folder / "contents.json").unlink(missing_ok=True)  # until everything is built
     try:
         if known.get("libraries") != hashes["libraries"]:
             libraries(folder, work)

@@ -1,4 +1,4 @@
-"""The rows of a run on a GPU: in the file, and on the screen, as soon as each is taken, until the time is over."""
+"""The rows of a run on a GPU, each written to the file and the screen when it is measured, until the time is over."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = Mapping[str, object]
 
 @dataclass
 class Taken(abc.ABC):
-    """What a row is made of: its fields go into the file."""
+    """The contents of a row; its fields are written to the file."""
 
     @abc.abstractmethod
     def line(self) -> str:
@@ -24,18 +24,18 @@ class Taken(abc.ABC):
 
 
 class Record:
-    """``head``: what stands before the rows in the JSON file ``out``; ``rows``: those that stay. The time is ``seconds`` from now."""
+    """``head``: the JSON file's keys before the rows; ``rows``: the rows to keep. The time ends ``seconds`` from now."""
 
     def __init__(self, out: Path, head: Mapping[str, object], seconds: float, rows: Sequence[Row] = ()) -> None:
         self.out, self.head, self.rows, self.end = out, head, list(rows), time.monotonic() + seconds
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """The seconds left."""
         return self.end - time.monotonic()
 
     def over(self, what: str) -> bool:
-        """Whether the time is; then it says that ``what`` is left out."""
+        """Whether the time is over; if so, prints that ``what`` is left out."""
         if self.left < 0:
             print(f"== out of time: {what} left out", flush=True)
         return self.left < 0
@@ -47,7 +47,7 @@ class Record:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of an earlier run's file; none where it isn't there."""
+    """The rows of an earlier run's file; none if there is no file."""
     rows: list[Row] = json.loads(path.read_text()).get("rows", []) if path.exists() else []
     return rows
 

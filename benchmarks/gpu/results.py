@@ -24,7 +24,7 @@ KEPT = {"bench.json": ("kernels.json", times.FORMAT), "steps.json": ("steps.json
 
 
 def read(path: Path, wanted: str) -> dict[str, Any]:
-    """A result file. Raises ``InputError`` where it is another one, or of a CPU."""
+    """A result file. Raises ``InputError`` if it is another kind of file or was measured on a CPU."""
     try:
         result = json.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -38,7 +38,7 @@ def read(path: Path, wanted: str) -> dict[str, Any]:
 
 
 def keep(folder: Path, name: str = "", results: Path = RESULTS) -> list[Path]:
-    """Write what ``folder`` has of `KEPT` under ``results``; the files written. Raises ``InputError`` where it has nothing."""
+    """Write the files of `KEPT` in ``folder`` to ``results``; returns their paths. Raises ``InputError`` if there are none."""
     here = {source: read(folder / source, wanted) for source, (_, wanted) in KEPT.items() if (folder / source).exists()}
     if not here:
         raise InputError(f"{folder}: wanted {' or '.join(KEPT)} in it, found neither")

@@ -37,7 +37,7 @@ PROFILED = "pair_gram|pair_update|flow_sums|render_strips|augment_gradient"
 
 
 class Plan:
-    """The stages of one run, and where they put things. dry: on a CPU. work: a folder for logs that go into all.tgz alone."""
+    """The stages of one run, and their folders. dry: on a CPU. work: a folder for logs that only go into all.tgz."""
 
     def __init__(self, out: Path, work: Path, dry: bool) -> None:
         self.out, self.work, self.dry = out, work, dry
@@ -51,7 +51,7 @@ class Plan:
             "SFM_FAST_COMMIT": prepared_commit(),
             "TRITON_CACHE_DIR": str(work / "triton"),
             "TORCHINDUCTOR_CACHE_DIR": str(work / "inductor"),
-            # Where the toolkit's tools lie if they are not on the path.
+            # The folder of the toolkit's programs if they are not on the path.
             "PATH": f"{os.environ.get('PATH', '')}{os.pathsep}/usr/local/cuda/bin",
         }
         if dry:
@@ -86,9 +86,9 @@ class Plan:
         options = ["-q", "--tb=short", "-rfE", "-p", "no:cacheprovider", "--maxfail=200"]
         if has_module("pytest_timeout"):
             options += ["--timeout", "90"]
-        # -P: else the checkout comes first on the path, where kernels/ and benchmarks/ are no parts of the package.
+        # -P: otherwise the checkout is first on the path, where kernels/ and benchmarks/ are not parts of the package.
         command = python("-P", "-m", "pytest", *options, *words)
-        # pytest takes its time to end its workers and to say what failed.
+        # pytest needs time to end its workers and to print the failures.
         return replace(self.stage(name, limit, command, "tests.log", more), grace=12.0)
 
     def first(self) -> list[Stage]:
@@ -149,7 +149,7 @@ class Plan:
         return stages
 
     def rehearsed(self, stages: list[Stage]) -> list[Stage]:
-        """The same stages for a CPU: with limits of a slow and busy machine, and the profilers' commands spelled, not run."""
+        """The same stages for a CPU: with limits for a slow and busy machine, and the profilers' commands printed, not run."""
         limits = {"card": 30, "install": 60, "build": 450, "smoke": 300, "times": 120, "correctness": 400, "alone": 60}
         smaller = []
         for stage in stages:
@@ -181,7 +181,7 @@ def has_module(name: str) -> bool:
 
 
 def pack(target: Path, work: Path, names: tuple[str, ...]) -> None:
-    """Every log of the run and its results ``names`` as ``target``, written beside and renamed."""
+    """Pack every log of the run and its results ``names`` into ``target``, atomically."""
     beside = target.with_name(f".{target.name}")
     with tarfile.open(beside, "w:gz") as archive:
         for path in sorted([*work.glob("*.log"), *(target.parent / name for name in names)]):
@@ -191,7 +191,7 @@ def pack(target: Path, work: Path, names: tuple[str, ...]) -> None:
 
 
 def clear(out: Path, names: tuple[str, ...]) -> None:
-    """Remove what an earlier run left under these names: logs are appended to."""
+    """Remove an earlier run's files of these names, since logs are appended to."""
     out.mkdir(parents=True, exist_ok=True)
     for name in names:
         (out / name).unlink(missing_ok=True)

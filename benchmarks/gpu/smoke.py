@@ -20,12 +20,12 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.gpu import card  # noqa: E402
 
 SOURCE = ROOT / "tests" / "gpu" / "smoke.cu"
-# Of the norm of a result: float32 sums in another order, and TF32 products, whose operands round to 2^-11.
+# Relative to the norm of a result: float32 sums in another order, and TF32 products, whose operands round to 2^-11.
 TOLERANCE, TF32 = 2e-4, 5e-3
 
 
 def differences(printed: str, reference: str) -> list[str]:
-    """What differs between two outputs, a line each: names, errors, values that aren't finite, sums beyond the tolerance."""
+    """The differences between two outputs, one line each: names, errors, non-finite values, sums beyond the tolerance."""
     ours, theirs = ([line for line in text.splitlines() if " error " in line] for text in (printed, reference))
     problems = [] if len(ours) == len(theirs) else [f"{len(ours)} results instead of {len(theirs)}"]
     for one, two in zip(ours, theirs, strict=False):
@@ -43,7 +43,7 @@ def _difference(one: str, two: str) -> str:
     tolerance = TF32 if head.split()[1] == "high" else TOLERANCE
     scale = max(1.0, math.fabs(others[1]))
     worst = max(math.fabs(a - b) for a, b in zip(numbers, others, strict=True))
-    # Sums and weighted sums of n values differ by more than their norm does, but not by more than sqrt(n) times as much.
+    # Sums and weighted sums of n values differ by more than their norm, but by at most sqrt(n) times as much.
     return "" if worst <= 30 * tolerance * scale else f"{head}: {numbers} instead of {others}"
 
 
@@ -74,10 +74,10 @@ def build(folder: Path, cpu: bool) -> Path:
 
 
 def output_of(program: Path, *words: str, log: Path) -> str:
-    """What it prints, which goes into ``log`` as it comes: a kernel that hangs is the one after the last line."""
+    """The program's output, written to ``log`` line by line: a kernel that hangs is the one after the last line."""
     with log.open("w") as file:
         done = subprocess.run([str(program), *words], stdout=file, stderr=subprocess.STDOUT)
-    if done.returncode not in (0, 1):  # 1: some result has an error or a bad value, and the text says which
+    if done.returncode not in (0, 1):  # 1: some result has an error or a bad value, which the output names
         print(f"== {program.name} ended with {done.returncode}")
     return log.read_text()
 

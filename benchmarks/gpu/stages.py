@@ -1,6 +1,6 @@
-"""Run a list of stages, each with its own limit: what one stage does never stops the next, and nothing runs longer than planned.
+"""Run a list of stages, each with its own time limit: no stage stops the next one, and nothing runs longer than planned.
 
-Standard library only: this is what runs before anything is installed.
+It uses only the standard library, since it runs before anything is installed.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-GRACE = 3.0  # seconds between the interrupt, at which a stage may still say what it has, and the end
-SAID = "== "  # a stage's lines that begin with this go into the summary
+GRACE = 3.0  # seconds between the interrupt, after which a stage may still print its results, and the kill
+SAID = "== "  # lines of a stage's output with this prefix go into the summary
 TOOLS_SAY = (
     "========= ERROR SUMMARY",
     "========= Error",
@@ -27,7 +27,7 @@ FEW = 6
 
 
 class PlanError(Exception):
-    """A plan that can't be kept."""
+    """A plan that exceeds its time."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Stage:
     """A command and the seconds it may take, grace included.
 
     grace: seconds of the limit between the interrupt and the end. log: the file in the results' folder that its output is appended to. needed: whether it runs at all, asked when its turn comes.
-    more: seconds that it may take beyond its limit where earlier stages have left as many of theirs.
+    more: seconds that it may take beyond its limit if earlier stages have left that many.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Stage:
 
 
 class Summary:
-    """Lines that are on the disk, and on the screen, as soon as they are said."""
+    """Lines that are written to the file and to the screen at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,7 +65,7 @@ class Summary:
 
 
 def check(stages: Sequence[Stage], most: float) -> float:
-    """Seconds that the limits add up to. Raises `PlanError` where that is more than ``most``, or a limit leaves no time."""
+    """The sum of the limits in seconds. Raises `PlanError` if it exceeds ``most``, or if a limit leaves no time."""
     total = sum(stage.limit for stage in stages)
     if total > most:
         raise PlanError(f"the stages' limits add up to {total:g} s, more than {most:g} s")
@@ -78,7 +78,7 @@ def check(stages: Sequence[Stage], most: float) -> float:
 
 
 def run(stages: Sequence[Stage], folder: Path, summary: Summary, *, most: float, root: Path) -> list[str]:
-    """Run them in order in ``root``; the names of those that failed. The plan and each stage's line go into ``summary``."""
+    """Run the stages in order in ``root``; returns the names of failed ones. ``summary`` gets the plan and a line per stage."""
     total = check(stages, most)
     if (
         signal.getsignal(signal.SIGINT) is signal.SIG_IGN
@@ -122,7 +122,7 @@ def _run(stage: Stage, limit: float, folder: Path, summary: Summary, root: Path)
         reader = threading.Thread(target=_copy, args=(process, log, summary), daemon=True)
         reader.start()
         status = _wait(process, limit - stage.grace, stage.grace)
-        # The group may hold the pipe open after its leader is gone.
+        # The process group may keep the pipe open after its leader has ended.
         reader.join(0.5)
         _signal(process, signal.SIGKILL)
         reader.join(0.5)
@@ -152,7 +152,7 @@ def _wait(process: subprocess.Popen[bytes], seconds: float, grace: float) -> str
             process.wait(grace - 1)
         except subprocess.TimeoutExpired:
             _signal(process, signal.SIGKILL)
-            with contextlib.suppress(subprocess.TimeoutExpired):  # one that is stuck in a driver may stay
+            with contextlib.suppress(subprocess.TimeoutExpired):  # a process stuck in a driver may survive
                 process.wait(1)
         return "stopped at its limit"
     return "ok" if code == 0 else f"failed with {code}"

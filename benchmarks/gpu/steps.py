@@ -30,7 +30,7 @@ from .record import Record, Taken, read_rows, why
 
 FORMAT = "sfm_fast GPU steps 1"
 MICRO_BATCHES = (32, 8)
-LONGEST = 4.0  # seconds that one contender is timed for
+LONGEST = 4.0  # maximum seconds of timing one contender
 AGAIN = "SFM one-shot, again"
 
 
@@ -75,7 +75,7 @@ Predicted = dict[str, dict[str, list[int]]]  # preset -> way -> peak bytes, oper
 
 
 def predict(names: Sequence[str]) -> Predicted:
-    """Of every way of these presets, on fake tensors: seconds each, which a run on a GPU need not spend."""
+    """The predictions for every way of these presets, on fake tensors: they take seconds each, which a run on a GPU saves."""
     predicted: Predicted = {}
     for name in names:
         shape = find_shape(name)
@@ -89,7 +89,7 @@ def predict(names: Sequence[str]) -> Predicted:
 
 
 def measured(way: Way, setting: Setting, rate: float, predicted: Predicted) -> StepTime:
-    """A step of ``way``: predicted first, and run where the prediction fits."""
+    """A step of ``way``: predicted first, and run if the prediction fits the memory."""
     device, name = setting.backbone.device, setting.shape.name
     row = StepTime(name, way.name, images=setting.shape.images, micro_batch=way.micro_batch)
     if way.name in predicted.get(name, {}):
@@ -124,7 +124,7 @@ def measured(way: Way, setting: Setting, rate: float, predicted: Predicted) -> S
 
 
 def run(name: str, device: torch.device, out: Path, seconds: float, predicted: Predicted) -> bool:
-    """All ways of preset ``name`` until ``seconds`` are over; whether each was measured or left out for its memory."""
+    """Measure all ways of preset ``name`` until ``seconds`` are over; whether each was measured, or left out for its memory."""
     shape = find_shape(name)
     check_device(shape, device)
     setting = Setting(shape, open_backbone(shape, device))
@@ -139,7 +139,7 @@ def run(name: str, device: torch.device, out: Path, seconds: float, predicted: P
             continue
         try:
             row = measured(way, setting, rate, predicted)
-        except Exception as error:  # whatever it is, it is this contender's alone
+        except Exception as error:  # any error concerns only this contender
             row = StepTime(name, way.name, why(error))
         right = right and (row.status == "ok" or row.status.startswith("left out"))
         record.add(row)

@@ -1,4 +1,4 @@
-"""Tables of what was measured on GPUs: times of the kernels, whole steps. Where nothing was, a line that says so."""
+"""Tables of measurements on GPUs: times of the kernels and of whole steps, or a line that says that there are none."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def read_all(results: Path, name: str) -> dict[str, Mapping[str, Any]]:
 
 
 def kernel_table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """Forward + backward of every case: time, the floor and its share, memory; the contenders of a case one below the other."""
+    """Forward + backward of every case: time, the floor and its share, memory; one row per contender."""
     if not results:
         return NOTHING
     return "\n\n".join(f"{_machine(card, result)}\n\n{_kernels(result['rows'])}" for card, result in results.items())
 
 
 def shown_kernels(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """`kernel_table` of the cases that say most, and of each the fastest contender."""
+    """`kernel_table` of the most important cases with the fastest contender of each."""
     chosen: dict[str, Mapping[str, Any]] = {}
     for card, result in results.items():
         best: dict[str, Row] = {}

@@ -39,13 +39,13 @@ from ..shapes import ImageShape, LossShape
 from .record import Record, Taken, why
 
 FORMAT = "sfm_fast GPU times 1"
-TF32_PRODUCTS = 3  # for one of float32
+TF32_PRODUCTS = 3  # per float32 product
 Result = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Contender:
-    """A backend, and (CUDA) whether its kernels are the "new" ones or the "old" ones that those are to replace."""
+    """A backend, and (CUDA) whether its kernels are the "new" ones or the "old" ones that are to be replaced."""
 
     backend: str
     kernels: str = ""
@@ -57,10 +57,10 @@ class Contender:
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to time. call: (backend) -> a function that returns its results; its inputs lie ready.
+    """One operation to time. call: (backend) -> a function that returns its results; its inputs are prepared.
 
-    least_bytes: read and written at least. operations: of products, at least, with ``rate`` the ceiling they have.
-    close: relative difference from the first contender's results that is still the same result.
+    least_bytes: the minimum read and written. operations: the minimum of products, with ``rate`` as their ceiling.
+    close: the allowed relative difference from the first contender's results.
     """
 
     name: str
@@ -103,7 +103,7 @@ class Time(Taken):
 
 
 def loss_inputs(shape: LossShape, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Features and centres (C, D) as `LossShape.inputs` has them, made on the device: at 200 000 classes a CPU takes seconds."""
+    """Features and centres (C, D) as in `LossShape.inputs`, made on the device: for 200 000 classes a CPU takes seconds."""
     generator = torch.Generator(device).manual_seed(shape.classes + shape.dim)
 
     def normal(*size: int) -> Tensor:
@@ -133,7 +133,7 @@ def loss_case(
     cells, wide = shape.classes * shape.dim, features.element_size()
     passes = {"global": 2, "class": 3, "pair": 2}[
         shape.alignment
-    ]  # over features and centres; one write of the gradient
+    ]  # reads of features and centres; one write of the gradient
     name = f"{shape.name} {str(dtype).removeprefix('torch.')}"
     if shape.alignment != "pair":
         close = 1e-3 if dtype == torch.float32 else 1e-2
@@ -145,7 +145,7 @@ def loss_case(
 
 
 def image_cases(shape: ImageShape, device: torch.device) -> Iterator[Case]:
-    """The image path as a step takes it, and kernel by kernel."""
+    """The image path as in a step, and kernel by kernel."""
     _, views = replace(shape, images=1).inputs(device)
     views = draw_views(
         torch.arange(shape.images, device=device), shape.canvas, shape.size, views.mean, views.std, seed=1, step=7
@@ -194,7 +194,7 @@ def image_cases(shape: ImageShape, device: torch.device) -> Iterator[Case]:
 
 
 def cases(device: torch.device) -> Iterator[Callable[[], Iterator[Case]]]:
-    """What makes each case, or several that share inputs: in the order of their value, made when their turn comes."""
+    """Functions that make a case, or several with shared inputs, each called at its turn; the most important first."""
     small = device.type == "cpu"
 
     def losses(alignment: str, classes: int, dim: int, **options: Any) -> Callable[[], Iterator[Case]]:
@@ -219,7 +219,7 @@ def cases(device: torch.device) -> Iterator[Callable[[], Iterator[Case]]]:
 
 
 def contenders(case: Case, device: torch.device, last: bool) -> list[Contender]:
-    """Of the first round, or of the ``last`` one: Triton's, which compile for seconds."""
+    """The contenders of the first round, or of the ``last`` one: Triton's, which compile for seconds."""
     if last:  # an interpreted image takes seconds
         return [] if case.images and device.type == "cpu" else [Contender("triton")]
     if device.type == "cpu":
@@ -232,7 +232,7 @@ def timed(
 ) -> tuple[Time, Result | None]:
     """The row of one contender, and its results."""
     row = Time(case.name, contender.name)
-    os.environ["SFM_FAST_KERNELS"] = contender.kernels or "new"  # read at every call; a graph keeps what was chosen
+    os.environ["SFM_FAST_KERNELS"] = contender.kernels or "new"  # read at every call; a graph keeps the choice
     made, _, status = attempt(lambda: case.call(contender.backend), device)
     results: Result | None = None
     if made is not None:
@@ -271,7 +271,7 @@ def timed(
 
 
 class Run:
-    """Rows that are in ``out`` as soon as they are taken, until ``seconds`` are over. resume: the rows of ``out`` stay."""
+    """Measures rows and writes each to ``out`` at once, until ``seconds`` are over. resume: the rows of ``out`` are kept."""
 
     def __init__(self, device: torch.device, out: Path, seconds: float, resume: bool = False) -> None:
         self.device = device
@@ -299,7 +299,7 @@ class Run:
                     for case in make():
                         self.time(case, last)
                         del case
-                except Exception as error:  # of the inputs: a row says so, and the other groups have their turn
+                except Exception as error:  # in the inputs: recorded in a row, and the other groups still run
                     if not self.has(group, ""):
                         self.record.add(Time(group, "", why(error)))
                     self.go_on_if_lost()
@@ -312,11 +312,11 @@ class Run:
         for contender in contenders(case, self.device, last):
             if self.record.left < 0 or self.has(case.name, contender.name):
                 continue
-            if last and expected is None:  # of the first round's first one, whose results are gone
+            if last and expected is None:  # results of the first round's first contender, which are gone
                 expected = results_of(case, contenders(case, self.device, False)[:1], self.device)
             try:
                 row, results = timed(case, contender, expected, self.device, self.ceilings)
-            except Exception as error:  # whatever it is, it is this contender's alone
+            except Exception as error:  # any error concerns only this contender
                 row, results = Time(case.name, contender.name, why(error)), None
             expected = expected if expected is not None else results
             self.record.add(row)
@@ -324,7 +324,7 @@ class Run:
                 self.go_on_if_lost()
 
     def go_on_if_lost(self) -> None:
-        """After an illegal access, or within a capture that failed, every later call of a process fails: a new one takes over."""
+        """Continue in a new process after an illegal access or a failed capture, since every later call of this one fails."""
         if self.device.type != "cuda":
             return
         try:
@@ -338,7 +338,7 @@ class Run:
 
 
 def results_of(case: Case, first: list[Contender], device: torch.device) -> Result | None:
-    """What the first contender finds, if there is one and it does."""
+    """The results of the first contender, if there is one and it succeeds."""
     if not first:
         return None
     os.environ["SFM_FAST_KERNELS"] = first[0].kernels or "new"

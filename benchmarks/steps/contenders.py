@@ -1,4 +1,4 @@
-"""Whose step is measured, and on what: backbone, data and centres of a shape, and every way of running a step of SFM or of LGM."""
+"""The contenders of steps and their setting: backbone, data and centres of a shape, and every way of running a step of SFM or LGM."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ..presets import STEPS, StepShape
 
 
 def find_shape(preset: str | StepShape) -> StepShape:
-    """The shape of the preset of that name. Raises ``InputError`` for one that isn't there."""
+    """The shape of the preset with this name. Raises ``InputError`` for an unknown one."""
     if isinstance(preset, StepShape):
         return preset
     if preset not in STEPS:
@@ -39,7 +39,7 @@ def find_shape(preset: str | StepShape) -> StepShape:
 
 
 def check_device(shape: StepShape, device: torch.device) -> None:
-    """Raise ``InputError`` where a step of ``shape`` would take minutes, on a CPU."""
+    """Raise ``InputError`` if ``device`` is a CPU and a step of ``shape`` would take minutes."""
     if shape.large and device.type != "cuda":
         raise InputError(
             f"preset {shape.name!r} needs a CUDA GPU, got device {str(device)!r}; its memory and operations can be predicted anywhere "
@@ -48,7 +48,7 @@ def check_device(shape: StepShape, device: torch.device) -> None:
 
 
 def open_backbone(shape: StepShape, device: torch.device, *, compile: bool = False, weights: bool = True) -> Backbone:
-    """The shipped one, or a timm model with random weights: memory and time don't depend on them. Without ``weights``: no values."""
+    """A shipped backbone, or a timm model with random weights (memory and time are the same). Without ``weights``: no values."""
     if weights and shape.backbone in SHIPPED:
         return load_backbone(shape.backbone, device=device, precision=shape.precision, compile=compile)
     empty = shape_of_backbone(shape.backbone, image_size=shape.image_size, precision=shape.precision)
@@ -72,7 +72,7 @@ def with_random_weights(empty: Backbone, device: torch.device, *, compile: bool 
 
 
 class RandomImages(ImageSource):
-    """A batch of random images that lies on the device, as it would after a loader that costs nothing."""
+    """A batch of random images on the device, as if from a loader that takes no time."""
 
     def __init__(self, count: int, channels: int, side: int, classes: int, device: torch.device) -> None:
         self.name, self.channels = "random images", channels
@@ -88,12 +88,12 @@ class RandomImages(ImageSource):
         yield from zip(self.images.split(batch_size), self.labels.split(batch_size), strict=True)
 
     def take(self, indices: Sequence[int], transform: ImageTransform) -> tuple[Tensor, Tensor]:
-        """A copy of the first ones: which they are makes no difference, and a loaded batch takes memory too."""
+        """A copy of the first images: the choice makes no difference, and a loaded batch also takes memory."""
         return self.images[: len(indices)].clone(), self.labels[: len(indices)]
 
 
 class Setting:
-    """What the contenders of ``shape`` have in common: backbone, centres and real images. ``noise``: whether views have any."""
+    """The common parts of the contenders of ``shape``: backbone, centres and real images. ``noise``: whether views have noise."""
 
     def __init__(
         self, shape: StepShape, backbone: Backbone, *, noise: bool = True, source: ImageSource | None = None
@@ -119,7 +119,7 @@ class Setting:
         return replace(way, ipc=self.shape.ipc, views=views, noise=self.noise)
 
     def images(self) -> SyntheticImages:
-        """As a run starts, with all levels live."""
+        """The images at the start of a run, with all levels live."""
         images = SyntheticImages(
             self.shape.images, self.shape.channels, self.backbone.image_size, device=self.backbone.device
         )
@@ -144,7 +144,7 @@ class Made:
 class Way:
     """One way of running a step. ``config``: its method. ``replays_noise``: its noise is the package's, number by number.
 
-    ours: it is this package's own, not what users have without it. predictable: `predict_step` knows it.
+    ours: it is this package's, not a baseline. predictable: `predict_step` supports it.
     """
 
     name: str
@@ -183,14 +183,14 @@ def distilled(setting: Setting, way: Way) -> Made:
 
     def step() -> None:
         distiller.step()
-        if distiller.micro_batch < way.micro_batch:  # a run goes on in smaller ones; here that is another contender
+        if distiller.micro_batch < way.micro_batch:  # a run continues in smaller ones; here that is another contender
             raise MemoryError("out of memory")
 
     return Made(step, lambda: distiller.optimiser.exp_avg / (1 - BETAS[0]))
 
 
 def plain(setting: Setting, way: Way) -> Made:
-    """A step as one writes it in torch."""
+    """A step as usually written in torch."""
     centers = setting.statistics.centers.to(setting.backbone.device).float()
     augmentation = setting.config(way.config).augmentation
     step = PlainStep(setting.backbone, centers, setting.images(), setting.labels, setting.shape.views, augmentation)

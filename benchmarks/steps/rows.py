@@ -21,7 +21,7 @@ from ..presets import StepShape
 from ..rows import STANDING, Row
 from .contenders import Made, Setting, Way, lgm, reference
 
-STEPS = 5  # of mode "steps"
+STEPS = 5  # in mode "steps"
 TOLERANCE = {"cpu": 1e-3, "cuda": 2e-2}  # of the gradient, relative; a GPU's convolutions round to TF32
 SHRUNKEN = 8  # classes of a large shape on which results are compared
 Predictions = dict[str, Prediction | None]  # by contender
@@ -33,10 +33,10 @@ def shrunken(shape: StepShape) -> StepShape:
 
 
 def verdicts(ways: Sequence[Way], shape: StepShape, backbone: Backbone) -> dict[str, str]:
-    """Name -> "" where the gradient of the first step is right, else the status that says why not; on the `shrunken` shape, in float32.
+    """Name -> "" if the gradient of the first step is right, else the status with the reason; on the `shrunken` shape, in float32.
 
-    Right is: SFM as autograd has it for the definition in plain torch (without noise for a way whose noise isn't the package's),
-    LGM as double backward has it. In bfloat16 random weights leave too little of a feature's difference between images to compare.
+    The expected gradient is autograd's for the definition in plain torch for SFM (without noise for a way whose noise isn't the
+    package's), and double backward's for LGM. In bfloat16, features differ too little between images with random weights.
     """
     small, device = shrunken(shape), backbone.device
     exact = replace(backbone, model=copy.deepcopy(backbone.model).float(), precision="fp32", run=None)
@@ -67,7 +67,7 @@ def verdicts(ways: Sequence[Way], shape: StepShape, backbone: Backbone) -> dict[
 
 
 def case_of(suite: str, name: str, setting: Setting) -> Row:
-    """What all rows of the case ``name`` say."""
+    """The common fields of all rows of the case ``name``."""
     shape, backbone = setting.shape, setting.backbone
     return Row(
         suite, name, backbone=backbone.name, precision=backbone.precision, classes=shape.classes, ipc=shape.ipc,
@@ -76,7 +76,7 @@ def case_of(suite: str, name: str, setting: Setting) -> Row:
 
 
 def row_of(case: Row, way: Way, setting: Setting, prediction: Prediction | None = None, steps: int = 1) -> Row:
-    """``case`` of one contender, with what is known of it without a measurement."""
+    """The row of one contender in ``case``, with the values that are known without a measurement."""
     row = replace(
         case, contender=way.name, mode="step" if steps == 1 else "steps", ours=way.ours, micro_batch=way.micro_batch,
         compiled=setting.backbone.run is not None, images=setting.shape.images, steps=steps,
@@ -99,7 +99,7 @@ def predicted_row(case: Row, way: Way, setting: Setting, prediction: Prediction)
 
 @dataclass
 class _Alive:
-    """A contender that is ready to run, or the status that says why it isn't; seconds of its first call."""
+    """A contender that is ready to run, or the status with the reason why it isn't; seconds of its first call."""
 
     way: Way
     made: Made | None
@@ -109,7 +109,7 @@ class _Alive:
 
 @dataclass
 class StepRun:
-    """Measures contenders on ``setting``. case: of `case_of`. checked: of `verdicts`. predictions: to stand beside what is measured."""
+    """Measures contenders on ``setting``. case: of `case_of`. checked: of `verdicts`. predictions: for the rows of measurements."""
 
     setting: Setting
     case: Row
@@ -131,9 +131,9 @@ class StepRun:
         return _Alive(way, None if verdict else made, verdict, first)
 
     def _too_large(self, way: Way) -> str:
-        """The status of a step whose predicted peak is more than a GPU has, else "": trying it takes long and ends the same.
+        """The status of a step whose predicted peak is more than a GPU's memory, else "": trying it would take long and fail.
 
-        What stands there now is in the room: the weights are part of the peak, and the first contender makes way if need be.
+        Memory in use counts as available: the weights are part of the peak, and the first contender is removed if necessary.
         """
         prediction, room = self.predictions[way.name], card_memory(self.device)
         if prediction is None or room is None or prediction.peak_bytes <= room:
@@ -149,22 +149,22 @@ class StepRun:
         rows = measure(contenders, self.device, self.plan)
         if mode == "steps" or self.setting.backbone.run is None:
             for row in rows:
-                row.first_seconds = None  # the verdict's step came before; only compiling is still to do
+                row.first_seconds = None  # the verdict's step was earlier; only the compilation remains
         return rows
 
     def _together(self, ways: Sequence[Way], modes: Sequence[str]) -> Iterator[list[Row]]:
-        """All alive at once and measured in turn."""
+        """All contenders in memory at once and measured in turn."""
         every = [self._alive(way) for way in ways]
         for mode in modes:
             yield self._rows(every, mode)
 
     def _one_by_one(self, ways: Sequence[Way], modes: Sequence[str]) -> Iterator[list[Row]]:
-        """For a GPU's memory: each alive alone but for the first, which all take turns with; between steps that is a pyramid and two moments."""
+        """To save a GPU's memory: each contender in turn with only the first one, which between steps has a pyramid and two moments."""
         base, base_bytes = self._first(ways[0])
         rows = {mode: self._rows([base], mode) for mode in modes}
         for way in ways[1:]:
             group = self._beside(base, way, modes)
-            if any(row.status == "out of memory" for row in group.values()):  # once more with all memory, but no ratio
+            if any(row.status == "out of memory" for row in group.values()):  # again with all memory, but no ratio
                 base.made, base.verdict, base_bytes = None, "out of memory", 0
                 group = self._beside(base, way, modes)
                 base, base_bytes = self._first(ways[0])
