@@ -22,7 +22,7 @@ _RIVALS = ("#D55E00", "#E69F00", "#CC79A7", "#000000", "#7F7F7F")
 _MARKERS = "osD^vPX<>ph"  # a number with no divisor in common with the colours
 _DASHES = ("-", (0, (6, 1.5)), (0, (3, 1)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1)), (0, (3, 1, 1, 1, 1, 1)), (0, (8, 3)))
 _SETTINGS = {
-    "svg.fonttype": "none",  # text stays text
+    "svg.fonttype": "none",  # text isn't converted to paths
     "font.size": 9,
     "axes.titlesize": 9.5,
     "axes.linewidth": 0.8,
@@ -31,10 +31,10 @@ _SETTINGS = {
     "figure.constrained_layout.w_pad": 0.11,
     "figure.constrained_layout.h_pad": 0.09,
     "axes.axisbelow": True,
-    "text.parse_math": False,  # a $ in a name is a $
+    "text.parse_math": False,  # a $ in a name is literal
 }
 _WIDTH = 9.6
-_NUMBERS = ("classes", "dim", "ipc", "views", "backbone", "image_size", "channels")  # of a case, as captions name them
+_NUMBERS = ("classes", "dim", "ipc", "views", "backbone", "image_size", "channels")  # of a case, as named in captions
 _AXES = {
     "classes": "number of classes C",
     "ipc": "images a class (ipc)",
@@ -56,7 +56,7 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Style:
-    """How a contender is drawn wherever it stands on a page."""
+    """How a contender is drawn everywhere on a page."""
 
     color: str
     marker: str
@@ -69,7 +69,7 @@ Styles = dict[str, Style]
 
 @dataclass
 class Series:
-    """One contender's points (x, y, lowest, highest), those that ran out of memory, and whether all was only predicted."""
+    """One contender's points (x, y, lowest, highest), those that ran out of memory, and whether all are only predicted."""
 
     name: str
     points: list[tuple[float, float, float, float]] = field(default_factory=list)
@@ -89,7 +89,7 @@ class Panel:
 
 @dataclass
 class Bar:
-    """One contender's value with its spread, and what was predicted; ``text`` stands at the end, or says why there is no value."""
+    """One contender's value with its spread, and the prediction; ``text`` is at the end, or gives the reason for no value."""
 
     name: str
     value: float | None
@@ -101,7 +101,7 @@ class Bar:
 def styles_of(results: Iterable[Result]) -> Styles:
     """One style for each contender of all results: blues and green for ours, the other colours for rivals.
 
-    Contenders of single operations and of whole steps never stand in one plot, so each kind starts from the first colours.
+    Contenders of single operations and of whole steps are never in the same plot, so each kind starts with the first colours.
     """
     rows = [row for result in results for row in result.rows]
     styles: Styles = {}
@@ -119,7 +119,7 @@ def styles_of(results: Iterable[Result]) -> Styles:
 
 
 def drawings(result: Result, styles: Styles, salt: str) -> list[Drawing]:
-    """All plots that the rows allow. ``salt``: a text that tells this result from others of the page."""
+    """All plots for which there are rows. ``salt``: a text that differs between the results of a page."""
     return [
         drawing
         for number, make in enumerate((_losses("classes"), _losses("dim"), _scaling, _steps, _predictions))
@@ -141,9 +141,9 @@ def _number(row: Row, name: str) -> Any:
 
 
 def _varying(rows: Sequence[Row], axis: str) -> list[Row]:
-    """The losses' rows that differ in ``axis`` alone: of all ways to fix the rest, the one with most values of ``axis``.
+    """The losses' rows that differ only in ``axis``: of all ways to fix the rest, the one with the most values of ``axis``.
 
-    Ties go to 1000 classes, or what is nearest, then to more rows.
+    Ties are decided by the classes nearest to 1000, then by more rows.
     """
     fixed = [name for name in ("classes", "dim", "ipc") if name != axis]
     ways: dict[tuple[Any, ...], list[Row]] = {}
@@ -158,12 +158,12 @@ def _varying(rows: Sequence[Row], axis: str) -> list[Row]:
 
 
 def _size(row: Row) -> float | None:
-    """Peak beyond what stood before, measured or predicted."""
+    """Peak beyond the memory allocated before, measured or predicted."""
     return row.predicted_delta if row.predicted else row.peak_bytes
 
 
 def _scale(sizes: Iterable[float | None]) -> tuple[float, str]:
-    """GB where nothing is below a tenth of one."""
+    """The unit: GB if no value is below 0.1 GB."""
     return (1e9, "GB") if min((size for size in sizes if size), default=0) >= 1e8 else (1e6, "MB")
 
 
@@ -202,7 +202,7 @@ def _fixed(rows: Sequence[Row], axis: str) -> str:
 
 
 def _left_out(rows: Sequence[Row]) -> str:
-    """A sentence naming what has no point though it was asked for, and why."""
+    """A sentence with the contenders that have no point although they were requested, and the reasons."""
     skipped = dict.fromkeys(
         f"{row.contender} ({status(row)[:80]})"
         for row in rows
@@ -214,7 +214,7 @@ def _left_out(rows: Sequence[Row]) -> str:
 
 
 def _losses(axis: str) -> Callable[[Result, Styles, str], list[Drawing]]:
-    """Losses against ``axis``, a panel each alignment."""
+    """Losses against ``axis``, one panel per alignment."""
 
     def draw(result: Result, styles: Styles, salt: str) -> list[Drawing]:
         rows = [row for row in result.rows if row.suite == "losses" and row.mode == "both" and row.alignment]
@@ -225,7 +225,7 @@ def _losses(axis: str) -> Callable[[Result, Styles, str], list[Drawing]]:
             for name in dict.fromkeys(row.alignment for row in rows)
         ]
         if len({_number(row, axis) for row in rows}) < 2 or not any(panel.series for pair in pairs for panel in pair):
-            return []  # a point is no curve
+            return []  # one point isn't a curve
         caption = (
             f"Measured: time (above) and memory (below) of the losses, forward + backward, against the {_AXES[axis]}; "
             f"{_fixed(rows, axis)}. {_BANDS}; {_DELTA}. {_machine(result, rows)}{_left_out(rows)}"
@@ -236,7 +236,7 @@ def _losses(axis: str) -> Callable[[Result, Styles, str], list[Drawing]]:
 
 
 def _scaling(result: Result, styles: Styles, salt: str) -> list[Drawing]:
-    """Whole steps against whatever the scaling suite varies, a column each."""
+    """Whole steps against each number that the scaling suite varies, one column each."""
     rows = [row for row in result.rows if row.suite == "scaling"]
     columns: list[tuple[Panel, Panel]] = []
     settings, used, scale = [], [], _scale(map(_size, rows))
@@ -268,7 +268,7 @@ def _scaling(result: Result, styles: Styles, salt: str) -> list[Drawing]:
 
 
 def _views(rows: Sequence[Row]) -> str:
-    """How many views of an image each contender takes where that isn't the axis: what most of a difference may come from."""
+    """The number of views per image of each contender, unless that is the axis, since it may cause most of a difference."""
     counts = {row.contender: row.views for row in rows if row.views and row.varied != "views"}
     if len(set(counts.values())) < 2:
         return ""
@@ -276,7 +276,7 @@ def _views(rows: Sequence[Row]) -> str:
 
 
 def line_grid(panels: Sequence[Sequence[Panel]], styles: Styles, salt: str) -> str:
-    """Rows of panels with one legend below. Points out of memory stand as crosses in a strip along the top edge."""
+    """Rows of panels with one legend below. Points out of memory are crosses in a strip along the top edge."""
     columns = max(len(row) for row in panels)
     with _figure(salt, (_WIDTH if columns > 1 else 0.62 * _WIDTH, 2.75 * len(panels) + 0.75)) as (figure, finish):
         handles: dict[str, Any] = {}
@@ -320,7 +320,7 @@ def _draw_panel(axes: Any, panel: Panel, styles: Styles, handles: dict[str, Any]
 
 
 def _strip(axes: Any, series: Sequence[Series], styles: Styles, handles: dict[str, Any]) -> None:
-    """Crosses of what ran out of memory, one line a contender, in a grey strip above the data."""
+    """Crosses for the points that ran out of memory, one line per contender, in a grey strip above the data."""
     failed = [one for one in series if one.out_of_memory]
     if not failed:
         return
@@ -341,12 +341,12 @@ def _strip(axes: Any, series: Sequence[Series], styles: Styles, handles: dict[st
 
 
 def _plain(value: float, _: object = None) -> str:
-    """A tick's number written out."""
+    """A tick's number without an exponent."""
     return f"{value:,.0f}".replace(",", "\u202f") if value >= 10 else f"{value:g}"
 
 
 def _x_ticks(axes: Any, values: Sequence[float]) -> None:
-    """The measured values themselves, but those that would touch; at least a factor 2 wide."""
+    """Ticks at the measured values, except those that would overlap; at least a factor 2 wide."""
     if not values:
         return
     low, high = values[0], values[-1]
@@ -362,7 +362,7 @@ def _x_ticks(axes: Any, values: Sequence[float]) -> None:
 
 
 def _y_ticks(axes: Any, values: Sequence[float]) -> None:
-    """Round numbers written out, at least a factor 8 from bottom to top."""
+    """Ticks at round numbers without exponents, at least a factor 8 from bottom to top."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = (min(values), max(values)) if values else (1.0, 1.0)
@@ -379,7 +379,7 @@ def _y_ticks(axes: Any, values: Sequence[float]) -> None:
 
 
 def _steps(result: Result, styles: Styles, salt: str) -> list[Drawing]:
-    """Time and memory of whole steps, a figure each mode."""
+    """Time and memory of whole steps, one figure per mode."""
     every = [row for row in result.rows if row.suite == "step"]
     drawn = []
     for place, group in enumerate(groups(row for row in every if not row.predicted)):
@@ -420,7 +420,7 @@ def _steps(result: Result, styles: Styles, salt: str) -> list[Drawing]:
 
 
 def _predictions(result: Result, styles: Styles, salt: str) -> list[Drawing]:
-    """Cases nobody ran: the predicted peak of each method."""
+    """Cases that weren't run: the predicted peak of each method."""
     ran = {(row.suite, row.case) for row in result.rows if row.measured}
     rows = [row for row in result.rows if row.predicted and row.suite != "scaling" and (row.suite, row.case) not in ran]
     drawn = []
@@ -445,7 +445,7 @@ def _predictions(result: Result, styles: Styles, salt: str) -> list[Drawing]:
 
 
 def _bars(sides: Sequence[Sequence[Bar]], labels: Sequence[str], styles: Styles, salt: str) -> str:
-    """Panels of horizontal bars from zero under common names; a hatched outline (below a bar where there is one) is a prediction."""
+    """Panels of horizontal bars from zero with common names; a hatched outline (below a bar if there is one) is a prediction."""
     count = len(sides[0])
     with _figure(salt, (_WIDTH if len(sides) > 1 else 0.82 * _WIDTH, 0.36 * count + 1.15)) as (figure, finish):
         panels = figure.subplots(1, len(sides), sharey=True, squeeze=False)[0]
@@ -477,7 +477,7 @@ def _bars(sides: Sequence[Sequence[Bar]], labels: Sequence[str], styles: Styles,
 
 
 def _tidy(axes: Any, grid: str) -> None:
-    """A light grid along ``grid`` ("x", "y" or "both"), no frame above and on the right."""
+    """A light grid along ``grid`` ("x", "y" or "both"), and no frame at the top and the right."""
     axes.grid(axis=grid, alpha=0.3, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -485,7 +485,7 @@ def _tidy(axes: Any, grid: str) -> None:
 
 @contextlib.contextmanager
 def _figure(salt: str, size: tuple[float, float]) -> Iterator[tuple[Any, Callable[[], str]]]:
-    """A figure under this file's settings, and what turns it into SVG text; nothing global is left changed."""
+    """A figure with this file's settings, and a function that gives its SVG text; global settings are restored."""
     require_package("matplotlib", "plots", "distill")
     import matplotlib
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -506,5 +506,5 @@ def _svg(figure: Any) -> str:
     svg = text.getvalue()
     svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     used = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
-    # Names such as axes_1 would stand once in every figure of a page; nothing refers to them.
+    # Names such as axes_1 would be in every figure of a page, and nothing refers to them.
     return re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", svg)

@@ -1,4 +1,4 @@
-"""Where we lose, by the rows of a benchmark result: slower, larger, longer to start, or not running at all."""
+"""Where we lose, from the rows of a benchmark result: slower, larger, longer to start, or not running at all."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Group = list[Row]
 
 @dataclass(frozen=True)
 class Losses:
-    """One kind of loss: a heading, what it means in a line, and its rows under `HEADER`, the worst first."""
+    """One kind of loss: a heading, one line of explanation, and its rows with `HEADER`, the worst first."""
 
     kind: str
     explanation: str
@@ -28,7 +28,7 @@ class Losses:
 
 def losses(result: Result) -> list[Losses]:
     """Every kind that has rows; empty where nothing was lost."""
-    # Ours comes first in a case; a case that has none of ours, such as LGM's ways to load images, is nobody's loss.
+    # Ours is first in a case; a case without ours, such as LGM's ways to load images, can't be a loss.
     ours = [group for group in groups(result.rows) if group[0].ours]
     kinds = []
     for kind, explanation, entries in _KINDS:
@@ -39,12 +39,12 @@ def losses(result: Result) -> list[Losses]:
 
 
 def words(result: Result) -> str:
-    """What to say where `losses` finds none."""
+    """The text if `losses` finds none."""
     return NOTHING_RUN if result.only_predicted else NOTHING_LOST
 
 
 def factor_of(row: Row) -> str:
-    """The row's time over the first contender's, with its interval where it has one; 1x for the first itself."""
+    """The row's time over the first contender's, with its interval if it has one; 1x for the first itself."""
     spread = row.ratio
     if spread is None:
         return ""
@@ -74,14 +74,14 @@ def _slower(ours: Sequence[Group]) -> Iterator[tuple[float, Cells]]:
     for first, *rest in ours:
         for row in rivals(rest):
             spread = row.ratio
-            # Only what the interval is sure of: a median below 1 with an interval around 1 is a draw.
+            # The interval must be on one side of 1: a median below 1 with an interval around 1 is a draw.
             if row.measured and first.measured and spread is not None and spread.high < 1:
                 inverse = [1 / max(value, 1e-12) for value in (spread.median, spread.high, spread.low)]
                 yield inverse[0], (_what(row), *_sides(duration, "median", first, row), times(*inverse))
 
 
 def _micro_batches(ours: Sequence[Group]) -> Iterator[tuple[float, Cells]]:
-    seen: set[tuple[float, float]] = set()  # one measurement stands on every axis of the scaling suite
+    seen: set[tuple[float, float]] = set()  # one measurement is on every axis of the scaling suite
     for group in ours:
         steps = [row for row in group if row.measured and row.ours and row.micro_batch is not None]
         whole = next((row for row in steps if not row.micro_batched), None)

@@ -30,16 +30,16 @@ from .tables import (
     warning,
 )
 
-_FOLDED = 30  # tables with more rows start closed
+_FOLDED = 30  # tables with more rows are closed at first
 
 
 def write_page(path: str | os.PathLike[str], results: Sequence[Result], claims: Sequence[Claim] | None = None) -> None:
-    """Write the page of ``results`` to ``path``, atomically: no script and no request, each result a section."""
+    """Write the page of ``results`` to ``path``, atomically: without scripts or requests, one section per result."""
     write_text(path, page_text(results, claims))
 
 
 def write_all(folder: str | os.PathLike[str], stem: str, result: Result) -> Path:
-    """``stem``.md, .csv and .html of one result into ``folder``; returns what to look at: where there is no matplotlib, the tables."""
+    """Write ``stem``.md, .csv and .html of one result to ``folder``; returns the page's path, or without matplotlib the tables'."""
     write_text(Path(folder) / f"{stem}.md", markdown(result))
     write_text(Path(folder) / f"{stem}.csv", csv_text(result))
     if importlib.util.find_spec("matplotlib") is None:  # as on a machine that only measures
@@ -101,7 +101,7 @@ def _section(result: Result, styles: Styles, salt: str) -> str:
 
 def _figure(drawing: Drawing, name: str) -> str:
     safe = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in name)
-    # The file inside the page, for papers: browsers can't save a plot that is part of the page.
+    # A download inside the page, for papers, since browsers can't save a plot that is part of the page.
     data = base64.b64encode(f'<?xml version="1.0" encoding="utf-8"?>\n{drawing.svg}'.encode()).decode()
     link = f'<p class="note"><a download="{safe}" href="data:image/svg+xml;base64,{data}">Save this figure</a></p>'
     return f'<div style="margin: 1.4rem 0 2.2rem">{html.figure(drawing.svg, drawing.caption)}{link}</div>'

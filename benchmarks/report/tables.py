@@ -29,7 +29,7 @@ _INTERVALS = {
     True: "interval by the sign test, which fewer than 6 rounds don't have",
     False: "bootstrap interval, which with fewer than 6 rounds is no more than their range",
 }
-_STATUS_LENGTH = 160  # a failure can bring a whole traceback; the CSV has it all
+_STATUS_LENGTH = 160  # a failure can have a whole traceback, which is complete in the CSV
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def status(row: Row) -> str:
 
 
 def suite_tables(rows: Iterable[Row]) -> list[Table]:
-    """One table a suite that has rows, known suites first; columns nobody fills are left out."""
+    """One table per suite that has rows, known suites first; empty columns are left out."""
     rows, known = list(rows), suites()
     tables = []
     for name in dict.fromkeys([*known, *(row.suite for row in rows)]):
@@ -91,7 +91,7 @@ def _cells(row: Row) -> dict[str, str]:
 
 
 def ceiling(row: Row) -> str:
-    """The share of the ceiling that binds, the larger one: "copy 12 %" or "matmul 45 %"."""
+    """The share of the limiting ceiling, the larger share: "copy 12 %" or "matmul 45 %"."""
     both = ((row.copy_fraction, "copy"), (row.matmul_fraction, "matmul"))
     shares = [(share, name) for share, name in both if share is not None]
     if not shares:
@@ -108,14 +108,14 @@ def images_a_second(row: Row) -> str:
 
 
 def warning(result: Result) -> str:
-    """What a reader must know first of a result without a measured row; empty where there is one."""
+    """The warning about a result without a measured row; empty if there is one."""
     if any(row.measured for row in result.rows):
         return ""
     return _PREDICTED if result.only_predicted else _NO_ROWS
 
 
 def hardware(environment: Environment) -> str:
-    """The machine in a few words: GPU where one was used, else the CPU, its cores and threads."""
+    """The machine in a few words: the GPU if one was used, else the CPU, its cores and threads."""
     threads, cpu = environment.get("threads"), environment.get("cpu") or "CPU not recorded"
     counted = f", {threads} thread{'' if threads == 1 else 's'}" if threads is not None else ""
     if environment.get("gpu"):
@@ -140,14 +140,14 @@ def describe(result: Result) -> str:
 
 
 def dtypes(rows: Iterable[Row]) -> str:
-    """The number formats the rows name, or that they name none."""
+    """The number formats of the rows, or a text that they have none."""
     long = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
     names = {row.dtype or row.precision for row in rows} - {None}
     return ", ".join(sorted({long.get(str(name), str(name)) for name in names})) or "dtype not recorded"
 
 
 def environment_rows(result: Result) -> list[tuple[str, str]]:
-    """What the result was made on and with, name by name."""
+    """The machine and the versions of the result, name by name."""
     rows = [("preset", result.preset)]
     for name, value in result.environment.items():
         if name == "dirty":
@@ -163,7 +163,7 @@ def environment_rows(result: Result) -> list[tuple[str, str]]:
 
 
 def _cell(text: str) -> str:
-    # A bar would end the cell and a < would start raw HTML; a line break would end the row.
+    # A | would end the cell, a < would start raw HTML, and a line break would end the row.
     return " ".join(text.split()).replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -172,7 +172,7 @@ def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 
 
 def markdown(result: Result) -> str:
-    """Everything of one result: what it was made on, a table a suite, and where we lose."""
+    """All of one result: its machine, one table per suite, and where we lose."""
     parts = [f"# Benchmarks: {_cell(result.preset)}", _cell(describe(result)), legend(result)]
     if warning(result):
         parts.append(f"**{warning(result)}**")
@@ -182,12 +182,12 @@ def markdown(result: Result) -> str:
 
 
 def rows_table(rows: Iterable[Row]) -> str:
-    """Any rows as full tables, one a suite."""
+    """Any rows as full tables, one per suite."""
     return "\n\n".join(_markdown_table(table.header, table.rows) for table in suite_tables(rows))
 
 
 def where_we_lose(result: Result) -> str:
-    """What is slower, larger or longer to start than another contender, kind by kind, the worst first; says so where nothing is."""
+    """What is slower, larger or longer to start than another contender, kind by kind, the worst first; or a text that nothing is."""
     parts = []
     for kind in [] if result.only_predicted else losses(result):
         parts += [f"**{kind.kind}.** {kind.explanation}", _markdown_table(LOSING_HEADER, kind.rows)]
@@ -195,9 +195,9 @@ def where_we_lose(result: Result) -> str:
 
 
 def csv_text(*results: Result) -> str:
-    """Every row of every result as a line of CSV, with its preset; ``ratio`` becomes ratio_median, ratio_low and ratio_high, other objects their keys likewise.
+    """Every row of every result as a line of CSV, with its preset; ``ratio`` becomes ratio_median, ratio_low and ratio_high, other objects likewise.
 
-    Columns: those every result has, then the union of all other keys by name. Missing values are empty.
+    Columns: those of every result, then all other keys by name. Missing values are empty.
     """
     first = (
         "preset", "suite", "case", "contender", "mode", "status", "median", "p20", "p80", "rounds", "ratio_median", "ratio_low",
@@ -218,7 +218,7 @@ def _flat(values: Mapping[str, object], prefix: str = "") -> dict[str, object]:
         if isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{key}_")
         else:
-            # A spreadsheet would take it for a formula.
+            # A spreadsheet would read it as a formula.
             formula = isinstance(value, str) and value.startswith(("=", "+", "-", "@"))
             flat[prefix + key] = f"'{value}" if formula else value
     return flat
@@ -264,7 +264,7 @@ def image_table(rows: Iterable[Row]) -> str:
 
 
 def step_table(rows: Iterable[Row]) -> str:
-    """Whole steps: time, images a second, memory beyond weights and state measured and predicted, each beside the first's."""
+    """Whole steps: time, images a second, memory beyond weights and state measured and predicted, each with its ratio to the first's."""
     every, lines = groups(rows), []
     for group in every:
         first = next((row for row in group if row.measured), None)
@@ -289,7 +289,7 @@ CLAIMS_HEADER = ("claim", "setting", "contender", "paper: at least", "own goal",
 
 
 def claim_cells(claims: Iterable[Claim]) -> list[tuple[str, ...]]:
-    """Claims under `CLAIMS_HEADER`."""
+    """The cells of claims for `CLAIMS_HEADER`."""
     met = {None: "", True: " (met)", False: " (missed)"}
     return [
         (
@@ -302,7 +302,7 @@ def claim_cells(claims: Iterable[Claim]) -> list[tuple[str, ...]]:
 
 
 def _amount(claim: Claim) -> str:
-    """ "54.6x less memory", "-0.31 ± 0.12 points": three digits, the standard error where there is one."""
+    """ "54.6x less memory", "-0.31 ± 0.12 points": three digits, and the standard error if there is one."""
     if claim.measured is None:
         return ""
     error = f" ± {claim.standard_error:.2g}" if claim.standard_error is not None else ""

@@ -1,1 +1,1 @@
-"""What is measured, one module a suite; `presets.SUITES` lists them."""
+"""The measurements, one module per suite; `presets.SUITES` lists them."""

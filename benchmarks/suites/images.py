@@ -1,9 +1,9 @@
-"""Time and memory of the image path (render, augment, both) beside the same operation by operation in torch.
+"""Time and memory of the image path (render, augment, both) against the same in torch, operation by operation.
 
     sfm-fast bench --suite images
 
-Every contender's picture and gradients are first checked against float64, without noise where its noise isn't ours; a wrong one
-gets no time. ``extra_bytes`` is the peak beyond inputs and the results themselves (views and levels' gradients), which all must make.
+Every contender's picture and gradients are first checked against float64, without noise if its noise isn't ours; a wrong one
+gets no time. ``extra_bytes`` is the peak beyond inputs and results (views and levels' gradients), which every contender needs.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from ..shapes import ImageShape
 ImagePath = Callable[[list[Tensor], Views], Tensor]
 SUITE = "images"
 MODES = ("forward", "both")
-SECONDS = 1.5  # that each contender of a shape may take for each mode
+SECONDS = 1.5  # for each contender and mode of a shape
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Entry:
 
 
 def paths(shape: ImageShape, device: torch.device) -> dict[str, Entry]:
-    """Every path by name. Ours first, on every backend that is here."""
+    """Every path by name. Ours first, on every available backend."""
     dtype, canvas, probe = getattr(torch, shape.dtype), shape.canvas, torch.empty(1, device=device)
     automatic = backends.explain_images(probe).backend
     every: dict[str, Entry] = {}
@@ -81,7 +81,7 @@ def _in_turn(canvas: int, dtype: torch.dtype, backend: str, levels: list[Tensor]
 
 
 def verdicts(shape: ImageShape, every: Mapping[str, Entry], levels: list[Tensor], views: Views) -> dict[str, str]:
-    """Name -> "" or why it is wrong, on the first images."""
+    """Name -> "" or the reason why it is wrong, checked on the first images."""
     few = min(3, shape.images)
     part = [level[:few].detach() for level in levels]
     silent = replace(views.select(slice(few)), noise_items=torch.full_like(views.noise_items[:few], -1))

@@ -1,10 +1,10 @@
-"""What loading real images costs LGM: a step's batch alone, and its step with images from files beside images in memory.
+"""LGM's cost of loading real images: a step's batch alone, and its step with images from files against images in memory.
 
     sfm-fast bench --preset laptop --suite loading
 
-The files are real ones in a temporary folder, read by this package's `open_dataset` (a loader anew for every batch, as its LGM does)
-and by a loader that stays open and decodes the next batch meanwhile. That one is measured alone: it would work during the others' turns. SFM
-loads no image and has no row.
+The files are in a temporary folder, read by this package's `open_dataset` (with a new loader for every batch, as its LGM does)
+and by a loader that stays open and decodes the next batch meanwhile. The latter is measured alone, since it would work during
+the others' turns. SFM loads no images and has no row.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _embedded(shape: StepShape) -> Iterator[np.ndarray]:
 
 
 def _photographs() -> Iterator[np.ndarray]:
-    """Random pictures, rough enough that JPEG makes about as many bytes of them as of ImageNet's photographs."""
+    """Random pictures, with enough detail that their JPEG files are about as large as ImageNet's photographs."""
     from PIL import Image
 
     generator = np.random.default_rng(0)
@@ -103,11 +103,11 @@ def _photographs() -> Iterator[np.ndarray]:
 def _save(picture: np.ndarray, path: Path) -> None:
     from PIL import Image
 
-    Image.fromarray(picture).save(path, quality=90)  # which PNG ignores
+    Image.fromarray(picture).save(path, quality=90)  # PNG ignores quality
 
 
 class OpenLoader(ImageSource):
-    """Random batches from a loader that stays open: each worker decodes its part of a batch, and of the next one ahead."""
+    """Random batches from a loader that stays open: each worker decodes its part of a batch, and of the next one in advance."""
 
     def __init__(self, source: MapSource, batch: int, transform: ImageTransform, workers: int) -> None:
         self.name, self.class_names, self.channels = source.name, source.class_names, source.channels
@@ -136,7 +136,7 @@ class OpenLoader(ImageSource):
 
 
 class _Parts(torch.utils.data.Sampler):
-    """Endless: a random batch of ``batch`` of ``count`` images, in ``parts`` lists of indices, then the next."""
+    """Endless random batches of ``batch`` of ``count`` images, each in ``parts`` lists of indices."""
 
     def __init__(self, count: int, batch: int, parts: int) -> None:
         self.count, self.batch, self.parts = count, batch, parts
@@ -161,7 +161,7 @@ class _Decoded(torch.utils.data.Dataset):
 
 
 def verdict_of(source: ImageSource, files: Files, transform: ImageTransform) -> str:
-    """ "" where the first files read as they were written, else the status that says how far off they are."""
+    """ "" if the first files are read as they were written, else the status with the error."""
     chosen = range(min(8, len(files.drawn)))
     read, _ = source.take(list(chosen), transform)
     wanted = torch.stack([transform(files.drawn[index]) for index in chosen])
@@ -179,7 +179,7 @@ class Loading:
     plan: Plan = PLAN
 
     def cells(self) -> Cells:
-        """Both; the files are written when the first is run. A large shape's step is left out on a CPU."""
+        """Both cases; the files are written when the first one runs. A large shape's step is left out on a CPU."""
         with tempfile.TemporaryDirectory(prefix="sfm_fast_loading_") as folder:
             files = functools.cache(lambda: write_files(self.shape, Path(folder)))
             yield Cell(self._name(f"a batch of {self.shape.lgm_batch} images"), lambda: self.load_rows(files()))
@@ -242,7 +242,7 @@ class Loading:
         return self._measure(contenders, loader, self.device)
 
     def _measure(self, contenders: list[Contender], loader: OpenLoader, device: torch.device) -> list[Row]:
-        """All in turn, but the last, the open loader's, alone and without a ratio."""
+        """All in turn, except the last, the open loader's, which is measured alone and without a ratio."""
         try:
             rows = [row for part in (contenders[:-1], contenders[-1:]) for row in measure(part, device, self.plan)]
         finally:

@@ -1,8 +1,8 @@
-"""Time and memory of the flow-alignment losses beside torch eager, torch.compile, Gram matrices, C x C x D and KeOps.
+"""Time and memory of the flow-alignment losses against eager torch, torch.compile, Gram matrices, C x C x D and KeOps.
 
     sfm-fast bench --suite losses
 
-Every contender is first checked against the float64 reference (or, where that would take too long, against ours); a wrong one
+Every contender is first checked against the float64 reference (or, if that would take too long, against ours); a wrong one
 gets no time.
 """
 
@@ -31,7 +31,7 @@ from ..shapes import LossShape
 Loss = Callable[[Tensor, Tensor | None], Tensor]
 SUITE = "losses"
 MODES = ("forward", "backward", "both")
-SECONDS = 0.3  # that each contender of a shape may take for each mode
+SECONDS = 0.3  # for each contender and mode of a shape
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Entry:
 
 
 def losses(shape: LossShape, centers: Tensor) -> dict[str, Entry]:
-    """Every loss by name. Ours first, on every backend that is here."""
+    """Every loss by name. Ours first, on every available backend."""
     probe = torch.empty(1, 1, device=centers.device)
     make = functools.partial(sfm_fast.FlowAlignmentLoss, centers, alignment=shape.alignment)
     automatic = backends.explain(probe, alignment=shape.alignment).backend
@@ -60,7 +60,7 @@ def losses(shape: LossShape, centers: Tensor) -> dict[str, Entry]:
         except sfm_fast.InputError:
             continue
         if backend == "torch" and shape.alignment == "pair" and shape.classes > 2000:
-            continue  # minutes a call: float64 products on purpose
+            continue  # minutes per call, since it uses float64 products
         every[f"sfm_fast {backend}"] = Entry(make(backend=backend), backend)
         if shape.alignment == "pair" and centers.is_cuda and backend != "torch":
             high = make(backend=backend, precision="high")
@@ -76,7 +76,7 @@ def _baselines(shape: LossShape, centers: Tensor) -> dict[str, Entry]:
             return torch.compile(function) if compiled else function
 
         if shape.alignment == "pair":
-            # The centres' part once, as ours does it; inside the first call, which may run out of memory.
+            # The centres' part once, as in ours, but in the first call, since it may run out of memory.
             constants, gram = functools.cache(lambda: baseline.gram_constants(centers)), wrap(baseline.gram_pair)
             return Entry(lambda features, labels: gram(features, constants(), labels), compiled=compiled)
         eager = wrap(baseline.paper_global if shape.alignment == "global" else baseline.paper_class)
@@ -105,14 +105,14 @@ def contenders(
         SUITE, shape.name, mode="both", alignment=shape.alignment, classes=shape.classes, dim=shape.dim,
         dtype="float32", ipc=shape.ipc,
     )  # fmt: skip
-    one = torch.ones((), device=features.device)  # kept: autograd would fill a new one in every call
+    one = torch.ones((), device=features.device)  # reused: autograd would fill a new one in every call
     checked = []
     for name, entry in every.items():
         value, seconds, verdict = attempt(functools.partial(_value, entry.loss, features, labels), features.device)
         if not verdict:
-            # Too large for float64: then the first contender, ours, is what the others must agree with.
+            # Too large for float64: then the others must agree with the first contender, ours.
             reference = reference or value
-            # Eager float32 next to a large common mean is itself off in the third digit on the largest shapes.
+            # With a large common mean, eager float32 itself is wrong in the third digit on the largest shapes.
             bound = 1e-3 if entry.backend and entry.exact else 3e-2
             off = ((value[1] - reference[1]).norm() / reference[1].norm()).item()
             if not (off <= bound and abs(value[0] - reference[0]) <= bound / 10 * abs(reference[0])):
@@ -133,7 +133,7 @@ def _value(loss: Loss, features: Tensor, labels: Tensor | None) -> tuple[Tensor,
 
 def shape_rows(shape: LossShape, device: torch.device, seconds: float = SECONDS) -> list[Row]:
     """One row for each contender and mode ("forward", "backward", "both")."""
-    # The machine's ceilings beside every shape, not once: a busy machine has slow moments.
+    # The machine's ceilings are measured for every shape, since a busy machine is sometimes slower.
     rates = ceilings(device)
     features, centers, labels = shape.inputs(device)
     features.requires_grad_()
@@ -149,7 +149,7 @@ def shape_rows(shape: LossShape, device: torch.device, seconds: float = SECONDS)
         backward = mode == "backward"
         for row in measure(chosen, device, Plan(seconds, memory=not backward, cold=not backward)):
             if mode != "both":
-                row.first_seconds = None  # of the process it is the check's, which was forward + backward
+                row.first_seconds = None  # the first call of the process was the check, forward + backward
             least_bytes, flops = _work(shape, mode)
             rate = _rate(every[row.contender], rates)
             add_share(row, rates, least_bytes=least_bytes, flops=flops, rate=rate)
@@ -167,9 +167,9 @@ def _in_mode(contender: Contender, loss: Loss, mode: str, features: Tensor, labe
     if mode == "both":
         return contender
     row, verdict = replace(contender.row, mode=mode), contender.verdict
-    if mode == "forward":  # alone, as in an evaluation: with a gradient to come, pairs compute it in the forward
+    if mode == "forward":  # without a gradient, as in an evaluation: otherwise pairs compute it in the forward
         return Contender(row, lambda: _without_graph(loss, features, labels), verdict)
-    # Of a fresh graph every time, built outside the clock: compiled backwards take theirs apart.
+    # A new graph every time, built outside the measured time, since compiled backwards free theirs.
     return Contender(
         row, lambda result: torch.autograd.grad(result, features), verdict, prepare=lambda: loss(features, labels)
     )
@@ -181,7 +181,7 @@ def _without_graph(loss: Loss, features: Tensor, labels: Tensor | None) -> Tenso
 
 
 def _work(shape: LossShape, mode: str) -> tuple[int, int]:
-    """(bytes, operations) that the work can't do without: traffic of the memory-bound kinds, float32 matrix products of pairs."""
+    """The minimum (bytes, operations) of the work: traffic of the memory-bound kinds, float32 matrix products of pairs."""
     if shape.alignment == "pair":
         # Ours computes the gradient in the forward, so a backward alone has no ceiling to be compared with.
         return 0, {"forward": 3, "backward": 0, "both": 7}[mode] * shape.classes**2 * shape.dim
@@ -191,7 +191,7 @@ def _work(shape: LossShape, mode: str) -> tuple[int, int]:
 
 
 def _rate(entry: Entry, rates: Mapping[str, float]) -> str:
-    """The ceiling of a contender's products: ours take TF32 on NVIDIA's tensor cores, at precision "highest" three for each."""
+    """The ceiling of a contender's products: ours use TF32 on NVIDIA's tensor cores, three per product at precision "highest"."""
     return "tf32_rate" if entry.own_kernels and "tf32_rate" in rates and torch.version.hip is None else "matmul_rate"
 
 

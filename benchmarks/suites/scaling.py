@@ -1,10 +1,10 @@
-"""How time and memory of one step grow with classes, images a class, views and feature width: SFM beside LGM frozen.
+"""How time and memory of one step grow with classes, images per class, views and feature width: SFM against LGM frozen.
 
     sfm-fast bench --preset laptop --suite scaling
     sfm-fast bench --preset imagenet-100 --suite scaling --predict
 
-Each case varies one number and keeps the shape's others; images and weights are random. A contender too slow for the time that is left gets a
-predicted row: peak memory and operations, no time.
+Each case varies one number of the shape; images and weights are random. A contender that is too slow for the remaining time
+gets a predicted row: peak memory and operations, no time.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from ..steps.contenders import Setting, Way, check_device, lgm, micro_batch, one
 from ..steps.rows import StepRun, case_of, predicted_row, verdicts
 
 SUITE = "scaling"
-PLAN = Plan(seconds=0.5)  # that the slowest contender of a case may take, but for the least number of rounds
+PLAN = Plan(seconds=0.5)  # for the slowest contender of a case, unless the least number of rounds takes longer
 BUDGET = 60.0  # seconds for the whole suite on a CPU
 LARGEST = 20.0  # seconds that one contender of one case may take
 
 
 def vit_of_width(dim: int) -> Backbone:
-    """A ViT like the shipped one, on 28 px in five blocks, but of another width, without weights."""
+    """A ViT like the shipped one, for 28 px with five blocks, but with another width and without weights."""
     require_package("timm", "building a backbone", "distill")
     from timm.models.vision_transformer import VisionTransformer
 
@@ -68,9 +68,9 @@ def ways_at(shape: StepShape) -> list[Way]:
 def cases(
     preset: str, device: torch.device, *, predict: bool = False, plan: Plan = PLAN, budget: float = BUDGET
 ) -> Iterator[Cell[str, list[Row]]]:
-    """A cell of each case ("classes 20"), one row a contender.
+    """A cell for each case ("classes 20"), with one row per contender.
 
-    predict: nothing is run. budget: seconds for all cases; what would exceed it is predicted. Raises ``InputError`` for a preset
+    predict: nothing is run. budget: seconds for all cases; rows that would exceed it are predicted. Raises ``InputError`` for a preset
     without this suite, and for a large one on a CPU.
     """
     if preset not in SCALING:
@@ -79,7 +79,7 @@ def cases(
     if not predict:
         check_device(axes.shape, device)
     clock = _Clock(plan.least + 3, budget if device.type == "cpu" else 10 * budget)
-    known: dict[StepShape, list[Row]] = {}  # the shape itself is on every axis
+    known: dict[StepShape, list[Row]] = {}  # the unchanged shape is on every axis
 
     def work(name: str, varied: str, value: int, shape: StepShape, backbone: Backbone) -> list[Row]:
         if shape not in known:
@@ -99,11 +99,11 @@ def cells(preset: str, device: torch.device, options: Options) -> Cells:
 
 
 class _Clock:
-    """Says whether a contender's ``calls`` fit into the time that is left, from how fast it has been so far."""
+    """Decides if a contender's ``calls`` fit into the remaining time, from its speed so far."""
 
     def __init__(self, calls: int, budget: float) -> None:
         self.calls, self.end = calls, time.monotonic() + budget
-        self.rates: dict[bool, float] = {}  # operations a second
+        self.rates: dict[bool, float] = {}  # operations per second
 
     def fits(self, way: Way, flops: int) -> bool:
         rate = self.rates.get(way.is_lgm)
@@ -135,5 +135,5 @@ def _case(shape: StepShape, empty: Backbone, device: torch.device, plan: Plan, c
 
 def _prediction(way: Way, setting: Setting) -> Prediction:
     prediction = way.predict(setting)
-    assert prediction is not None  # these ways all are the package's own step
+    assert prediction is not None  # all these ways are the package's own step
     return prediction

@@ -1,4 +1,4 @@
-"""What is paid once a process: importing the package, and the first call of each loss and of the image path, each in a fresh process.
+"""Costs once per process: importing the package, and the first call of each loss and of the image path, each in a new process.
 
 sfm-fast bench --suite startup
 """
@@ -38,7 +38,7 @@ _IMAGES = (
 )
 _OURS = "sfm_fast"
 _PAIR = "run(lambda x, c: sfm_fast.flow_alignment_loss(x, c, alignment='pair'))"
-# Case -> contender -> (what comes before, what is timed); each in a process of its own.
+# Case -> contender -> (code before, timed code), each in its own process.
 CASES: dict[str, dict[str, tuple[str, str]]] = {
     "import": {_OURS: ("", "import torch, sfm_fast"), "torch alone": ("", "import torch")},
     "first global loss 100x384": {
@@ -64,7 +64,7 @@ CASES: dict[str, dict[str, tuple[str, str]]] = {
 
 
 def _seconds(before: str, timed: str, device: torch.device) -> float:
-    """Of ``timed``, in a new process; raises ``RuntimeError`` with its last word where it fails."""
+    """Seconds of ``timed`` in a new process; raises ``RuntimeError`` with the last line of its output if it fails."""
     code = f"DEVICE = {str(device)!r}\n{before}\nimport time; began = time.perf_counter()\n{timed}\nprint(time.perf_counter() - began)"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
@@ -99,7 +99,7 @@ def case_rows(case: str, contenders: Mapping[str, tuple[str, str]], device: torc
 
 @suite(SUITE, "Start-up", "torch alone, and the baselines' own first calls", presets=("laptop", "small"))
 def cells(preset: str, device: torch.device, options: Options) -> Cells:
-    """The same whatever the preset, but for "small": the first two, once."""
+    """The same cases for every preset except "small": the first two, once."""
     small = preset == "small"
     for case, contenders in list(CASES.items())[: 2 if small else None]:
         yield Cell(case, functools.partial(case_rows, case, contenders, device, rounds=1 if small else ROUNDS))

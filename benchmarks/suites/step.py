@@ -1,10 +1,10 @@
-"""Time, peak memory and operations of whole distillation steps: SFM's ways of running one beside LGM's three forms.
+"""Time, peak memory and operations of whole distillation steps: SFM's ways of running one against LGM's three forms.
 
     sfm-fast bench --preset laptop --suite step
     sfm-fast bench --preset imagenet-100 --suite step --predict      # no GPU, no weights
 
-All levels of the pyramid are live. Mode "step" is one step; "steps" is `STEPS` in a row. Each does all that a run does: views, Adam, LGM's
-batch of real images. Before any time is taken, the first step's gradient of each contender is held against autograd of the definition.
+All levels of the pyramid are live. Mode "step" is one step; "steps" is `STEPS` in a row. Each has all parts of a run: views, Adam,
+LGM's batch of real images. First, the gradient of each contender's first step is checked against autograd of the definition.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def rows(
     options: Options = Options(),
     ways: Sequence[Way] | None = None,
 ) -> list[Row]:
-    """One row for each of ``modes`` and contender; with ``options.predict`` memory and operations alone, and no device is used.
+    """One row for each of ``modes`` and contender; with ``options.predict`` only memory and operations, without a device.
 
     ways: contenders instead of the shape's own. Raises ``InputError`` for an unknown preset, or a large one on a CPU.
     """
