@@ -15,10 +15,10 @@ $(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
 	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-build-isolation --editable '.[test]'
 	touch $@
 
-demo: $(READY)  ## the whole road on embedded data, in two minutes
+demo: $(READY)  ## all steps from data to bundle on embedded data, in two minutes
 	$(BIN)/sfm-fast demo --out demo
 
-test: $(READY)  ## all tests, a process a core
+test: $(READY)  ## all tests, one process per core
 	$(BIN)/python -m pytest -n auto --dist loadfile
 
 soak: $(READY)  ## the tests that take minutes each
@@ -29,14 +29,14 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(READY)  ## time and memory of losses, image path and steps beside torch and LGM, on a CPU: 12 minutes on 2 cores
+bench: $(READY)  ## time and memory of losses, image path and steps against torch and LGM, on a CPU: 12 minutes on 2 cores
 	$(BIN)/sfm-fast bench --preset laptop --device cpu --out benchmarks/results/cpu
 
-claims: $(READY)  ## what the project claims against LGM, as tests; accuracy too: 15 minutes on 2 cores
+claims: $(READY)  ## the project's claims against LGM, as tests, with accuracy: 15 minutes on 2 cores
 	$(BIN)/python -m pytest -q -s -m claims benchmarks/claims.py
 
 PLAN = $(BIN)/sfm-fast plan --backbone vit_base_patch14_dinov2 --image-size 224
-predict: $(READY)  ## predicted memory at ImageNet's sizes, in seconds
+predict: $(READY)  ## predict memory at ImageNet's sizes, in seconds
 	$(PLAN) --num-classes 100 --lgm-views 10 --memory 1GB --json benchmarks/results/predicted/plan_100.json
 	$(PLAN) --num-classes 1000 --lgm-views 3 --memory 4.2GB --json benchmarks/results/predicted/plan_1000.json
 	$(PLAN) --num-classes 21841 --lgm-views 3 --memory 2GB --json benchmarks/results/predicted/plan_21841.json
@@ -44,16 +44,16 @@ predict: $(READY)  ## predicted memory at ImageNet's sizes, in seconds
 gpu:  ## on a machine with an NVIDIA GPU: test, measure, sanitize, profile, in seven minutes (docs/gpu.md; PYTHON=… chooses the interpreter)
 	PYTHON=$(PYTHON) scripts/gpu.sh
 
-gpu-prepare: $(READY)  ## on a machine without one: build what `make gpu` takes along, into .gpu
+gpu-prepare: $(READY)  ## on a machine without one: build what `make gpu` needs, in .gpu
 	$(BIN)/python benchmarks/gpu/prepare.py
 
-static: $(READY)  ## write the table of the compiled GPU kernels anew (tests compare with it)
+static: $(READY)  ## rewrite the table of the compiled GPU kernels (tests compare with it)
 	$(BIN)/python tests/static/table.py --update
 
 accuracy: $(READY)  ## the accuracy table on full Fashion-MNIST, three backbones: resumable, one to two hours on 2 cores
 	$(BIN)/python -m benchmarks.accuracy --data fashion-mnist --out benchmarks/results/cpu
 
-derivation: $(READY)  ## LGM's gradient beside the flow on full Fashion-MNIST: table and figure, some minutes
+derivation: $(READY)  ## LGM's gradient against the flow on full Fashion-MNIST: table and figure, some minutes
 	$(BIN)/python -m benchmarks.derivation --data fashion-mnist --out benchmarks/results/cpu --figure docs/figures/derivation.svg
 
 readme: $(READY)  ## the README's tables, from the committed results

@@ -29,7 +29,7 @@ SIZE = 28
 
 
 def architecture(args: argparse.Namespace) -> dict:
-    """What the file's metadata says, and `build_shipped` builds: a timm class and its arguments."""
+    """A timm class and its arguments, which are in the file's metadata and from which `build_shipped` builds."""
     if args.arch == "vit":
         return {
             "timm_class": "VisionTransformer",
@@ -44,7 +44,7 @@ def architecture(args: argparse.Namespace) -> dict:
             "global_pool": "avg",
             "mlp_ratio": args.mlp_ratio,
         }
-    # A residual net of three stages, 14, 7 and 4 px: each one "basic" block of two 3 x 3 convolutions, as ResNet's.
+    # A residual net of three stages, 14, 7 and 4 px, each with one "basic" block of two 3 x 3 convolutions, as in ResNet.
     blocks = [
         {"type": "basic", "d": 1, "c": width, "s": stride, "gs": 0, "br": 1.0}
         for width, stride in zip(args.widths, (1, 2, 2), strict=True)
@@ -193,7 +193,7 @@ def main() -> None:
             z1, z2 = F.normalize(z, dim=1).chunk(2)
             with torch.no_grad():
                 n1, n2 = (queue[(z_ @ queue.T).argmax(1)] for z_ in (z1, z2))
-            # Half the weight on the other view itself: it carries the start, while the queue is still noise.
+            # Half the weight is on the other view itself, for the start, when the queue is still noise.
             targets = ((n1, p2), (n2, p1), (z1.detach(), p2), (z2.detach(), p1))
             loss = sum((symmetric_cross_entropy(a @ b.T / args.temperature) for a, b in targets), torch.zeros(())) / 4
             optimiser.zero_grad(set_to_none=True)
@@ -204,7 +204,7 @@ def main() -> None:
                 queue = torch.cat([z1.detach(), queue])[: args.queue]
                 decay = min(0.998, (1 + step) / (10 + step))
                 for old, new in zip(average.state_dict().values(), student.state_dict().values(), strict=True):
-                    if old.is_floating_point():  # weights, and running statistics where there are any
+                    if old.is_floating_point():  # weights, and running statistics if there are any
                         old.lerp_(new, 1 - decay)
             losses.append(loss.item())
             step += 1

@@ -1,4 +1,4 @@
-"""One self-contained HTML page: no script, no request, pictures inside."""
+"""One self-contained HTML page, with embedded pictures and without scripts or requests."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def note(text: str) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]], highlight: int | None = None) -> str:
-    """A table; row ``highlight`` stands out."""
+    """A table, with row ``highlight`` emphasised."""
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     lines = []
     for index, row in enumerate(rows):
@@ -54,7 +54,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], highlight: int |
 
 
 def picture(image: Tensor, alternative: str) -> str:
-    """An <img> of (H, W, channels) uint8, inside the page as PNG."""
+    """An <img> of (H, W, channels) uint8, embedded as PNG."""
     from PIL import Image
 
     array = image.numpy()

@@ -1,4 +1,4 @@
-"""Plots as SVG text, to stand inside a page."""
+"""Plots as SVG text, to embed in a page."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def line_plot(
     marks: Sequence[float] = (),
     mark_label: str = "",
 ) -> str:
-    """One line over x, with dotted vertical lines at ``marks``; a running median over it where there are many points."""
+    """One line over x, with dotted vertical lines at ``marks``; with a running median if there are many points."""
     require_package("matplotlib", "plots", "distill")
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure

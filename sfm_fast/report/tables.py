@@ -28,8 +28,8 @@ def text_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def accuracy_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows of `Evaluator` as a table: accuracies in percent, mean ± std over seeds; time of a fit; float32 bytes that predicting takes
-    beside the backbone."""
+    """Rows of `Evaluator` as a table: accuracies in percent, mean ± std over seeds; time of a fit; float32 bytes needed for
+    prediction besides the backbone."""
     rows = list(rows)
 
     def percent(row: Mapping[str, Any], key: str) -> str:
@@ -58,7 +58,7 @@ def accuracy_table(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def plan_table(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Predicted steps: peak and what it is made of in GB, operations, and memory beside the recommended way of SFM."""
+    """Predicted steps: peak and its parts in GB, operations, and memory relative to the recommended way of SFM."""
     rows = list(rows)
     ours = next((row["peak_bytes"] for row in rows if row["recommended"]), min(row["peak_bytes"] for row in rows))
     cells = []
