@@ -6,16 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
-import torch
-
-from sfm_fast.arguments import add_list, check_names, finish, say
+from sfm_fast.arguments import add_list, check_names, finish, say, use_threads
 from sfm_fast.backbones.load import resolve_device
 from sfm_fast.errors import InputError, require_package
 from sfm_fast.files import check_output_file, write_json, write_text
 
-from . import compare, presets, rows, runner
+from . import compare, presets, rows
 from .registry import Options
-from .report import page, tables
 
 SUMMARY = "Measure time and memory beside torch and LGM; write tables and a page; compare two results."
 EXAMPLE = (
@@ -82,10 +79,10 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure a preset, and write its result and its reports."""
-    if args.threads is not None:
-        if args.threads < 1:
-            raise InputError(f"--threads must be at least 1, got {args.threads}")
-        torch.set_num_threads(args.threads)
+    from . import runner  # not at the start of every `sfm-fast`
+    from .report import page, tables
+
+    use_threads(args.threads)
     device = resolve_device(args.device)
     path = _folder(args.out) / f"{args.preset}{'-predicted' if args.predict else ''}.json"
     check_output_file(path, "--out")
@@ -128,6 +125,8 @@ def _folder(name: str) -> Path:
 
 def run_report(args: argparse.Namespace) -> None:
     """Write the page, and the other requested forms, of existing results."""
+    from .report import page, tables
+
     for option in ("out", "markdown", "csv"):
         if getattr(args, option):
             check_output_file(getattr(args, option), f"--{option}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from sfm_fast.errors import reason_of
 from sfm_fast.measure.memory import is_out_of_memory, living_bytes, peak_memory
 from sfm_fast.measure.timing import Ratio, captured, ratio, samples, summary
 
@@ -70,7 +71,7 @@ def status_of(error: BaseException) -> str:
     if isinstance(error, ImportError):
         return f"unsupported: {error}"
     if isinstance(error, (RuntimeError, MemoryError, NotImplementedError)):
-        return f"failed: {(str(error).splitlines() or [type(error).__name__])[0][:120]}"
+        return f"failed: {reason_of(error)[:120]}"
     raise error
 
 

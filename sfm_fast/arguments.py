@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
+
 from .errors import InputError
 from .files import write_json
 from .options import options_of
@@ -97,6 +99,15 @@ def made(args: argparse.Namespace, kind: type[Made], **more: Any) -> Made:
         if name not in options_of(kind):
             raise
         raise InputError(f"--{name.replace('_', '-')} {rest}") from error
+
+
+def use_threads(threads: int | None) -> None:
+    """Apply --threads; None leaves torch's choice."""
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"--threads must be at least 1, got {threads}")
+    torch.set_num_threads(threads)
 
 
 def say(args: argparse.Namespace, *lines: str) -> None:

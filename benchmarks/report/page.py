@@ -14,7 +14,8 @@ from sfm_fast.files import write_text
 from sfm_fast.report import html
 
 from ..rows import Claim, Result
-from .figures import Drawing, Styles, drawings, styles_of
+from .drawing import Styles, styles_of
+from .figures import Drawing, drawings
 from .losing import HEADER as LOSING_HEADER
 from .losing import losses, words
 from .tables import (

@@ -45,13 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data set to measure the bundle's accuracy on, which is stored in the bundle; takes the same names as --data of `sfm-fast classifier`",
     )
     parser.add_argument("--test-split", default="test", help="split of --test-data")
-    parser.add_argument("--data-root", metavar="FOLDER", help="folder of the files of timm's data sets")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        metavar="N",
-        help="number of processes that decode images (default: one per core, at most 8)",
-    )
+    common.add_reading_arguments(parser)
     parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="data type of the stored weights")
     parser.add_argument(
         "--folded",

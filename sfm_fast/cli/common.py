@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-import torch
-
 from ..arguments import add_list as add_list
 from ..arguments import add_options as add_options
 from ..arguments import check_names as check_names
@@ -13,6 +11,7 @@ from ..arguments import finish as finish
 from ..arguments import given_options as given_options
 from ..arguments import made as made
 from ..arguments import say as say
+from ..arguments import use_threads as use_threads
 from ..backbones.backbone import Backbone
 from ..backbones.load import PRECISIONS, load_backbone
 from ..backbones.shipped import DEFAULT, SHIPPED
@@ -27,10 +26,15 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data", metavar="SPEC", help=f"{datasets.HELP} (default: {datasets.EMBEDDED})".replace("%", "%%")
     )
-    parser.add_argument("--data-root", metavar="FOLDER", help="folder of the files of timm's data sets")
+    add_reading_arguments(parser)
     parser.add_argument(
         "--num-classes", type=int, metavar="C", help="number of classes, for data sets that don't state it"
     )
+
+
+def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
+    """--data-root and --workers: how a data set is read."""
+    parser.add_argument("--data-root", metavar="FOLDER", help="folder of the files of timm's data sets")
     parser.add_argument(
         "--workers",
         type=int,
@@ -39,21 +43,26 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
-    """--backbone, --checkpoint, --image-size and the options of `add_machine_arguments`."""
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """--backbone and --image-size: the architecture."""
     parser.add_argument(
         "--backbone", metavar="NAME", default=DEFAULT, help=f"{' or '.join(SHIPPED)} (shipped), or any timm model"
-    )
-    parser.add_argument(
-        "--checkpoint",
-        metavar="FILE",
-        help="local file of weights, .safetensors or .pth (default: timm's pretrained weights)",
     )
     parser.add_argument(
         "--image-size",
         type=int,
         metavar="PX",
         help="input size in pixels, for models that accept other sizes than their default",
+    )
+
+
+def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
+    """--checkpoint and the options of `add_model_arguments` and `add_machine_arguments`."""
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--checkpoint",
+        metavar="FILE",
+        help="local file of weights, .safetensors or .pth (default: timm's pretrained weights)",
     )
     add_machine_arguments(parser)
 
@@ -87,10 +96,7 @@ def set_threads(args: argparse.Namespace) -> None:
         raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
     if getattr(args, "workers", None) is not None and args.workers < 0:
         raise InputError(f"--workers must be at least 0, got {args.workers}")
-    if args.threads is not None:
-        if args.threads < 1:
-            raise InputError(f"--threads must be at least 1, got {args.threads}")
-        torch.set_num_threads(args.threads)
+    use_threads(args.threads)
 
 
 def open_data(args: argparse.Namespace, split: str, channels: int | None = None) -> ImageSource:

@@ -8,7 +8,7 @@ import torch
 
 from .. import units
 from ..backbones.load import shape_of_backbone
-from ..backbones.shipped import DEFAULT, SHIPPED
+from ..backbones.shipped import DEFAULT
 from ..distill.config import DistillConfig
 from ..distill.plan import PlanRow, plan
 from ..errors import InputError
@@ -25,15 +25,7 @@ EXAMPLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--backbone", metavar="NAME", default=DEFAULT, help=f"{' or '.join(SHIPPED)} (shipped), or any timm model"
-    )
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        metavar="PX",
-        help="input size in pixels, for models that accept other sizes than their default",
-    )
+    common.add_model_arguments(parser)
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), default="bf16", help="numeric precision of the backbone"
     )

@@ -133,9 +133,9 @@ class Distiller:
         *,
         resume: bool = False,
         overwrite: bool = False,
-        checkpoint_every: int = 500,
-        grid_every: int = 500,
-        log_every: int = 10,
+        checkpoint_every: int = Every.checkpoint_every,
+        grid_every: int = Every.grid_every,
+        log_every: int = Every.log_every,
         progress: bool = True,
         on_step: Callable[[int], None] | None = None,
     ) -> Metadata:

@@ -82,7 +82,8 @@ class Run:
         """Run to the end and write everything; returns the summary. See `Distiller.run`."""
         distiller, place = self.distiller, self.place
         check_free_space(place, self._bytes_to_write())
-        started, first, begun = time.perf_counter(), distiller.steps_done, None
+        started, begun = time.perf_counter(), None
+        first = distiller.steps_done
         if resume:
             distiller.restore(place / CHECKPOINT)
             cut_log(place / LOG, distiller.steps_done)

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from ..errors import reason_of
 from .schemas import SCHEMAS
 
 _FOLDER = Path(os.environ.get("SFM_FAST_LIBRARIES") or Path(__file__).resolve().parent.parent)
@@ -32,7 +33,7 @@ def _load(name: str) -> str | None:
     try:
         torch.ops.load_library(str(files[0]))
     except (OSError, RuntimeError) as error:
-        reason = f"can't be loaded: {str(error).splitlines()[0]}"
+        reason = f"can't be loaded: {reason_of(error)}"
         warnings.warn(
             f"sfm_fast: {files[0].name} {reason}; falling back to other backends", RuntimeWarning, stacklevel=2
         )

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from bench_results import CLAIMS, HARDWARE, imagenet, laptop, row
 
-from sfm_fast.benchmarks.report import figures, tables
+from sfm_fast.benchmarks.report import drawing, figures, tables
 from sfm_fast.benchmarks.report.page import page_text, write_all, write_page
 from sfm_fast.benchmarks.rows import Row, read_claims, read_result
 from sfm_fast.errors import InputError
@@ -110,7 +110,7 @@ def test_curves_are_the_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = []
     monkeypatch.setattr(figures, "line_grid", lambda panels, styles, salt: drawn.append(panels) or "")
     result = laptop()
-    styles = figures.styles_of([result])
+    styles = drawing.styles_of([result])
     figures._losses("classes")(result, styles, "")
     figures._scaling(result, styles, "")
     (times_, sizes), (step_times, _) = drawn
@@ -138,7 +138,7 @@ def test_predicted_scaling_is_drawn_as_predicted(monkeypatch: pytest.MonkeyPatch
             size = {"peak_bytes": value * 10**9, "absolute_bytes": value * 10**9 + 7, "status": "predicted"}
             rows.append(row("scaling", f"{varied} {value}", "LGM frozen", "step", None, views=10, **size, **case))
     result = replace(imagenet(), rows=rows)
-    (found,) = figures.drawings(result, figures.styles_of([result]), "")
+    (found,) = figures.drawings(result, drawing.styles_of([result]), "")
     assert found.caption.startswith("Predicted, not measured: memory of one distillation step.")
     ((classes, ipc),) = drawn[0]
     assert [(series.predicted, series.points) for series in classes.series] == [
@@ -149,10 +149,10 @@ def test_predicted_scaling_is_drawn_as_predicted(monkeypatch: pytest.MonkeyPatch
 
 
 def test_one_contender_looks_the_same_everywhere_and_like_no_other() -> None:
-    looks = figures.styles_of([laptop(), imagenet()])
+    looks = drawing.styles_of([laptop(), imagenet()])
     losses = {looks[name] for name in ("sfm_fast cpu", "sfm_fast torch", "eager", "C x C x D", "KeOps | <b>")}
     assert len(losses) == 5
-    assert looks == figures.styles_of([laptop(), imagenet()])
+    assert looks == drawing.styles_of([laptop(), imagenet()])
     assert looks["LGM frozen"] != looks["SFM one-shot"]
 
 
