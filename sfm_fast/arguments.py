@@ -9,8 +9,6 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import torch
-
 from .errors import InputError
 from .files import write_json
 from .options import options_of
@@ -103,11 +101,17 @@ def made(args: argparse.Namespace, kind: type[Made], **more: Any) -> Made:
 
 def use_threads(threads: int | None) -> None:
     """Apply --threads; None leaves torch's choice."""
-    if threads is None:
-        return
-    if threads < 1:
+    check_threads(threads)
+    if threads is not None:
+        import torch  # not at the start of a command line, which may only have to print its help
+
+        torch.set_num_threads(threads)
+
+
+def check_threads(threads: int | None) -> None:
+    """Raise ``InputError`` unless ``threads`` is None or positive."""
+    if threads is not None and threads < 1:
         raise InputError(f"--threads must be at least 1, got {threads}")
-    torch.set_num_threads(threads)
 
 
 def say(args: argparse.Namespace, *lines: str) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .settings import MOST_PIXELS as MOST_PIXELS
 from .views import Views
 
 FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -90,7 +91,6 @@ def check_class_names(names: Sequence[str], wanted: Sequence[str], told: str, ow
 
 VIEW_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 # Limits of the kernels; the same numbers as in csrc/kinds.h.
-MOST_PIXELS = 2**14  # side of an image, a canvas or a view
 MOST_LEVELS = 16  # levels of a pyramid
 MOST_CHANNELS = 16  # channels of a view
 

@@ -11,15 +11,15 @@ import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TextIO
 
 from .errors import InputError, require_package
 from .units import memory
 
-_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8}
+if TYPE_CHECKING:  # command lines use this module before torch is needed
+    from torch import Tensor
+
+_DTYPES = {f"torch.{name}" for name in ("float16", "bfloat16", "float32", "float64", "int64", "uint8")}
 LOCK_NAME = ".sfm_fast.lock"
 Metadata = dict[str, Any]  # a file's JSON values by name, besides its tensors
 
@@ -148,7 +148,7 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], Metad
     """
     tensors, encoded = read_safetensors(path)
     for name, tensor in tensors.items():
-        if tensor.dtype not in _DTYPES:
+        if str(tensor.dtype) not in _DTYPES:
             raise InputError(f"{path}: damaged ({name[:60]} holds {tensor.dtype})")
     try:
         metadata = {name: parse_json(text) for name, text in encoded.items() if name != "format"}

@@ -11,6 +11,7 @@ from torch import Tensor
 from . import philox
 from .errors import InputError
 from .philox import Stream
+from .settings import Augmentation as Augmentation
 
 NOISE_MEAN, NOISE_STD, NOISE_PROBABILITY = 0.5, 0.2, 0.5
 
@@ -18,24 +19,7 @@ NOISE_MEAN, NOISE_STD, NOISE_PROBABILITY = 0.5, 0.2, 0.5
 FLIP_PROBABILITY = 0.5
 
 
-AREA = (0.08, 1.0)
-
-
 LOG_ASPECT = (math.log(3 / 4), math.log(4 / 3))
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Settings of random views. ``noise=False`` gives the flips and crops of evaluation; areas are fractions of the image."""
-
-    min_area: float = AREA[0]
-    max_area: float = AREA[1]
-    flip: bool = True
-    noise: bool = True
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_area <= self.max_area <= 1:
-            raise InputError(f"areas must be 0 < min_area <= max_area <= 1, got {self.min_area} and {self.max_area}")
 
 
 @dataclass(frozen=True)

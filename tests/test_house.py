@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = (
     "errors version facade",
     "units",
-    "philox files schema options",
+    "philox files schema options settings",
     "arguments",
     "views",
     "checks",

@@ -1,17 +1,16 @@
-"""The options of a distillation run: `DistillConfig` determines its result, `Execution` its memory."""
+"""The options of a distillation run: `DistillConfig` determines its result, `Execution` its memory, `Every` how often it writes."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
-from ..checks import MOST_PIXELS
 from ..errors import InputError
 from ..options import check_options, option
-from ..views import AREA, Augmentation
-from .images import PARAMETRIZATIONS
-from .objectives import LEVELS, METHODS, DecoupledOptions, FlowOptions, MatchingOptions
+from ..settings import AREA, MOST_PIXELS, Augmentation
+from .methods import DECLARED, LEVELS, DecoupledOptions, FlowOptions, MatchingOptions
 
+PARAMETRIZATIONS = ("pyramid", "pixel")
 STATES = ("device", "host")
 
 # More accurate than the papers' settings at the same cost: class means are pulled to the centres, crops are larger, views get no
@@ -42,13 +41,25 @@ class Execution:
             raise InputError(f"state must be one of {STATES}, got {self.state!r}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Every:
+    """How often a run writes, in steps."""
+
+    checkpoint_every: int = option(500, "steps between checkpoints", metavar="STEPS", least=1)
+    grid_every: int = option(500, "steps between image grids", metavar="STEPS", least=1)
+    log_every: int = option(10, "steps between log lines", metavar="STEPS", least=1)
+
+    def __post_init__(self) -> None:
+        check_options(self)
+
+
 if TYPE_CHECKING:
 
     class _MethodOptions(FlowOptions, DecoupledOptions, MatchingOptions):
         """The options of all methods, as type checkers see them."""
 else:
     # Made from the registered methods, so that a new method needs no change here.
-    _MethodOptions = type("_MethodOptions", tuple(dict.fromkeys(kind.options for kind in METHODS.values())), {})
+    _MethodOptions = type("_MethodOptions", tuple(dict.fromkeys(kind.options for kind in DECLARED.values())), {})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +76,7 @@ class DistillConfig(_MethodOptions):
     """
 
     method: str = option(
-        "sfm", "; ".join(f"{name}: {kind.about}" for name, kind in METHODS.items()), choices=tuple(METHODS)
+        "sfm", "; ".join(f"{name}: {kind.about}" for name, kind in DECLARED.items()), choices=tuple(DECLARED)
     )
     level: str = option(
         "class",
@@ -79,7 +90,7 @@ class DistillConfig(_MethodOptions):
         None,
         "augmented views per image and step",
         metavar="A",
-        usual=", ".join(f"{kind.usual_views} for {name}" for name, kind in METHODS.items()),
+        usual=", ".join(f"{kind.usual_views} for {name}" for name, kind in DECLARED.items()),
         least=1,
         most=10**4,
     )
@@ -113,7 +124,7 @@ class DistillConfig(_MethodOptions):
 
     def __post_init__(self) -> None:
         check_options(self)
-        METHODS[self.method].check(self)
+        DECLARED[self.method].check(self)
 
     @classmethod
     def recommended(cls, **options: Any) -> DistillConfig:
@@ -124,7 +135,7 @@ class DistillConfig(_MethodOptions):
 
     @property
     def views_per_step(self) -> int:
-        return METHODS[self.method].usual_views if self.views is None else self.views
+        return DECLARED[self.method].usual_views if self.views is None else self.views
 
     @property
     def augmentation(self) -> Augmentation:

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from .. import philox
 from ..errors import InputError
 from ..ops.render import render, split_levels
+from .config import PARAMETRIZATIONS
 
-PARAMETRIZATIONS = ("pyramid", "pixel")
 _VALUES_AT_ONCE = 1 << 20  # drawing random numbers in plain torch takes some hundred bytes per number
 
 

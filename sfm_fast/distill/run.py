@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -14,35 +13,14 @@ from torch import Tensor
 from ..backbones.backbone import Backbone
 from ..errors import InputError
 from ..files import Metadata, check_free_space, write_json
-from ..options import check_options, option
 from ..synthetic import SyntheticSet, save_grid, save_image_folder
 from .config import DistillConfig
+from .config import Every as Every
 from .images import SyntheticImages, floats_per_image
 from .progress import Reporter, Signals, peak_bytes
 from .run_folder import CHECKPOINT, LOG, MARKER, RESULT, SUMMARY, clear_run, cut_log
+from .run_folder import Interrupted as Interrupted
 from .step import StepFailed
-
-
-class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and its state is saved)
-    """Signal ``signum`` stopped the run after step ``step``; its state was saved."""
-
-    def __init__(self, signum: int, step: int) -> None:
-        super().__init__(
-            f"stopped by {signal.Signals(signum).name} after step {step}; the state is saved, continue with --resume"
-        )
-        self.signum, self.step = signum, step
-
-
-@dataclass(frozen=True, kw_only=True)
-class Every:
-    """How often a run writes, in steps."""
-
-    checkpoint_every: int = option(500, "steps between checkpoints", metavar="STEPS", least=1)
-    grid_every: int = option(500, "steps between image grids", metavar="STEPS", least=1)
-    log_every: int = option(10, "steps between log lines", metavar="STEPS", least=1)
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 class Distilling(Protocol):

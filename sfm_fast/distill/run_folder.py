@@ -1,4 +1,4 @@
-"""A run's folder: the names of its files, and whether a run may start in it."""
+"""A run's folder: the names of its files, whether a run may start in it, and the exception of a run that was stopped."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import json
 import math
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,16 @@ CHECKPOINT, LOG, RESULT, SUMMARY, MARKER = (
     "summary.json",
     "run.json",
 )
+
+
+class Interrupted(Exception):  # noqa: N818 (not an error: the run was asked to stop, and its state is saved)
+    """Signal ``signum`` stopped the run after step ``step``; its state was saved."""
+
+    def __init__(self, signum: int, step: int) -> None:
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name} after step {step}; the state is saved, continue with --resume"
+        )
+        self.signum, self.step = signum, step
 
 
 def check_run_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> None:

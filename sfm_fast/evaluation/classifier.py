@@ -17,11 +17,10 @@ from ..data.sources import ImageSource
 from ..errors import InputError
 from ..features.cache import FeatureCache
 from ..version import __version__
+from .config import WEIGHT_DECAYS as WEIGHT_DECAYS
 from .heads import Classifier, LinearMap
 from .linear import top_k_accuracy
 from .softmax import Fit, Standardiser, fit_lbfgs, residual
-
-WEIGHT_DECAYS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
 
 class Tried(TypedDict):

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from ..checks import check_labels, kind_of
 from ..errors import InputError
+from .config import ALPHA, TEMPERATURE, check_distillation
 
 BATCH = 256
 LEARNING_RATE = 1e-3  # for a batch of 256; proportional to the batch size
-TEMPERATURE, ALPHA = 4.0, 0.5  # of knowledge distillation
 MOST_STEPS = 20000
 
 
@@ -86,14 +86,6 @@ def check_seed(seed: int) -> None:
     """Raise ``InputError`` unless ``seed`` is in [0, 2**64)."""
     if not 0 <= seed < 2**64:
         raise InputError(f"seed must be in [0, 2**64), got {seed}")
-
-
-def check_distillation(temperature: float, alpha: float) -> None:
-    """Raise ``InputError`` unless temperature is a positive number and alpha in 0..1."""
-    if not 0 < temperature < float("inf"):
-        raise InputError(f"temperature must be positive, got {temperature}")
-    if not 0 <= alpha <= 1:
-        raise InputError(f"alpha must be in [0, 1], got {alpha}")
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, labels: Tensor, temperature: float, alpha: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -13,45 +13,12 @@ from ..backbones.backbone import Backbone
 from ..backbones.record import check_recorded
 from ..checks import check_class_names
 from ..errors import InputError
-from ..options import check_options, option
-from ..views import AREA
 from .classifier import accuracy
+from .config import MODES as MODES
+from .config import ProbeConfig as ProbeConfig
 from .heads import Classifier, LinearMap, Projector
-from .linear import ALPHA, TEMPERATURE, check_distillation, train_linear
-from .projector import SOLVERS, fit_projector
-
-MODES = ("probe", "inherit", "kd")
-
-
-@dataclass(frozen=True)
-class ProbeConfig:
-    """seeds: fits per row, each with its own views and initial weights. views: views per image, from which epochs draw.
-
-    min_area: smallest area of a crop as a fraction of the image. projector: solver of mode inherit. blends: whether half of its views
-    show blends of two images; False: only views of single images, as in the paper. temperature, alpha: of mode kd.
-    """
-
-    seeds: int = option(3, "number of fits per row of the table, each with another seed", least=1)
-    epochs: int = option(1000, "maximum number of epochs of a fit with Adam, which takes at most 20 000 steps", least=1)
-    views: int = option(200, "augmented views per image, whose features are computed once", least=1)
-    min_area: float = option(AREA[0], "smallest area of a random crop, as a fraction of the image", within="(0, 1]")
-    projector: str = option("ridge", "solver that fits the projector of mode inherit", choices=SOLVERS)
-    blends: bool = option(False, "let half of the views for the projector show blends of two images")
-    temperature: float = option(TEMPERATURE, "softmax temperature of teacher and student in mode kd")
-    alpha: float = option(ALPHA, "weight of the teacher's term in the loss of mode kd")
-
-    def __post_init__(self) -> None:
-        check_options(self)
-        check_distillation(self.temperature, self.alpha)
-
-    def settings(self, mode: str) -> dict[str, object]:
-        """The settings that ``mode`` uses."""
-        unused = {
-            "probe": ("projector", "blends", "temperature", "alpha"),
-            "inherit": ("temperature", "alpha") + (("epochs",) if self.projector == "ridge" else ()),
-            "kd": ("projector", "blends"),
-        }[mode]
-        return {name: value for name, value in asdict(self).items() if name not in unused}
+from .linear import train_linear
+from .projector import fit_projector
 
 
 @dataclass

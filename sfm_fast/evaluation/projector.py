@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +15,13 @@ from ..checks import kind_of
 from ..errors import InputError
 from ..features.compute import projector_features, view_features
 from ..files import Metadata
-from ..options import check_options, option
 from ..version import __version__
-from ..views import AREA, Augmentation
+from ..views import Augmentation
+from .config import SOLVERS
+from .config import ProjectorFit as ProjectorFit
 from .heads import Projector, check_metadata
 from .linear import MOST_STEPS, check_range, check_seed, fit_linear
 
-SOLVERS = ("ridge", "adam")
 PENALTIES = tuple(10.0 ** (k / 2) for k in range(-12, 3))  # 1e-6 to 10, in units of the mean eigenvalue
 LEARNING_RATE = 0.01  # Adam's, for a batch of 256
 BLOCK = 8192  # rows in float64 at a time
@@ -100,22 +99,6 @@ def fit_projector(
         )
     facts |= {"views": views, "images": images, "seed": seed, "seconds": round(time.perf_counter() - started, 6)}
     return Projector(weight, bias, {**facts, "sfm_fast": __version__, **(metadata or {})})
-
-
-@dataclass(frozen=True, kw_only=True)
-class ProjectorFit:
-    """How a projector is fitted on synthetic images: on ``views`` flips and crops per image, the same for both backbones."""
-
-    solver: str = option("ridge", "solver that fits the projector", choices=SOLVERS)
-    views: int = option(200, "augmented views per image that the projector is fitted on", least=1)
-    min_area: float = option(
-        AREA[0], "smallest area of a crop in these views, as a fraction of the image", within="(0, 1]"
-    )
-    blends: bool = option(False, "let half of these views show blends of two images")
-    seed: int = option(0, "seed of these views", least=0, most=2**63 - 1)
-
-    def __post_init__(self) -> None:
-        check_options(self)
 
 
 def fit_on_images(

@@ -8,10 +8,9 @@ from torch import Tensor
 from .. import philox
 from ..errors import InputError
 from ..features.statistics import ClassStatistics
+from .config import REFERENCES as REFERENCES
+from .config import USUAL as USUAL
 from .linear import check_range
-
-REFERENCES = ("full", "random-real", "nearest-real", "neighbour-real", "class-means")
-USUAL = REFERENCES[:3]
 
 
 class TooFewImagesError(InputError):

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from ..errors import InputError
+from ..settings import ALIGNMENTS as ALIGNMENTS
+from ..settings import METRICS as METRICS
 from . import library
 
 BACKENDS = ("torch", "cpu", "triton", "cuda")
-ALIGNMENTS = ("global", "class", "pair")
-METRICS = ("cosine", "mse")
 CUDA_PIXELS = 2048  # largest side of a canvas, whose strips must fit into shared memory
 _KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
