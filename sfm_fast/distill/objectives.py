@@ -1,10 +1,10 @@
-"""The distillation methods: the loss that a step minimises, and each method's options and requirements."""
+"""The distillation methods' losses, which a step minimises; `methods` declares their options and requirements."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,14 +17,12 @@ from ..errors import InputError
 from ..losses.functional import decoupled_flow_loss
 from ..losses.module import FlowAlignmentLoss
 from ..ops.augment import augment
-from ..ops.backends import ALIGNMENTS, METRICS
-from ..options import option
 from ..philox import Stream
 from ..reference import gradient_matching
 from ..views import draw_views
+from .methods import LGM_VARIANTS as LGM_VARIANTS
+from .methods import DecoupledFlow, Flow, Matching, Method, declare
 
-LEVELS = ("class", "cluster")
-LGM_VARIANTS = ("closed-form", "frozen", "stock")
 CLASSIFIER_STD = 0.01
 
 
@@ -43,20 +41,14 @@ class Given:
     source: ImageSource | None = None
 
 
-class Objective(ABC):
+class Objective(Method, ABC):
     """A loss on the features of the synthetic images, and what a run must know about it.
 
     `prepare` runs before the synthetic images of a step are rendered and may load real images; `loss` gets features (views * N, D) and
     labels (views * N,) int64, ordered by view. A method is a subclass decorated with `method`: everything else, from its options on the
-    command line to the prediction of its memory, follows from its class attributes.
+    command line to the prediction of its memory, follows from its class attributes and those of `Method`.
     """
 
-    name: ClassVar[str]  # of the method
-    about: ClassVar[str]  # one line for the command line's help
-    options: ClassVar[type]  # dataclass of the method's own options, which `DistillConfig` inherits
-    usual_views: ClassVar[int] = 1  # views per image and step, unless the configuration sets them
-    levels: ClassVar[tuple[str, ...]] = LEVELS  # the levels that the method supports
-    needs_images: ClassVar[bool] = False  # whether it needs real images at every step, instead of centres
     separable: bool = (
         False  # whether it is a sum over classes (at cluster level: over images), each term of their own features only
     )
@@ -66,18 +58,11 @@ class Objective(ABC):
     views: int = 1  # augmented views per synthetic image and step
 
     @classmethod
-    def check(cls, config: Any) -> None:
-        """Raise ``InputError`` if options of a `DistillConfig` can't be combined."""
-        if config.level not in cls.levels:
-            others = " and ".join(name for name, kind in METHODS.items() if config.level in kind.levels)
-            raise InputError(f"level {config.level!r} is for {others}, not for {cls.name}")
-
-    @classmethod
     @abstractmethod
     def build(cls, config: Any, given: Given) -> Objective:
         """The objective for a `DistillConfig`. Raises ``InputError`` if ``given`` lacks a needed input."""
 
-    def prepare(self, step: int) -> None:  # noqa: B027 (by default there is nothing to prepare)
+    def prepare(self, step: int) -> None:
         """Compute what ``step`` needs before the synthetic images are rendered."""
 
     @abstractmethod
@@ -91,28 +76,17 @@ METHODS: dict[str, type[Objective]] = {}
 def method(kind: type[Objective]) -> type[Objective]:
     """Decorator: register a subclass of `Objective` as a method under its ``name``."""
     METHODS[kind.name] = kind
+    declare(kind)
     return kind
 
 
-@dataclass(frozen=True, kw_only=True)
-class FlowOptions:
-    """Options of `FlowMatching`."""
-
-    alignment: str = option(
-        "global", "for sfm: align all flows at once, flow by flow, or every pair of classes", choices=ALIGNMENTS
-    )
-    metric: str = option("cosine", "for sfm: how flows are compared", choices=METRICS)
-
-
 @method
-class FlowMatching(Objective):
+class FlowMatching(Flow, Objective):
     """SFM: align the flows between class means with those between the centres, which are loaded once.
 
     centers: (C, D), or (C, K, D) for cluster-level matching of image k of a class with the class's k-means centre k, without
     flows between centres of one class; only with alignment "pair".
     """
-
-    name, about, options = "sfm", "aligns flows between class means, the paper's loss", FlowOptions
 
     def __init__(
         self,
@@ -134,13 +108,6 @@ class FlowMatching(Objective):
         )
 
     @classmethod
-    def check(cls, config: Any) -> None:
-        if config.level == "cluster" and config.alignment != "pair":
-            raise InputError(
-                f"alignment must be 'pair' for method 'sfm' with level 'cluster', got {config.alignment!r}"
-            )
-
-    @classmethod
     def build(cls, config: Any, given: Given) -> FlowMatching:
         assert given.centers is not None
         return cls(given.centers, views=config.views_per_step, alignment=config.alignment, metric=config.metric)
@@ -150,37 +117,17 @@ class FlowMatching(Objective):
         return loss
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecoupledOptions:
-    """Options of `DecoupledFlowMatching`."""
-
-    alpha: float = option(
-        1.0,
-        "for sfm-decoupled: weight of the term of the class's own centre; 1 leaves out the term of the other classes",
-        within="[0, 1]",
-    )
-
-
 @method
-class DecoupledFlowMatching(Objective):
+class DecoupledFlowMatching(DecoupledFlow, Objective):
     """SFM's decoupled variant: mean squared error to the class's centre and to the mean of the other centres.
 
     centers: (C, D), or (C, K, D) for cluster-level matching of image k of a class with the class's k-means centre k.
     """
 
-    name, about, options = "sfm-decoupled", "pulls class means to their centres", DecoupledOptions
-
     def __init__(self, centers: Tensor, *, views: int = 1, alpha: float = 1.0) -> None:
         self.views, self.alpha, self.separable = views, alpha, alpha == 1
         self.clusters = centers.shape[1] if centers.ndim == 3 else 1
         self.centers = centers.reshape(-1, centers.shape[-1])
-
-    @classmethod
-    def check(cls, config: Any) -> None:
-        if config.level == "cluster" and config.alpha != 1:
-            raise InputError(
-                f"alpha must be 1 with level 'cluster', where the other centres include those of the same class, got {config.alpha}"
-            )
 
     @classmethod
     def build(cls, config: Any, given: Given) -> DecoupledFlowMatching:
@@ -205,23 +152,13 @@ def center_of(labels: Tensor, clusters: int, views: int) -> Tensor:
     return labels * clusters + slot.repeat(views)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MatchingOptions:
-    """Options of `GradientMatching`."""
-
-    lgm_variant: str = option("closed-form", "for lgm: how its gradients are computed", choices=LGM_VARIANTS)
-
-
 @method
-class GradientMatching(Objective):
+class GradientMatching(Matching, Objective):
     """LGM: match the gradient of a new random linear classifier on synthetic views with that on a batch of real images.
 
     Variants: "closed-form" (frozen backbone, a formula instead of double backward), "frozen" (double backward) and "stock" (like
     the public code: the backbone's parameters require gradients, the features of real images have a graph too, double backward).
     """
-
-    name, about, options = "lgm", "linear gradient matching on real images", MatchingOptions
-    usual_views, needs_images, levels = 10, True, ("class",)
 
     def __init__(self, config: Any, given: Given) -> None:
         source = given.source
