@@ -30,6 +30,7 @@ class Stream(IntEnum):
     LINEAR_CLASSIFIER = 5
     REAL_BATCH = 6
     PROBE = 7
+    HOLD_OUT = 8
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sfm_fast.backbones.backbone import Backbone
 from sfm_fast.backbones.load import load_backbone, shape_of_backbone
+from sfm_fast.backbones.prepare import prepare_frozen
 from sfm_fast.backbones.shipped import SHIPPED
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.sources import ImageSource
@@ -56,19 +57,25 @@ def open_backbone(shape: StepShape, device: torch.device, *, compile: bool = Fal
 
 
 def with_random_weights(empty: Backbone, device: torch.device, *, compile: bool = False) -> Backbone:
-    """``empty`` on ``device`` with the same random weights each time."""
+    """The backbone ``empty`` on ``device`` with the same random weights each time, prepared if ``empty`` is."""
+    plain = empty.unprepared()
     torch.manual_seed(0)
-    model = empty.model.to_empty(device=device)
+    model = plain.model.to_empty(device=device).requires_grad_(False)
     with torch.no_grad():
-        for value in [*model.parameters(), *model.buffers()]:
-            value.normal_(std=0.02)
+        for name, value in [*model.named_parameters(), *model.named_buffers()]:
+            value.fill_(1) if name.endswith("running_var") else value.normal_(std=0.02)
         for module in model.modules():
             if isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
-    run = torch.compile(model) if compile else None
-    return replace(
-        empty, model=model.requires_grad_(False), mean=empty.mean.to(device), std=empty.std.to(device), run=run
-    )
+    plain = replace(plain, model=model, mean=empty.mean.to(device), std=empty.std.to(device))
+    plain = replace(plain, run=torch.compile(model) if compile else None)
+    if not empty.prepared:
+        return plain
+    prepared, _ = prepare_frozen(model, plain.input_size, plain.in_channels)
+    if prepared is model:
+        return plain
+    run = torch.compile(prepared) if compile else None
+    return replace(plain, model=prepared, run=run, prepared=empty.prepared, original=lambda: plain)
 
 
 class RandomImages(ImageSource):

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from .load import load_backbone as load_backbone
     from .load import resolve_device as resolve_device
     from .load import shape_of_backbone as shape_of_backbone
+    from .prepare import prepare_frozen as prepare_frozen
     from .shipped import DEFAULT as DEFAULT
     from .shipped import SHIPPED as SHIPPED
 
@@ -18,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy(
     {
         "backbone": "Backbone",
         "load": "freeze load_backbone resolve_device shape_of_backbone",
+        "prepare": "prepare_frozen",
         "shipped": "DEFAULT SHIPPED",
     },
 )

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 from ..data.transforms import ImageTransform, match_channels
+from ..errors import InputError
 from ..reference.augment import normalize
+from .prepare import Preparation
 
 # The facts that, besides the model's name, must agree for features to be the same, with their names in messages.
 IDENTITY = {
@@ -24,7 +26,7 @@ IDENTITY = {
 
 
 class Record(TypedDict):
-    """A backbone as recorded in files: its identity and its precision."""
+    """A backbone as recorded in files: its identity, and what changes its features' last digits: precision and preparation."""
 
     name: str
     fingerprint: str
@@ -34,6 +36,7 @@ class Record(TypedDict):
     mean: list[float]
     std: list[float]
     precision: str
+    prepared: int
 
 
 @dataclass
@@ -42,6 +45,8 @@ class Backbone:
 
     ``resize`` is the side that real images are resized to before the central crop; ``fingerprint`` is a hash of the weights as
     loaded. ``precision`` "bf16": weights and activations are bfloat16. ``run``: the compiled model, or None to call ``model``.
+    ``prepared``: version of the changes by `sfm_fast.backbones.prepare_frozen`, which ``preparation`` lists, or 0 for a model as loaded;
+    ``original`` then returns the backbone as loaded.
     """
 
     name: str
@@ -55,6 +60,9 @@ class Backbone:
     fingerprint: str
     precision: str = "fp32"
     run: Callable[[Tensor], Tensor] | None = None
+    prepared: int = 0
+    preparation: Preparation | None = field(default=None, repr=False, compare=False)
+    original: Callable[[], Backbone] | None = field(default=None, repr=False, compare=False)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -80,6 +88,14 @@ class Backbone:
         """Features (N, num_features) float32 of normalised views; differentiable in ``views``."""
         features: Tensor = (self.model if self.run is None else self.run)(views.to(self.dtype))
         return features.float()
+
+    def unprepared(self) -> Backbone:
+        """This backbone with its model as loaded, which may load it again. Raises ``InputError`` if that can't be done."""
+        if not self.prepared:
+            return self
+        if self.original is None:
+            raise InputError(f"backbone {self.name!r} is needed as loaded: load it with prepare=False")
+        return self.original()
 
     def transform(self, channels: int) -> ImageTransform:
         """The transform from real images to this backbone's centre view."""
@@ -107,4 +123,5 @@ class Backbone:
             "mean": self.mean.tolist(),
             "std": self.std.tolist(),
             "precision": self.precision,
+            "prepared": self.prepared,
         }

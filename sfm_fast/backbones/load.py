@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -13,6 +14,7 @@ from torch import nn
 from ..checks import check_side
 from ..errors import InputError, reason_of, require_package
 from ..files import expand
+from . import prepare as preparing
 from . import timm_models
 from .backbone import Backbone
 from .checkpoints import fingerprint, load_weights, model_options, read_checkpoint
@@ -30,6 +32,7 @@ def load_backbone(
     precision: str = "auto",
     compile: bool = False,
     grad_checkpointing: bool = False,
+    prepare: bool = True,
 ) -> Backbone:
     """Load a backbone, frozen and in eval mode.
 
@@ -43,6 +46,7 @@ def load_backbone(
         compile: run the model through ``torch.compile``: takes a minute at the start, then steps are faster.
         grad_checkpointing: keep only the activations between blocks and recompute the others in the backward pass, for models
             that support it (timm's ``set_grad_checkpointing``).
+        prepare: compute the same features in fewer passes and with less memory, equal up to rounding; see `prepare_frozen`.
 
     Convolutional nets run channels-last. Raises ``InputError`` for an unknown name, a missing or damaged checkpoint, weights that don't
     fit or can't be downloaded, or a model without activation checkpointing.
@@ -61,15 +65,13 @@ def load_backbone(
         load_weights(model, {key: tensor.float() for key, tensor in state.items()}, path)
     else:
         model, config = _from_timm(name, checkpoint, image_size)
-    return freeze(
-        name,
-        model,
-        config,
-        device=device,
-        precision=precision,
-        compile=compile,
-        grad_checkpointing=grad_checkpointing,
+    options: dict[str, Any] = dict(
+        device=device, precision=precision, compile=compile, grad_checkpointing=grad_checkpointing
     )
+    backbone = freeze(name, model, config, prepare=prepare, **options)
+    # Loading again, where the original is needed at all, takes less memory than keeping it.
+    again = functools.partial(load_backbone, name, checkpoint, image_size=image_size, prepare=False, **options)
+    return replace(backbone, original=again) if backbone.prepared else backbone
 
 
 def freeze(
@@ -81,6 +83,7 @@ def freeze(
     precision: str = "fp32",
     compile: bool = False,
     grad_checkpointing: bool = False,
+    prepare: bool = True,
 ) -> Backbone:
     """A backbone from a float32 ``model`` that returns (N, features): on ``device``, frozen, in eval mode, with a fingerprint.
 
@@ -90,11 +93,16 @@ def freeze(
     """
     model = model.to(device).eval().requires_grad_(False)
     backbone = _describe(name, model, config, device, fingerprint(model))
-    return _arrange(backbone, precision, grad_checkpointing, compile)
+    return _arrange(backbone, precision, grad_checkpointing, compile, prepare)
 
 
 def shape_of_backbone(
-    name: str = DEFAULT, *, image_size: int | None = None, precision: str = "fp32", grad_checkpointing: bool = False
+    name: str = DEFAULT,
+    *,
+    image_size: int | None = None,
+    precision: str = "fp32",
+    grad_checkpointing: bool = False,
+    prepare: bool = True,
 ) -> Backbone:
     """A backbone without weights, on torch's "meta" device, which is enough to predict memory and operations.
 
@@ -110,9 +118,8 @@ def shape_of_backbone(
         else:
             model, config = timm_models.create(name, image_size, pretrained=False)
     model = model.eval().requires_grad_(False)
-    return _arrange(
-        _describe(name, model, config, torch.device("cpu"), "no weights"), precision, grad_checkpointing, compile=False
-    )
+    backbone = _describe(name, model, config, torch.device("cpu"), "no weights")
+    return _arrange(backbone, precision, grad_checkpointing, compile=False, prepare=prepare)
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
@@ -165,6 +172,15 @@ def _describe(name: str, model: nn.Module, config: Mapping[str, Any], device: to
     )
 
 
-def _arrange(backbone: Backbone, precision: str, grad_checkpointing: bool, compile: bool) -> Backbone:
-    model = timm_models.arrange(backbone.name, backbone.model, precision, grad_checkpointing)
-    return replace(backbone, model=model, precision=precision, run=torch.compile(model) if compile else None)
+def _arrange(backbone: Backbone, precision: str, grad_checkpointing: bool, compile: bool, prepare: bool) -> Backbone:
+    def arranged(model: nn.Module) -> Backbone:
+        model = timm_models.arrange(backbone.name, model, precision, grad_checkpointing)
+        return replace(backbone, model=model, precision=precision, run=torch.compile(model) if compile else None)
+
+    if not prepare:
+        return arranged(backbone.model)
+    model, record = preparing.prepare_frozen(backbone.model, backbone.input_size, backbone.in_channels)
+    changed = arranged(model)
+    if model is backbone.model:
+        return replace(changed, preparation=record)
+    return replace(changed, prepared=preparing.VERSION, preparation=record, original=lambda: arranged(backbone.model))

@@ -73,7 +73,9 @@ def save_weights(path: str | os.PathLike[str], backbone: Backbone) -> None:
     shipped = SHIPPED.get(backbone.name)  # a shipped backbone's file must include the architecture
     metadata: Metadata = load_tensors(shipped)[1] if shipped is not None else {}
     metadata = {key: metadata[key] for key in ("architecture", "mean", "std") if key in metadata}
-    save_tensors(path, {name: _small(value) for name, value in backbone.model.state_dict().items()}, metadata)
+    save_tensors(
+        path, {name: _small(value) for name, value in backbone.unprepared().model.state_dict().items()}, metadata
+    )
     again = load_backbone(backbone.name, path, image_size=backbone.input_size, precision="fp32")
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(2, backbone.in_channels, backbone.input_size, backbone.input_size, generator=generator)

@@ -6,20 +6,16 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError, reason_of, require_package
+from ..errors import InputError, reason_of
 from ..files import expand
 from . import fashion_mnist
-from .folders import open_files
+from .folders import FileSource, open_files
+from .hold_out import part_of
 from .layout import kind_of_split
 from .sources import ArraySource, ImageSource, IterableSource, MapSource
-
-EMBEDDED = "embedded"
-FULL_FASHION_MNIST = "fashion-mnist"
-TIMM_PREFIXES = ("hfds/", "hfids/", "wds/", "tfds/", "torch/")
-HELP = (
-    f"'{EMBEDDED}' (a subset of Fashion-MNIST), '{FULL_FASHION_MNIST}[:FOLDER]' (all of it), a folder (train/CLASS/*, test/CLASS/*), "
-    "train.tar (an archive of CLASS/*, with test.tar in the same folder), or a name for timm's create_dataset: hfds/…, wds/…, torch/…"
-)
+from .spec import EMBEDDED as EMBEDDED
+from .spec import HELP as HELP
+from .spec import TIMM_PREFIXES, HoldOut, check_spec, is_fashion_mnist
 
 
 def open_dataset(
@@ -30,6 +26,8 @@ def open_dataset(
     channels: int | None = None,
     num_classes: int | None = None,
     workers: int | None = None,
+    hold_out: float = 0.0,
+    hold_out_seed: int = 0,
 ) -> ImageSource:
     """Open ``spec`` (see `HELP`) and its ``split``: "train", "test", or a split name of the data set itself.
 
@@ -38,31 +36,23 @@ def open_dataset(
         channels: 1 or 3, channels that images are converted to; None: 1 if 64 sampled images are all grey, else 3.
         num_classes: only needed if the data set doesn't state it.
         workers: number of processes that decode images; None: one per core, at most 8.
+        hold_out: for a folder, an archive or Fashion-MNIST, the share in 0..1 of each class's training images that "train" leaves out
+            and "test" consists of; 0: the data set's own splits.
+        hold_out_seed: chooses these images.
 
     Raises ``InputError`` if the data set can't be opened or has no such split.
     """
-    if not spec:
-        raise InputError("data must be " + HELP + ", got an empty name")
-    if spec in (EMBEDDED, FULL_FASHION_MNIST) or spec.startswith(FULL_FASHION_MNIST + ":"):
-        return _fashion_mnist(spec, split)
+    held = HoldOut(hold_out=hold_out, hold_out_seed=hold_out_seed)
+    check_spec(spec, split, root, held)
     workers = min(8, os.cpu_count() or 1) if workers is None else workers
+    own = "train" if held.hold_out else split
     if spec.startswith(TIMM_PREFIXES):
-        return _timm(spec, root, split, channels, num_classes, workers)
-    path = expand(spec, "data")
-    if path.is_dir():
-        return open_files(path, split, channels, workers)
-    if path.is_file() and path.suffix.lower() == ".tar":
-        return open_files(_archive_of(path, split), split, channels, workers)
-    if path.is_file() and path.name.lower().endswith(
-        (".zip", ".tgz", ".tbz2", ".txz", ".gz", ".xz", ".bz2", ".zst", ".7z", ".rar")
-    ):
-        raise InputError(f"data: {spec!r} is compressed: unpack it into a folder, or into an uncompressed .tar")
-    raise InputError(f"data: {spec!r} is no existing folder or .tar file; data must be {HELP}")
+        return _timm(spec, root, own, channels, num_classes, workers)
+    source = _fashion_mnist(spec, own) if is_fashion_mnist(spec) else _files(spec, own, channels, workers)
+    return part_of(source, split, held) if held.hold_out else source
 
 
-def _fashion_mnist(spec: str, split: str) -> ImageSource:
-    if split not in ("train", "test"):
-        raise InputError(f"split must be 'train' or 'test' for {spec}, got {split!r}")
+def _fashion_mnist(spec: str, split: str) -> ArraySource:
     which: Any = split
     try:
         if spec == EMBEDDED:
@@ -72,6 +62,20 @@ def _fashion_mnist(spec: str, split: str) -> ImageSource:
     except (OSError, ValueError) as error:
         raise InputError(str(error)) from error
     return ArraySource(f"{spec}/{split}", images, labels, fashion_mnist.CLASS_NAMES)
+
+
+def _files(spec: str, split: str, channels: int | None, workers: int) -> FileSource:
+    path = expand(spec, "data")
+    if path.is_dir():
+        return open_files(path, split, channels, workers)
+    archive = _archive_of(path, split)
+    source = open_files(archive, split, channels, workers)
+    try:
+        if _archive_of(path, "test") != archive:
+            source.no_test = ""
+    except InputError as error:
+        source.no_test = str(error)
+    return source
 
 
 def _archive_of(path: Path, split: str) -> Path:
@@ -94,12 +98,9 @@ def _archive_of(path: Path, split: str) -> Path:
 def _timm(
     spec: str, root: str | None, split: str, channels: int | None, num_classes: int | None, workers: int
 ) -> ImageSource:
-    require_package("timm", f"the data set {spec!r}", "distill")
     import timm.data
 
     name = f"{spec}/{split}"
-    if spec.startswith("torch/") and root is None:
-        raise InputError(f"{spec}: needs the folder of its files (root, --data-root)")
     timm_split = "validation" if split == "test" and spec.startswith(("hfds/", "hfids/", "wds/", "tfds/")) else split
     try:
         dataset: Any = timm.data.create_dataset(spec, root=root, split=timm_split, is_training=False, download=True)

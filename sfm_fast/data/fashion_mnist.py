@@ -11,12 +11,13 @@ import os
 import struct
 import zlib
 from pathlib import Path
-from typing import Literal
-
-import numpy as np
+from typing import TYPE_CHECKING, Literal
 
 from ..errors import InputError
 from ..files import expand
+
+if TYPE_CHECKING:  # `find_folder` is used before torch and NumPy are needed
+    import numpy as np
 
 CLASS_NAMES = (
     "T-shirt/top",
@@ -49,6 +50,8 @@ def read_idx(path: Path) -> np.ndarray:
 
     Raises ``ValueError`` if it is no IDX file, or its length doesn't match its header.
     """
+    import numpy as np
+
     opener = gzip.open if path.suffix == ".gz" else open
     try:
         with opener(path, "rb") as file:
@@ -105,6 +108,8 @@ def _idx_file(folder: Path, split: Split, kind: str, must_exist: bool = True) ->
 
 def load_full(split: Split, folder: str | os.PathLike[str] | None = None) -> tuple[np.ndarray, np.ndarray]:
     """The full data set: images (60000 or 10000, 28, 28) uint8 and labels (N,) int64."""
+    import numpy as np
+
     place = find_folder(folder)
     images_file, labels_file = (_idx_file(place, split, kind) for kind in ("images-idx3-ubyte", "labels-idx1-ubyte"))
     assert images_file is not None
@@ -117,5 +122,7 @@ def load_full(split: Split, folder: str | os.PathLike[str] | None = None) -> tup
 
 def load_embedded(split: Split) -> tuple[np.ndarray, np.ndarray]:
     """The subset included in the package: images (N, 28, 28) uint8 and labels (N,) int64, balanced over 10 classes."""
+    import numpy as np
+
     with np.load(EMBEDDED_FILE, allow_pickle=False) as archive:
         return archive[f"{split}_images"], archive[f"{split}_labels"].astype(np.int64)

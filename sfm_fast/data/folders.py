@@ -9,14 +9,17 @@ import posixpath
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ..errors import InputError
 from .decoder import endings, header_is_grey, open_image
-from .layout import Entry, Listing, Split, Tree, ending, find_split, is_hidden, kind_of_split
+from .layout import Entry, Listing, Split, Tree, ending, find_split, is_hidden, kind_of_split, why_no_split
 from .sources import DIGESTED, MapSource, evenly_spaced
 
 _BLOCK = 512
@@ -149,6 +152,17 @@ class FileSource(MapSource):
         super().__init__(split.where, files, split.class_names, channels, workers, files.describe)
         self.told = split.told(self.colour)
 
+    @property
+    def labels(self) -> Tensor:
+        """The class numbers of all images, (N,) int64."""
+        return torch.tensor([entry.label for entry in self.dataset.split.entries])
+
+    def subset(self, rows: Sequence[int], name: str) -> FileSource:
+        """The images at ``rows`` as a source of their own."""
+        files = self.dataset
+        part = replace(files.split, where=name, entries=[files.split.entries[row] for row in rows])
+        return FileSource(ImageFiles(part, files.archive), self._given, self.workers)
+
     def _is_grey(self, index: int) -> bool:
         return header_is_grey(self.dataset.file(self.dataset.split.entries[index]))
 
@@ -173,9 +187,11 @@ class FileSource(MapSource):
 
 def open_files(path: Path, split: str, channels: int | None, workers: int) -> FileSource:
     """``split`` of a folder or a .tar archive by the rules of `layout`. Raises ``InputError`` like `find_split` and `read_archive`."""
-    if path.is_dir():
-        return FileSource(ImageFiles(find_split(FolderTree(path), split)), channels, workers)
-    return FileSource(ImageFiles(find_split(read_archive(path), split), str(path)), channels, workers)
+    archive = None if path.is_dir() else str(path)
+    root: Tree = FolderTree(path) if archive is None else read_archive(path)
+    source = FileSource(ImageFiles(find_split(root, split), archive), channels, workers)
+    source.no_test = why_no_split(root, "test")
+    return source
 
 
 def read_archive(path: Path) -> ArchiveTree:

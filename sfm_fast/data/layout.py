@@ -146,6 +146,15 @@ def find_split(root: Tree, split: str) -> Split:
     return Split(chosen.told, classes, entries, left_out)
 
 
+def why_no_split(root: Tree, split: str) -> str:
+    """Why `find_split` would not find ``split``, or "" if it would choose a folder for it."""
+    try:
+        _choose(root, split)
+    except InputError as error:
+        return str(error)
+    return ""
+
+
 def kind_of_split(name: str) -> str | None:
     """ "train", "test" or "val" if ``name`` contains one of their words ("Training", "seg_train", "test-images", "val2017")."""
     parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", name)

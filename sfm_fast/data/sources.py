@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -27,7 +28,7 @@ class ImageSource:
     """Labelled images: ``batches`` streams all of them in order, ``take`` fetches some by index.
 
     channels: of synthetic images made from it, 1 if it is grey, else 3. random_access: whether ``take`` reads only the images it needs,
-    or all of them. told: a summary of the data set in one line, or "".
+    or all of them. told: a summary of the data set in one line, or "". no_test: why a folder or archive has no test split, or "".
     """
 
     name: str
@@ -35,6 +36,7 @@ class ImageSource:
     channels: int
     random_access = True
     told = ""
+    no_test = ""
 
     @property
     def exact_channels(self) -> int:
@@ -106,6 +108,12 @@ class ArraySource(ImageSource):
     def take(self, indices: Sequence[int], transform: ImageTransform) -> tuple[Tensor, Tensor]:
         rows = torch.as_tensor(indices, dtype=torch.int64)
         return transform.batch(self.images[rows]), self.labels[rows]
+
+    def subset(self, rows: Sequence[int], name: str) -> ArraySource:
+        """The images at ``rows`` as a source of their own."""
+        part = copy.copy(self)
+        part.name, part.images, part.labels = name, self.images[rows], self.labels[rows]
+        return part
 
     def counts(self) -> list[int]:
         return torch.bincount(self.labels, minlength=len(self.class_names)).tolist()

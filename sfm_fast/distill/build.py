@@ -36,6 +36,8 @@ def make_distiller(
     Raises ``InputError`` if a needed input is missing, or if the statistics come from another backbone or data set.
     """
     kind = METHODS[config.method]
+    if kind.trains_backbone(config):
+        backbone = backbone.unprepared()
     if kind.needs_images:
         names = [] if source is None else source.class_names
         channels = backbone.in_channels if source is None else min(source.channels, backbone.in_channels)
@@ -86,6 +88,13 @@ def check_made_with(statistics: ClassStatistics, backbone: Backbone) -> None:
             f"{statistics.where}: computed in {precision}, but the backbone runs in {backbone.precision}, so features differ a little; recompute them",
             RuntimeWarning,
             stacklevel=3,
+        )
+    prepared = made_with.get("prepared", backbone.prepared)
+    if prepared != backbone.prepared:
+        how = {True: "prepared", False: "as loaded (--no-prepare)"}
+        raise InputError(
+            f"{statistics.where}: computed with the backbone {how[bool(prepared)]}, but here it runs {how[bool(backbone.prepared)]}; "
+            "recompute them, or run it in the same way"
         )
 
 

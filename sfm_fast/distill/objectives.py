@@ -58,6 +58,11 @@ class Objective(Method, ABC):
     views: int = 1  # augmented views per synthetic image and step
 
     @classmethod
+    def trains_backbone(cls, config: Any) -> bool:
+        """Whether the backbone's parameters get gradients too, as in the public code of LGM; then it runs as loaded, not prepared."""
+        return False
+
+    @classmethod
     @abstractmethod
     def build(cls, config: Any, given: Given) -> Objective:
         """The objective for a `DistillConfig`. Raises ``InputError`` if ``given`` lacks a needed input."""
@@ -177,7 +182,11 @@ class GradientMatching(Matching, Objective):
         self.transform = ImageTransform(size, size, given.channels)
         self.batch = min(config.ipc * self.views * given.num_classes, len(source))
         # The gradient to the images doesn't need the parameters' gradients, but the public code computes them, and so does "stock".
-        self.backbone_gradients = self.variant == "stock"
+        self.backbone_gradients = self.trains_backbone(config)
+
+    @classmethod
+    def trains_backbone(cls, config: Any) -> bool:
+        return bool(config.lgm_variant == "stock")
 
     @classmethod
     def build(cls, config: Any, given: Given) -> GradientMatching:

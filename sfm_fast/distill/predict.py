@@ -6,7 +6,6 @@ the last one cost the same and are skipped.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._pytree import tree_iter
 
 from ..backbones.backbone import Backbone
+from ..backbones.dataflow import without_values
 from ..data.sources import ImageSource
 from ..data.transforms import ImageTransform
 from ..measure.tracker import Tracker
@@ -157,10 +156,12 @@ def predict_step(
     backbone: with weights, or without from `shape_of_backbone`. micro_batch: images at a time (None: all).
     count_parameters: whether the backbone's weights are part of the peak.
     """
+    if METHODS[config.method].trains_backbone(config):
+        backbone = backbone.unprepared()
     tracker, device = Tracker(), backbone.device
     count, size = classes * config.ipc, config.size or backbone.image_size
     with FakeTensorMode(), tracker:
-        model = _without_values(backbone.model, device)
+        model = without_values(backbone.model, device)
         tracker.assign("parameters" if count_parameters else "", model.state_dict(keep_vars=True).values())
         stand_in = replace(
             backbone,
@@ -198,19 +199,3 @@ def predict_step(
     kept = [pyramid, *moments, *([] if average is None else [average])]
     host = sum(tensor.nbytes for tensor in kept) if host_state else 0
     return Prediction(tracker.peak, tracker.at_peak(), round(flops), host)
-
-
-def _without_values(model: nn.Module, device: torch.device) -> nn.Module:
-    """A copy of ``model`` with new parameters and buffers, which take no memory in a fake tensor mode."""
-
-    def like(tensor: Tensor) -> Tensor:
-        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
-
-    copies: dict[int, Any] = {id(value): nn.Parameter(like(value), False) for value in model.parameters()}
-    copies |= {id(value): like(value) for value in model.buffers()}
-    for module in model.modules():  # tensors in other attributes too, such as cached attention biases
-        beside = {
-            name: value for name, value in vars(module).items() if name not in ("_parameters", "_buffers", "_modules")
-        }
-        copies |= {id(value): like(value) for value in tree_iter(beside) if isinstance(value, Tensor)}
-    return copy.deepcopy(model, copies)

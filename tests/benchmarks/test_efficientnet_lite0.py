@@ -27,7 +27,7 @@ def test_what_it_is(backbone):
         [0.5] * 3,
         [0.5] * 3,
     )
-    assert {m.eps for m in backbone.model.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {1e-3}
+    assert {m.eps for m in backbone.unprepared().model.modules() if isinstance(m, torch.nn.BatchNorm2d)} == {1e-3}
     assert not any(p.requires_grad for p in backbone.model.parameters())
     larger = efficientnet_lite0.load_efficientnet_lite0(image_size=96)
     assert larger.fingerprint == backbone.fingerprint
