@@ -10,16 +10,16 @@ if TYPE_CHECKING:
     from .load import load_backbone as load_backbone
     from .load import resolve_device as resolve_device
     from .load import shape_of_backbone as shape_of_backbone
+    from .names import DEFAULT as DEFAULT
+    from .names import SHIPPED as SHIPPED
     from .prepare import prepare_frozen as prepare_frozen
-    from .shipped import DEFAULT as DEFAULT
-    from .shipped import SHIPPED as SHIPPED
 
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "backbone": "Backbone",
         "load": "freeze load_backbone resolve_device shape_of_backbone",
+        "names": "DEFAULT SHIPPED",
         "prepare": "prepare_frozen",
-        "shipped": "DEFAULT SHIPPED",
     },
 )

@@ -18,15 +18,16 @@ from . import prepare as preparing
 from . import timm_models
 from .backbone import Backbone
 from .checkpoints import fingerprint, load_weights, model_options, read_checkpoint
-from .shipped import DEFAULT, SHIPPED, read_shipped
-
-PRECISIONS = ("auto", "fp32", "bf16")
+from .names import DEFAULT, SHIPPED, check_weights
+from .names import PRECISIONS as PRECISIONS
+from .shipped import read_shipped
 
 
 def load_backbone(
     name: str = DEFAULT,
     checkpoint: str | os.PathLike[str] | None = None,
     *,
+    weights: str = "pretrained",
     device: torch.device | str = "cpu",
     image_size: int | None = None,
     precision: str = "auto",
@@ -40,6 +41,7 @@ def load_backbone(
         name: "fashion_vit" or "fashion_cnn" (shipped, self-supervised on Fashion-MNIST), or any name of ``timm.list_models()``.
         checkpoint: local file of weights, .safetensors or .pth (read with ``weights_only=True``); None: timm's pretrained weights
             from the hub. For a shipped name: a file of scripts/pretrain_backbone.py, which includes the architecture.
+        weights: "pretrained"; or "random" for timm's initial weights, the same every time: a try of a timm model without a download.
         image_size: input size in pixels, for models that accept other sizes than their default.
         precision: "fp32", "bf16" (weights and activations; features are returned as float32) or "auto": bf16 on GPUs that support
             it, else fp32.
@@ -55,6 +57,7 @@ def load_backbone(
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     _check_image_size(image_size)
+    check_weights(name, checkpoint, weights)
     device = resolve_device(device)
     if precision == "auto":
         has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -64,13 +67,15 @@ def load_backbone(
         model, config, state = read_shipped(name, path, image_size)
         load_weights(model, {key: tensor.float() for key, tensor in state.items()}, path)
     else:
-        model, config = _from_timm(name, checkpoint, image_size)
+        model, config = _from_timm(name, checkpoint, image_size, weights)
     options: dict[str, Any] = dict(
         device=device, precision=precision, compile=compile, grad_checkpointing=grad_checkpointing
     )
     backbone = freeze(name, model, config, prepare=prepare, **options)
     # Loading again, where the original is needed at all, takes less memory than keeping it.
-    again = functools.partial(load_backbone, name, checkpoint, image_size=image_size, prepare=False, **options)
+    again = functools.partial(
+        load_backbone, name, checkpoint, weights=weights, image_size=image_size, prepare=False, **options
+    )
     return replace(backbone, original=again) if backbone.prepared else backbone
 
 
@@ -142,14 +147,12 @@ def _check_image_size(image_size: int | None) -> None:
 
 
 def _from_timm(
-    name: str, checkpoint: str | os.PathLike[str] | None, image_size: int | None
+    name: str, checkpoint: str | os.PathLike[str] | None, image_size: int | None, weights: str
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     timm_models.check_name(name)
     if checkpoint is None:
-        return timm_models.create(name, image_size, pretrained=True)
+        return timm_models.create(name, image_size, pretrained=weights == "pretrained")
     checkpoint = expand(checkpoint, "checkpoint")
-    if not checkpoint.exists():
-        raise InputError(f"checkpoint {checkpoint}: no such file")
     state = read_checkpoint(checkpoint)
     model, config = timm_models.create(name, image_size, pretrained=False, **model_options(state))
     load_weights(model, state, checkpoint)

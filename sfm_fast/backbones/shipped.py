@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
 
 from torch import Tensor, nn
 
 from ..checks import check_side
 from ..errors import InputError
 from ..files import Metadata, load_tensors
-
-DEFAULT = "fashion_vit"
-ASSETS = Path(__file__).parent / "assets"
-SHIPPED = {name: ASSETS / f"{name}.safetensors" for name in (DEFAULT, "fashion_cnn")}
+from .names import ASSETS as ASSETS
+from .names import DEFAULT as DEFAULT
+from .names import SHIPPED as SHIPPED
 
 
 def build_shipped(architecture: Metadata) -> nn.Module:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import InputError, reason_of
-from .shipped import SHIPPED
+from .hub import hub_or_cache
+from .names import SHIPPED
 
 
 def check_name(name: str) -> None:
@@ -30,6 +32,7 @@ def create(
 ) -> tuple[nn.Module, Mapping[str, Any]]:
     """A timm model without head, and its data config; ``options`` are passed to the model.
 
+    Without ``pretrained`` weights it has timm's initial ones, the same at every call.
     Raises ``InputError`` for an unknown name, pretrained weights that can't be downloaded, or an ``image_size`` that the model can't take.
     """
     import timm
@@ -38,16 +41,18 @@ def create(
     check_name(name)
     sized = options if image_size is None else {**options, "img_size": image_size}
     try:
-        try:
-            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
-        except TypeError:  # convolutional models take any size and have no such argument
-            model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
+        with hub_or_cache(name) if pretrained else _fixed_seed():
+            try:
+                model = timm.create_model(name, pretrained=pretrained, num_classes=0, **sized)
+            except TypeError:  # convolutional models take any size and have no such argument
+                model = timm.create_model(name, pretrained=pretrained, num_classes=0, **options)
     except Exception as error:  # the hub client raises many exceptions
         reason = reason_of(error)
         if not pretrained:
             raise InputError(f"backbone {name!r} can't be built with {sized}: {reason}") from error
         raise InputError(
-            f"backbone {name!r}: its pretrained weights can't be loaded ({reason}); give a local checkpoint (--checkpoint FILE)"
+            f"backbone {name!r}: its pretrained weights can't be loaded ({reason}); give a local file of weights "
+            "(--checkpoint FILE), or try the model without training (--weights random)"
         ) from error
     config = dict(resolve_model_data_config(model))
     if image_size not in (None, model.default_cfg.get("input_size", (0,))[-1]):
@@ -55,6 +60,14 @@ def create(
     if image_size is not None:
         config["input_size"] = (config["input_size"][0], image_size, image_size)
     return model, config
+
+
+@contextlib.contextmanager
+def _fixed_seed() -> Iterator[None]:
+    """Within the context torch's random numbers on the CPU are the same every time; afterwards its generator is as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
+        yield
 
 
 def _check_patches(name: str, model: nn.Module, image_size: int) -> None:
