@@ -1,4 +1,4 @@
-"""Options that several commands share, and what they open: data sets and backbones."""
+"""Options that several commands share, and the checks of them that need neither torch nor timm."""
 
 from __future__ import annotations
 
@@ -7,29 +7,24 @@ import argparse
 from ..arguments import add_list as add_list
 from ..arguments import add_options as add_options
 from ..arguments import check_names as check_names
-from ..arguments import finish as finish
+from ..arguments import check_threads
 from ..arguments import given_options as given_options
 from ..arguments import made as made
-from ..arguments import say as say
-from ..arguments import use_threads as use_threads
-from ..backbones.backbone import Backbone
-from ..backbones.load import PRECISIONS, load_backbone
-from ..backbones.shipped import DEFAULT, SHIPPED
-from ..data import datasets
-from ..data.sources import ImageSource
+from ..backbones.names import DEFAULT, PRECISIONS, SHIPPED, WEIGHTS, check_weights
+from ..data import spec
 from ..errors import InputError
+from ..files import check_input_file
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """--data, --data-root, --num-classes and --workers."""
+    """--data, --data-root, --num-classes, --workers, --hold-out and --hold-out-seed."""
     # --data has no default here: some commands must know whether it was given.
-    parser.add_argument(
-        "--data", metavar="SPEC", help=f"{datasets.HELP} (default: {datasets.EMBEDDED})".replace("%", "%%")
-    )
+    parser.add_argument("--data", metavar="SPEC", help=f"{spec.HELP} (default: {spec.EMBEDDED})".replace("%", "%%"))
     add_reading_arguments(parser)
     parser.add_argument(
         "--num-classes", type=int, metavar="C", help="number of classes, for data sets that don't state it"
     )
+    add_options(parser, spec.HoldOut)
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -44,7 +39,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--backbone and --image-size: the architecture."""
+    """--backbone, --image-size and --no-prepare: the architecture."""
     parser.add_argument(
         "--backbone", metavar="NAME", default=DEFAULT, help=f"{' or '.join(SHIPPED)} (shipped), or any timm model"
     )
@@ -54,15 +49,27 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PX",
         help="input size in pixels, for models that accept other sizes than their default",
     )
+    parser.add_argument(
+        "--no-prepare",
+        dest="prepare",
+        action="store_false",
+        help="run the backbone as loaded, instead of with its batch norms and other constants folded into its weights",
+    )
 
 
 def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
-    """--checkpoint and the options of `add_model_arguments` and `add_machine_arguments`."""
+    """--checkpoint, --weights and the options of `add_model_arguments` and `add_machine_arguments`."""
     add_model_arguments(parser)
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
         help="local file of weights, .safetensors or .pth (default: timm's pretrained weights)",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=WEIGHTS,
+        default=WEIGHTS[0],
+        help="random: timm's initial weights instead of pretrained ones, to try a model without a download",
     )
     add_machine_arguments(parser)
 
@@ -71,6 +78,7 @@ def add_evaluating_backbone_arguments(parser: argparse.ArgumentParser, purpose: 
     """--eval-backbone and what belongs to it; `open_evaluating_backbone` reads them."""
     parser.add_argument("--eval-backbone", metavar="NAME", help=f"{purpose} (default: the distilling one, --backbone)")
     parser.add_argument("--eval-checkpoint", metavar="FILE", help="local file of weights for --eval-backbone")
+    parser.add_argument("--eval-weights", choices=WEIGHTS, help="like --weights, for --eval-backbone")
     parser.add_argument("--eval-image-size", type=int, metavar="PX", help="input size of --eval-backbone in pixels")
 
 
@@ -90,55 +98,53 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
-def set_threads(args: argparse.Namespace) -> None:
-    """Apply --threads, and check --batch-size and --workers, before any work is done."""
+def check_machine(args: argparse.Namespace) -> None:
+    """Check --batch-size, --workers and --threads."""
     if args.batch_size < 1:
         raise InputError(f"--batch-size must be at least 1, got {args.batch_size}")
     if getattr(args, "workers", None) is not None and args.workers < 0:
         raise InputError(f"--workers must be at least 0, got {args.workers}")
-    use_threads(args.threads)
+    check_threads(args.threads)
 
 
-def open_data(args: argparse.Namespace, split: str, channels: int | None = None) -> ImageSource:
-    """The data set of --data; prints which images of a folder or archive are used and which are left out."""
-    source = datasets.open_dataset(
-        datasets.EMBEDDED if args.data is None else args.data,
-        split,
-        root=args.data_root,
-        channels=channels,
-        num_classes=args.num_classes,
-        workers=args.workers,
-    )
-    if source.told:
-        say(args, source.told)
-    return source
+def check_data(args: argparse.Namespace, *splits: str) -> None:
+    """Check that there is a data set by the name --data, and the options of `add_data_arguments`."""
+    held = made(args, spec.HoldOut)
+    for split in splits:
+        spec.check_spec(data_of(args), split, args.data_root, held)
 
 
-def open_backbone(args: argparse.Namespace, **options: bool) -> Backbone:
-    """The backbone of --backbone and --checkpoint; ``options`` are passed to `load_backbone`."""
-    return load_backbone(
-        args.backbone,
-        args.checkpoint,
-        device=args.device,
-        image_size=args.image_size,
-        precision=args.precision,
-        **options,
-    )
+def data_of(args: argparse.Namespace) -> str:
+    """The name of the data set."""
+    return spec.EMBEDDED if args.data is None else str(args.data)
 
 
-def open_evaluating_backbone(args: argparse.Namespace) -> Backbone | None:
-    """The backbone of --eval-backbone, --eval-checkpoint and --eval-image-size; None if none of them is given.
+def check_backbones(args: argparse.Namespace) -> None:
+    """Check the weights of --backbone, and of the evaluating backbone if the command has one."""
+    check_weights(args.backbone, args.checkpoint, args.weights)
+    if hasattr(args, "eval_backbone") and (evaluating := evaluating_of(args)) is not None:
+        name, checkpoint, weights, _ = evaluating
+        check_weights(name, checkpoint, weights)
 
-    Without --eval-backbone the model is --backbone, with --image-size and --checkpoint unless --eval-image-size or --eval-checkpoint replaces them.
+
+def evaluating_of(args: argparse.Namespace) -> tuple[str, str | None, str, int | None] | None:
+    """Name, checkpoint, kind of weights and input size of the evaluating backbone; None if none of its options is given.
+
+    Without --eval-backbone the model is --backbone, with its options unless --eval-checkpoint, --eval-weights or --eval-image-size
+    replaces them.
     """
-    if args.eval_backbone is None and args.eval_checkpoint is None and args.eval_image_size is None:
+    name, checkpoint, weights, size = args.eval_backbone, args.eval_checkpoint, args.eval_weights, args.eval_image_size
+    if (name, checkpoint, weights, size) == (None, None, None, None):
         return None
-    own = args.eval_backbone is None
-    checkpoint, size = args.eval_checkpoint, args.eval_image_size
-    return load_backbone(
-        args.backbone if own else args.eval_backbone,
-        args.checkpoint if own and checkpoint is None else checkpoint,
-        device=args.device,
-        image_size=args.image_size if own and size is None else size,
-        precision=args.precision,
-    )
+    if name is None:
+        name, size = args.backbone, args.image_size if size is None else size
+        if checkpoint is None and weights is None:
+            checkpoint, weights = args.checkpoint, args.weights
+    return name, checkpoint, weights or WEIGHTS[0], size
+
+
+def check_inputs(*paths: str | None) -> None:
+    """Check that every file that is given exists."""
+    for path in paths:
+        if path is not None:
+            check_input_file(path)
