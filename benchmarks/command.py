@@ -7,13 +7,12 @@ import sys
 from pathlib import Path
 
 from sfm_fast.arguments import add_list, check_names, finish, say, use_threads
-from sfm_fast.backbones.load import resolve_device
 from sfm_fast.errors import InputError, require_package
 from sfm_fast.files import check_output_file, write_json, write_text
 
-from . import compare, presets, rows
-from .registry import Options
+from . import names
 
+# What loads torch is imported where it is used, so that help and usage errors take no time.
 SUMMARY = "Measure time and memory beside torch and LGM; write tables and a page; compare two results."
 EXAMPLE = (
     "sfm-fast bench --preset laptop --out bench\n"
@@ -25,13 +24,13 @@ COULD_NOT_COMPARE = 2
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    known = "; ".join(f"{name}: {preset.about}" for name, preset in presets.PRESETS.items())
+    known = "; ".join(f"{name}: {preset.about}" for name, preset in names.PRESETS.items())
     parser.add_argument("--preset", metavar="NAME", default="laptop", help=known)
     add_list(
         parser,
         "--suite",
         metavar="NAME",
-        help=f"only these of {', '.join(presets.SUITES)}; the result's other rows stay",
+        help=f"only these of {', '.join(names.SUITES)}; the result's other rows stay",
     )
     parser.add_argument(
         "--only", metavar="TEXT", default="", help="only cases whose name contains this; the result's other rows stay"
@@ -65,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", nargs="*", metavar="FILE", help="result files of `sfm-fast bench`: base, then head")
-    add_list(parser, "--only", metavar="KIND", default=",".join(compare.KINDS), help="what to compare")
+    add_list(parser, "--only", metavar="KIND", default=",".join(names.KINDS), help="what to compare")
     parser.add_argument(
         "--tolerance", type=float, metavar="F", default=0.01, help="fraction that bytes and operations may grow"
     )
@@ -79,7 +78,10 @@ def _add_compare(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Measure a preset, and write its result and its reports."""
-    from . import runner  # not at the start of every `sfm-fast`
+    from sfm_fast.backbones.load import resolve_device
+
+    from . import rows, runner
+    from .registry import Options
     from .report import page, tables
 
     use_threads(args.threads)
@@ -125,6 +127,7 @@ def _folder(name: str) -> Path:
 
 def run_report(args: argparse.Namespace) -> None:
     """Write the page, and the other requested forms, of existing results."""
+    from . import rows
     from .report import page, tables
 
     for option in ("out", "markdown", "csv"):
@@ -152,6 +155,8 @@ def run_compare(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> int:
+    from . import compare, rows
+
     limits = compare.Limits(args.tolerance, args.time_tolerance, args.allow_missing)
     kinds = check_names("--only", args.only, compare.KINDS)
     if not kinds:

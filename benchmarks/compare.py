@@ -15,12 +15,12 @@ from sfm_fast.report.tables import text_table
 from sfm_fast.units import percent
 
 from .machine import Environment
+from .names import KINDS as KINDS
 from .rows import Result, Row
 
 REGRESSION, UNCHANGED, IMPROVED = "regression", "unchanged", "improved"
 ONLY_BASE, ONLY_HEAD, NOT_COMPARED = "only in base", "only in head", "not compared"
 ORDER = (REGRESSION, ONLY_BASE, NOT_COMPARED, ONLY_HEAD, IMPROVED, UNCHANGED)
-KINDS = ("bytes", "flops", "times")
 
 
 @dataclass(frozen=True)

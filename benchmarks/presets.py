@@ -5,37 +5,13 @@ from __future__ import annotations
 import itertools
 from dataclasses import dataclass, replace
 
-from sfm_fast.backbones.shipped import DEFAULT
-from sfm_fast.data.datasets import EMBEDDED
+from sfm_fast.backbones.names import DEFAULT
+from sfm_fast.data.spec import EMBEDDED
 
+from .names import PRESETS as PRESETS
+from .names import SUITES as SUITES
+from .names import Preset as Preset
 from .shapes import ImageShape, LossShape
-
-SUITES = (
-    "losses",
-    "images",
-    "step",
-    "loading",
-    "scaling",
-    "startup",
-)  # modules of benchmarks/suites, in the order they run
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A choice of sizes for one kind of machine. gpu: without a GPU it can only be predicted."""
-
-    about: str
-    gpu: bool = False
-
-
-PRESETS = {
-    "laptop": Preset("embedded data and the shipped backbone, about twelve minutes on 2 cores"),
-    "imagenet-100": Preset("ViT-B/14 and 100 classes, for a GPU or --predict", gpu=True),
-    "imagenet-1k": Preset("ViT-B/14 and 1000 classes, for a GPU or --predict", gpu=True),
-    "full": Preset("the losses at every number of classes and features: half an hour on 2 cores"),
-    "small": Preset("small shapes: does everything run"),
-}
-
 
 # --- losses ------------------------------------------------------------------------------------------------------------
 

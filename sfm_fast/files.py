@@ -78,6 +78,12 @@ def check_output_file(path: str | os.PathLike[str], argument: str) -> None:
         raise InputError(f"{argument} {path}: can't be written")
 
 
+def check_input_file(path: str | os.PathLike[str]) -> None:
+    """Raise ``InputError`` if there is no file ``path``; meant to be called before the work."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file")
+
+
 def check_replaces_json(path: str | os.PathLike[str], argument: str) -> None:
     """Raise ``InputError`` naming ``argument`` if ``path`` is an existing file other than JSON, which should not be replaced."""
     if Path(path).is_file():
@@ -162,8 +168,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
     require_package("safetensors", "reading tensors", "distill")
     from safetensors import SafetensorError, safe_open
 
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file")
+    check_input_file(path)
     try:
         # By file descriptor, because safetensors can't open names that aren't UTF-8.
         with open(path, "rb") as opened, safe_open(f"/dev/fd/{opened.fileno()}", framework="pt") as file:
@@ -213,6 +218,15 @@ def locked_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
         handle.flush()
         # The file is kept: if it were removed, a third process could lock a new one while a second holds the old one.
         yield path
+
+
+def check_unlocked(folder: str | os.PathLike[str]) -> None:
+    """Raise ``InputError`` if another process has locked ``folder``; changes nothing, and holds the lock only for a moment."""
+    path = Path(folder)
+    if (path / LOCK_NAME).is_file() and os.access(path / LOCK_NAME, os.R_OK):
+        with open(path / LOCK_NAME, encoding="utf-8", errors="replace") as handle, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `locked_folder` will say that the file system has no locks
+            _lock(handle, path)
 
 
 def _lock(handle: TextIO, folder: Path) -> None:

@@ -25,9 +25,9 @@ from ..errors import InputError
 from ..evaluation.heads import Classifier, LinearMap, Projector, compose
 from ..files import Metadata, expand
 from ..synthetic import SyntheticSet, from_bytes, to_bytes
-from . import card, format
+from . import card, format, place
 
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+DTYPES = dict(zip(place.DTYPES, (torch.bfloat16, torch.float32), strict=True))
 Head = TypeVar("Head", Classifier, Projector)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import re
 import tempfile
 from collections.abc import Callable, Mapping
@@ -21,11 +20,13 @@ from ..backbones.record import as_recorded, save_weights
 from ..checks import MOST_PIXELS
 from ..errors import InputError
 from ..evaluation.heads import CLASSIFIER_METADATA, PROJECTOR_METADATA
-from ..files import Metadata, check_output_file, expand, parse_json, read_safetensors, save_tensors
+from ..files import Metadata, parse_json, read_safetensors, save_tensors
 from ..schema import check
 from ..version import __version__
+from .place import FORMAT, check_bundle_there
+from .place import check_bundle_file as check_bundle_file
 
-FORMAT, VERSION = "sfm_fast.bundle", 1
+VERSION = 1
 IMAGES, CLASSIFIER, PROJECTOR, WEIGHTS = "synthetic images", "classifier", "projector", "backbone's weights"
 _PARTS = {
     IMAGES: "images.",
@@ -133,41 +134,6 @@ class Stored:
         return " x ".join(map(str, first.shape)) + f", {str(first.dtype).removeprefix('torch.')}"
 
 
-def check_bundle_file(path: str | os.PathLike[str], argument: str = "path") -> Path:
-    """The path to write a bundle to, with symbolic links resolved; changes nothing.
-
-    Raises ``InputError`` naming ``argument`` unless ``path`` is new or a bundle, in a folder that can be written.
-    """
-    if not str(path):
-        raise InputError(f"{argument} must be a file, got an empty name")
-    target = Path(os.path.realpath(expand(path, argument)))
-    if target.is_file() and not is_bundle(target):
-        raise InputError(f"{argument} {path}: exists and is no bundle; choose another name")
-    above = next(parent for parent in target.parents if parent.exists())
-    check_output_file(target if above == target.parent else above / target.name, argument)
-    return target
-
-
-def is_bundle(path: Path) -> bool:
-    """Whether the file's header says that it is a bundle, of any version."""
-    try:
-        return str(_header(path).get("file_format", "")).startswith(f'"{FORMAT}/')
-    except (OSError, ValueError, RecursionError):
-        return False
-
-
-def _header(path: Path) -> Metadata:
-    """The metadata of a safetensors file, without reading its tensors."""
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > 100_000_000:  # safetensors' own limit
-            raise ValueError("no safetensors file")
-        metadata = parse_json(file.read(length).decode())["__metadata__"]
-    if not isinstance(metadata, dict):
-        raise ValueError("no metadata")
-    return metadata
-
-
 def write(path: Path, stored: Stored) -> None:
     """Write ``stored`` to ``path``, atomically, and record its size."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -179,8 +145,7 @@ def write(path: Path, stored: Stored) -> None:
 
 def read(path: Path) -> Stored:
     """The contents of a file of `write`; raises ``InputError`` if it is missing, damaged or of a later format."""
-    if not path.is_file():
-        raise InputError(f"{path}: no bundle here" + (" (it is a folder)" if path.is_dir() else ""))
+    check_bundle_there(path)
     tensors, encoded = read_safetensors(path)
     try:
         config = {name: parse_json(text) for name, text in encoded.items() if name != "format"}

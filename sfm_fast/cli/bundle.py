@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
-from dataclasses import asdict
 
-from ..backbones.record import check_storable
-from ..bundle.bundle import DTYPES, Bundle, check_parts
-from ..bundle.format import check_bundle_file
-from ..checks import check_class_names
-from ..data.datasets import open_dataset
+from ..bundle.place import DTYPES, check_bundle_file
+from ..data.spec import HoldOut, check_spec
 from ..errors import InputError
-from ..evaluation.heads import Classifier
-from ..evaluation.projector import ProjectorFit
-from ..report.tables import text_table
-from ..synthetic import SyntheticSet
+from ..evaluation.config import ProjectorFit
 from . import common
+from .evaluate import synthetic_of
 
 NAME = "bundle"
 SUMMARY = "Put the synthetic images, a classifier and a projector into one file that classifies photos without the training data."
@@ -45,8 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="data set to measure the bundle's accuracy on, which is stored in the bundle; takes the same names as --data of `sfm-fast classifier`",
     )
     parser.add_argument("--test-split", default="test", help="split of --test-data")
+    common.add_options(parser, HoldOut)
     common.add_reading_arguments(parser)
-    parser.add_argument("--dtype", choices=tuple(DTYPES), default="bf16", help="data type of the stored weights")
+    parser.add_argument("--dtype", choices=DTYPES, default="bf16", help="data type of the stored weights")
     parser.add_argument(
         "--folded",
         action="store_true",
@@ -59,51 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    common.set_threads(args)
+def check(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` for what is wrong before any work is done."""
+    common.check_machine(args)
     target = check_bundle_file(args.out, "--out")
     if args.json and os.path.realpath(args.json) == str(target):
         raise InputError(f"--json {args.json}: is the same file as --out; choose another one")
-    fit = common.made(args, ProjectorFit)
-    synthetic = SyntheticSet.load(args.run_folder)
-    classifier = Classifier.load(args.classifier)
-    phi = common.open_backbone(args)
-    check_parts(synthetic, classifier, phi)
-    test = None
+    held = common.made(args, HoldOut)
+    common.made(args, ProjectorFit)
+    common.check_inputs(synthetic_of(args.run_folder), args.classifier)
     if args.test_data is not None:
-        count = len(classifier.class_names)
-        test = open_dataset(
-            args.test_data, args.test_split, root=args.data_root, num_classes=count, workers=args.workers
-        )
-        if test.told:
-            common.say(args, test.told)
-        check_class_names(test.class_names, classifier.class_names, test.name, "the bundle's")
-    psi = common.open_evaluating_backbone(args)
-    if args.with_backbone:
-        check_storable(psi or phi)
-    bundle = Bundle.create(synthetic, classifier, phi, psi, batch_size=args.batch_size, **asdict(fit))
-    bundle = bundle.as_stored(
-        dtype=args.dtype, folded=args.folded
-    )  # the accuracy must be measured with the weights as stored
-    if test is not None:
-        bundle.evaluate(test, batch_size=args.batch_size, progress=not args.quiet)
-    bundle.save(args.out, dtype=args.dtype, folded=args.folded, with_backbone=args.with_backbone)
-    sizes = bundle.size_report()
-    common.finish(
-        args,
-        {
-            "out": args.out,
-            "sizes": sizes,
-            "class_names": bundle.class_names,
-            "distilling_backbone": bundle.phi,
-            "evaluating_backbone": bundle.psi,
-            "made": bundle.made,
-            "accuracy": bundle.accuracy,
-            "dtype": args.dtype,
-            "folded": args.folded,
-            "with_backbone": args.with_backbone,
-        },
-        text_table(["part", "bytes", "what"], ([row["what"], f"{row['bytes']:,}", row["detail"]] for row in sizes)),
-        bundle.accuracy_text(),
-        f"{len(bundle.class_names)} classes, photos through {bundle.psi['name']} -> {args.out}",
-    )
+        check_spec(args.test_data, args.test_split, args.data_root, held)
+    common.check_backbones(args)

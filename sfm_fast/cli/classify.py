@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
-from ..bundle.bundle import Bundle
+from ..bundle.place import check_bundle_there
 from ..errors import InputError
 from . import common
 
@@ -25,18 +26,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_machine_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
-    common.set_threads(args)
+def check(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` for what is wrong before any work is done."""
+    common.check_machine(args)
     if args.top < 1:
         raise InputError(f"--top must be at least 1, got {args.top}")
-    bundle = Bundle.load(args.bundle, checkpoint=args.checkpoint, device=args.device, precision=args.precision)
-    predictions = bundle.classify(args.photos, top=args.top, batch_size=args.batch_size)
-    lines = [
-        f"{photo}: " + ", ".join(f"{name} {100 * probability:.1f} %" for name, probability in classes)
-        for photo, classes in zip(args.photos, predictions, strict=True)
-    ]
-    rows = [
-        {"photo": photo, "classes": [{"name": name, "probability": value} for name, value in classes]}
-        for photo, classes in zip(args.photos, predictions, strict=True)
-    ]
-    common.finish(args, {"rows": rows, "bundle": args.bundle, "backbone": bundle.psi}, *lines)
+    check_bundle_there(Path(args.bundle))
+    for photo in args.photos:
+        if not Path(photo).exists():
+            raise InputError(f"{photo}: no such file")
+    if args.checkpoint is not None:
+        common.check_weights(args.bundle, args.checkpoint)

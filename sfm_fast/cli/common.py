@@ -10,7 +10,8 @@ from ..arguments import check_names as check_names
 from ..arguments import check_threads
 from ..arguments import given_options as given_options
 from ..arguments import made as made
-from ..backbones.names import DEFAULT, PRECISIONS, SHIPPED, WEIGHTS, check_weights
+from ..backbones.names import DEFAULT, PRECISIONS, SHIPPED, WEIGHTS
+from ..backbones.names import check_weights as check_weights
 from ..data import spec
 from ..errors import InputError
 from ..files import check_input_file

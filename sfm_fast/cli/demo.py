@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import functools
-from dataclasses import asdict
-from pathlib import Path
 
-from ..backbones.load import load_backbone
-from ..demo.page import cost_table
-from ..demo.run import METHODS_SHOWN, run_demo
 from ..distill.config import DistillConfig
 from ..errors import InputError
-from ..evaluation.modes import ProbeConfig
-from ..report.tables import accuracy_table
+from ..evaluation.config import ProbeConfig
 from . import common
 
 NAME = "demo"
@@ -44,28 +37,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_machine_arguments(parser)
 
 
-def run(args: argparse.Namespace) -> None:
-    common.set_threads(args)
-    config = DistillConfig(steps=args.steps, lr=args.lr, grow_every=max(1, args.steps // 15))
+def check(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` for what is wrong before any work is done."""
+    common.check_machine(args)
+    config(args), ProbeConfig(seeds=args.seeds)
     if args.rounds < 1:
         raise InputError(f"--rounds must be at least 1, got {args.rounds}")
-    shown = run_demo(
-        args.out,
-        functools.partial(load_backbone, device=args.device, precision=args.precision),
-        config,
-        ProbeConfig(seeds=args.seeds),
-        rounds=args.rounds,
-        batch_size=args.batch_size,
-        progress=not args.quiet,
-        say=functools.partial(common.say, args),
-    )
-    common.finish(
-        args,
-        asdict(shown),
-        "",
-        accuracy_table(shown.rows),
-        "",
-        cost_table(shown.costs),
-        "",
-        f"{shown.seconds:.0f} s in total; see {Path(shown.page).resolve()} and {Path(args.out) / METHODS_SHOWN[-1] / 'images'}",
-    )
+
+
+def config(args: argparse.Namespace) -> DistillConfig:
+    """The configuration of the demo's runs."""
+    return DistillConfig(steps=args.steps, lr=args.lr, grow_every=max(1, args.steps // 15))

@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
-from ..distill.build import make_distiller
-from ..distill.config import RECOMMENDED, STATES, DistillConfig, Execution
-from ..distill.objectives import METHODS
-from ..distill.run import Every
+from ..distill.config import RECOMMENDED, STATES, DistillConfig, Every, Execution
+from ..distill.methods import DECLARED
 from ..distill.run_folder import check_run_folder
 from ..errors import InputError
-from ..features.statistics import ClassStatistics
+from ..files import check_unlocked
 from ..units import parse_bytes
 from . import common
 
@@ -98,46 +93,31 @@ def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace) -> None:
-    common.set_threads(args)
-    execution = Execution(
+def check(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` for what is wrong before any work is done."""
+    common.check_machine(args)
+    execution(args), common.made(args, Every)
+    config = method_config(args)
+    check_run_folder(args.out, resume=args.resume, overwrite=args.overwrite)
+    check_unlocked(args.out)
+    if uses_statistics(args, config):
+        common.check_inputs(args.stats)
+    if args.data is not None or not uses_statistics(args, config):
+        common.check_data(args, "train")
+    common.check_backbones(args)
+
+
+def uses_statistics(args: argparse.Namespace, config: DistillConfig) -> bool:
+    """Whether the run is made from the file --stats, which some methods don't need."""
+    return args.stats is not None and not DECLARED[config.method].needs_images
+
+
+def execution(args: argparse.Namespace) -> Execution:
+    """The settings from the options of `add_execution_arguments`."""
+    return Execution(
         args.micro_batch if args.micro_batch == "auto" else whole_number("--micro-batch", args.micro_batch),
         None if args.memory_budget is None else parse_bytes(args.memory_budget),
         args.state,
-    )
-    config = method_config(args)
-    every = common.made(args, Every)
-    check_run_folder(args.out, resume=args.resume, overwrite=args.overwrite)
-    backbone = common.open_backbone(args, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
-    statistics = (
-        ClassStatistics.load(args.stats) if args.stats is not None and not METHODS[config.method].needs_images else None
-    )
-    # With statistics the data set itself isn't needed, but if both are given, the statistics must come from that data set.
-    split = "train" if statistics is None else str(statistics.provenance.get("split", "train"))
-    source = common.open_data(args, split) if statistics is None or args.data is not None else None
-    distiller = make_distiller(
-        config,
-        backbone,
-        source,
-        statistics,
-        batch_size=args.batch_size,
-        progress=not args.quiet,
-        execution=execution,
-    )
-    summary: dict[str, Any] = distiller.run(
-        args.out,
-        resume=args.resume,
-        overwrite=args.overwrite,
-        progress=not args.quiet,
-        **asdict(every),
-    )
-    step = summary["median_step_seconds"]
-    common.finish(
-        args,
-        summary,
-        f"{config.method}: {summary['steps_this_run']} steps in {summary['seconds_this_run']:.1f} s"
-        + (f" ({step * 1e3:.1f} ms a step), loss {summary['last_loss']:.4f}" if step else "")
-        + f" -> {Path(args.out) / 'synthetic.safetensors'} and {Path(args.out) / 'images'}",
     )
 
 

@@ -1,17 +1,21 @@
-"""`sfm-fast`: parse the command line, run the command, and report a user's mistake in one line."""
+"""`sfm-fast`: parse the command line, run the command, and report a user's mistake in one line.
+
+The modules of the commands declare their options and check what can be checked without torch; what they do is in `runs`, which is
+imported when a command is run. So help and usage errors take no time.
+"""
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-import torch
-
-from ..distill.run import Interrupted
+from ..distill.run_folder import Interrupted
 from ..errors import InputError, reason_of
 from ..files import check_output_file, check_replaces_json, expand
-from ..measure.memory import is_out_of_memory
 from ..version import __version__
 from . import bench, bundle, classifier, classify, demo, distill, evaluate, info, plan, stats
 from .streams import exit_code, steady_streams
@@ -19,8 +23,8 @@ from .streams import exit_code, steady_streams
 COMMANDS = (demo, stats, distill, classifier, evaluate, bundle, classify, plan, bench, info)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The parser of all commands, for `main` and for tests."""
+def parser(only: str | None = None) -> argparse.ArgumentParser:
+    """The parser of all commands; with ``only``, a word of the command line, the others have their names and summaries alone."""
     top = argparse.ArgumentParser(
         prog="sfm-fast", description="Distil image data sets for frozen vision models by statistical flow matching."
     )
@@ -34,14 +38,23 @@ def parser() -> argparse.ArgumentParser:
             epilog=f"example:\n  {command.EXAMPLE}",
             formatter_class=_Formatter,
         )
+        if only not in (None, command.NAME):
+            continue
         command.add_arguments(sub)
         sub.add_argument(
             "--json",
             metavar="FILE",
             help="write the whole result as JSON to this file ('-': to stdout; other output then goes to stderr)",
         )
-        sub.set_defaults(run=command.run)
+        sub.set_defaults(run=functools.partial(_check_and_run, command))
     return top
+
+
+def _check_and_run(command: Any, args: argparse.Namespace) -> None:
+    """Check what needs no torch, and only then import what the command does."""
+    command.check(args)
+    name = command.__name__.rpartition(".")[2]
+    importlib.import_module(f"{__package__}.runs.{name}").run(args)
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -59,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     with steady_streams() as out:
         try:
-            code = _run(parser().parse_args(argv))
+            words = sys.argv[1:] if argv is None else argv
+            code = _run(parser(next((word for word in words if not word.startswith("-")), "")).parse_args(words))
         except SystemExit as stop:
             raise SystemExit(exit_code(stop.code, out) if isinstance(stop.code, int) else stop.code) from None
         return exit_code(code, out)
@@ -77,9 +91,19 @@ def _run(args: argparse.Namespace) -> int:
     except (InputError, OSError) as error:
         print(f"sfm-fast {args.command}: {error}", file=sys.stderr)
         return 1
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("sfm_fast"):
+            raise
+        print(
+            f"sfm-fast {args.command}: needs the package {error.name!r}: pip install 'sfm_fast[distill]'",
+            file=sys.stderr,
+        )
+        return 1
+    except MemoryError as error:
         return _out_of_memory(args.command, error)
     except RuntimeError as error:
+        from ..measure.memory import is_out_of_memory  # loads torch
+
         if not is_out_of_memory(error):
             raise
         return _out_of_memory(args.command, error)

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
-from ..features.compute import class_statistics
-from ..features.statistics import ClassStatistics
 from ..files import check_free_space, check_output_file
 from . import common
 
@@ -30,32 +27,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", metavar="FILE", default="stats.safetensors", help="file to write")
 
 
-def run(args: argparse.Namespace) -> None:
-    common.set_threads(args)
+def check(args: argparse.Namespace) -> None:
+    """Raise ``InputError`` for what is wrong before any work is done."""
+    common.check_machine(args)
     check_output_file(args.out, "--out")
-    if Path(args.out).exists():
-        ClassStatistics.load(args.out)  # only a file of statistics may be replaced
     check_free_space(Path(args.out).parent, 1 << 20)
-    backbone = common.open_backbone(args)
-    source = common.open_data(args, args.split)
-    started = time.perf_counter()
-    statistics = class_statistics(
-        source, backbone, clusters=args.clusters, batch_size=args.batch_size, progress=not args.quiet
-    )
-    statistics.provenance["split"] = args.split
-    seconds = time.perf_counter() - started
-    statistics.save(args.out)
-    counts = statistics.counts
-    common.finish(
-        args,
-        {
-            "out": args.out,
-            "seconds": seconds,
-            "counts": counts.tolist(),
-            "class_names": source.class_names,
-            "read": source.told,
-            "provenance": statistics.provenance,
-        },
-        f"{int(counts.sum())} images of {len(counts)} classes ({int(counts.min())} to {int(counts.max())} per class) in {seconds:.1f} s, "
-        f"{int(counts.sum()) / seconds:.0f} images/s -> {args.out}",
-    )
+    common.check_data(args, args.split)
+    common.check_backbones(args)

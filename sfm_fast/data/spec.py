@@ -31,7 +31,7 @@ class HoldOut:
         usual="0, the data set's own test split",
         within="[0, 1)",
     )
-    hold_out_seed: int = option(0, "seed that chooses the images of --hold-out", least=0, most=2**64 - 1)
+    hold_out_seed: int = option(0, "seed that chooses the images of --hold-out", metavar="N", least=0, most=2**64 - 1)
 
     def __post_init__(self) -> None:
         check_options(self)

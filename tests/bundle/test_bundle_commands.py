@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from sfm_fast import Bundle
-from sfm_fast.cli import common
 from sfm_fast.cli import main as cli
+from sfm_fast.cli.runs import common
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.evaluation import projector
 from sfm_fast.evaluation.heads import Classifier
@@ -154,7 +154,7 @@ def test_the_command_measures_what_it_writes(workplace, capsys, tiny_checkpoint,
     ],
 )
 def test_the_evaluating_backbone_of_bundle_and_eval(given, wanted, monkeypatch):
-    def load(name, checkpoint, *, image_size, device, precision):
+    def load(name, checkpoint, *, image_size, **others):
         return name, checkpoint, image_size
 
     monkeypatch.setattr(common, "load_backbone", load)

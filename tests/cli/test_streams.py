@@ -103,7 +103,7 @@ def test_stand_ins_are_readable(tmp_path, monkeypatch):
     shown = tmp_path / "out"
     stdout(monkeypatch, shown, encoding="ascii")
     monkeypatch.setattr(
-        "sfm_fast.cli.info.run", lambda args: print("1 ± 2 → x²", "".join(STAND_INS), "Käfer \udce4 \U0001f600")
+        "sfm_fast.cli.runs.info.run", lambda args: print("1 ± 2 → x²", "".join(STAND_INS), "Käfer \udce4 \U0001f600")
     )
     assert cli.main(["info"]) == 0
     text = shown.read_text(encoding="ascii")
@@ -125,7 +125,7 @@ def test_a_warning_is_one_line(monkeypatch, capsys):
     def warn(args):
         print(warnings.formatwarning(UserWarning("this\n  and that"), UserWarning, "x.py", 1), end="")
 
-    monkeypatch.setattr("sfm_fast.cli.info.run", warn)
+    monkeypatch.setattr("sfm_fast.cli.runs.info.run", warn)
     assert cli.main(["info"]) == 0
     assert capsys.readouterr().out == "sfm-fast: warning: this and that\n"
 

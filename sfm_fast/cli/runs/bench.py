@@ -1,0 +1,3 @@
+"""Runs `sfm-fast bench`."""
+
+from ...benchmarks.command import run as run

@@ -1,0 +1,51 @@
+"""Runs `sfm-fast distill`."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ...distill.build import make_distiller
+from ...distill.run import Every
+from ...features.statistics import ClassStatistics
+from ..distill import execution, method_config, uses_statistics
+from . import common
+
+
+def run(args: argparse.Namespace) -> None:
+    common.set_threads(args)
+    config = method_config(args)
+    every = common.made(args, Every)
+    statistics = ClassStatistics.load(args.stats) if uses_statistics(args, config) else None
+    # With statistics the data set itself isn't needed, but if both are given, the statistics must come from that data set.
+    split = "train" if statistics is None else str(statistics.provenance.get("split", "train"))
+    source = common.open_data(args, split) if statistics is None or args.data is not None else None
+    if source is not None:
+        common.say_no_test(args, source)
+    backbone = common.open_backbone(args, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
+    distiller = make_distiller(
+        config,
+        backbone,
+        source,
+        statistics,
+        batch_size=args.batch_size,
+        progress=not args.quiet,
+        execution=execution(args),
+    )
+    summary: dict[str, Any] = distiller.run(
+        args.out,
+        resume=args.resume,
+        overwrite=args.overwrite,
+        progress=not args.quiet,
+        **asdict(every),
+    )
+    step = summary["median_step_seconds"]
+    common.finish(
+        args,
+        summary,
+        f"{config.method}: {summary['steps_this_run']} steps in {summary['seconds_this_run']:.1f} s"
+        + (f" ({step * 1e3:.1f} ms a step), loss {summary['last_loss']:.4f}" if step else "")
+        + f" -> {Path(args.out) / 'synthetic.safetensors'} and {Path(args.out) / 'images'}",
+    )
