@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 READY = $(VENV)/.sfm_fast_ready
+# Python keeps its bytecode whatever the environment says: compiling torch and timm again at every start takes seconds.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test soak lint bench claims predict gpu gpu-prepare static accuracy derivation readme clean
 
@@ -10,9 +12,12 @@ SOURCES = $(wildcard csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
 $(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	@echo "Making the virtual environment $(VENV): some seconds."
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt setuptools ninja torch torchvision
-	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --no-build-isolation --editable '.[test]'
+	@echo "Downloading and installing torch and the build tools: some minutes, depending on the connection."
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools ninja torch torchvision
+	@echo "Building the C++ extension (and the CUDA one where there is a CUDA compiler) and installing the other packages: a few minutes on 2 cores."
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test]'
 	touch $@
 
 demo: $(READY)  ## all steps from data to bundle on embedded data, in two minutes
