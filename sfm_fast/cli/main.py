@@ -102,7 +102,9 @@ def _run(args: argparse.Namespace) -> int:
     except MemoryError as error:
         return _out_of_memory(args.command, error)
     except RuntimeError as error:
-        from ..measure.memory import is_out_of_memory  # loads torch
+        if sys.modules.get("torch") is None:  # torch's errors alone say in a text that memory ran out
+            raise
+        from ..measure.memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
