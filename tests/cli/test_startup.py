@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from sfm_fast.cli import main
+
 HEAVY = ("torch", "timm", "numpy")
 # Runs command lines one after the other in one process; prints each one's exit code and the heavy modules imported by then.
 CALLS = """
@@ -45,9 +47,7 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
 
 
 def test_every_command_is_in_the_list():
-    from sfm_fast.cli.main import COMMANDS as modules
-
-    assert {module.NAME for module in modules} == set(COMMANDS)
+    assert {module.NAME for module in main.COMMANDS} == set(COMMANDS)
 
 
 def test_usage_errors_import_nothing_heavy(tmp_path):
