@@ -50,7 +50,12 @@ class Distiller:
     ) -> None:
         self.execution = execution
         self.config, self.backbone, self.objective, self.class_names = config, backbone, objective, class_names
-        self.provenance = {"backbone": backbone.fingerprint, "precision": backbone.precision, "prepared": backbone.prepared, **(provenance or {})}
+        self.provenance = {
+            "backbone": backbone.fingerprint,
+            "precision": backbone.precision,
+            "prepared": backbone.prepared,
+            **(provenance or {}),
+        }
         classes = len(class_names)
         self.labels = torch.arange(classes * config.ipc, device=backbone.device) % classes
         host = execution.state == "host"
