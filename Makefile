@@ -10,14 +10,20 @@ unexport PYTHONDONTWRITEBYTECODE
 
 SOURCES = $(wildcard csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
+# Runs a command and prints a line every ten seconds until it ends, because pip is silent while it downloads or compiles a large file.
+define with_signs_of_life
+@seconds=0; while sleep 10 >/dev/null 2>&1 && kill -0 $$$$ 2>/dev/null; do seconds=$$((seconds + 10)); echo "... $$seconds s"; done & \
+life=$$!; $(1); code=$$?; kill $$life 2>/dev/null; exit $$code
+endef
+
 $(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
 	$(PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version) if sys.version_info < (3, 11) else None'
 	@echo "Making the virtual environment $(VENV): some seconds."
 	$(PYTHON) -m venv $(VENV)
 	@echo "Downloading and installing torch and the build tools: some minutes, depending on the connection."
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt setuptools ninja torch torchvision
+	$(call with_signs_of_life,$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt setuptools ninja torch torchvision)
 	@echo "Building the C++ extension (and the CUDA one where there is a CUDA compiler) and installing the other packages: a few minutes on 2 cores."
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-build-isolation --editable '.[test]'
+	$(call with_signs_of_life,$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --no-build-isolation --editable '.[test]')
 	touch $@
 
 demo: $(READY)  ## all steps from data to bundle on embedded data, in two minutes
