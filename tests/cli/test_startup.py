@@ -9,6 +9,7 @@ import sys
 import pytest
 
 from sfm_fast.cli import main
+from sfm_fast.files import locked_folder
 
 HEAVY = ("torch", "timm", "numpy")
 # Runs command lines one after the other in one process; prints each one's exit code and the heavy modules imported by then.
@@ -74,19 +75,23 @@ MISTAKES = {
     "statistics": (["distill", "--stats", "nosuch.safetensors"], "no such file"),
     "classifier": (["eval", "--references", "full", "--classifier", "nosuch.safetensors"], "no such file"),
     "run": (["eval", "nosuch"], "no such file"),
+    "run of bundle": (["bundle", "nosuch", "--classifier", "c", "--out", "o"], "nosuch: no such file"),
+    "bundle": (["classify", "nosuch", "photo.jpg"], "nosuch: no bundle here"),
+    "memory": (["plan", "--memory", "much"], "an amount of memory must be"),
+    "weights": (["stats", "--weights", "random"], "weights of 'fashion_vit' must be 'pretrained'"),
     "folder of the output": (["stats", "--out", "nosuch/stats.safetensors"], "no such folder"),
     "output in use": (["distill", "--out", "used"], "used"),
 }
 
 
-def test_mistakes_are_found_before_timm_is_imported(tmp_path):
+def test_mistakes_are_found_before_anything_heavy_is_imported(tmp_path):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "letter.txt").write_text("not a run")
     lines = [words for words, _ in MISTAKES.values()]
     for name, (code, said, imported) in zip(MISTAKES, calls(tmp_path, *lines), strict=True):
         assert (name, code) == (name, 1), said
         assert MISTAKES[name][1] in said
-        assert (name, "timm" in imported) == (name, False)
+        assert (name, imported) == (name, [])
         assert len(said.strip().splitlines()) == 1
 
 
@@ -97,3 +102,10 @@ def test_without_a_package_help_works_and_a_command_names_the_extra(package, tmp
     assert ran[0] == 1
     assert package in ran[1]
     assert "pip install 'sfm_fast[distill]'" in ran[1]
+
+
+def test_a_run_in_use_is_found_before_anything_heavy_is_imported(tmp_path):
+    with locked_folder(tmp_path / "used"):
+        ((code, said, imported),) = calls(tmp_path, ["distill", "--out", "used"])
+    assert (code, imported) == (1, [])
+    assert "used: in use by another run" in said
