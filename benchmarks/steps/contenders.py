@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sfm_fast.backbones.backbone import Backbone
-from sfm_fast.backbones.load import load_backbone, shape_of_backbone
-from sfm_fast.backbones.prepare import prepare_frozen
+from sfm_fast.backbones.load import arrange, load_backbone, shape_of_backbone
 from sfm_fast.backbones.shipped import SHIPPED
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.sources import ImageSource
@@ -68,14 +67,7 @@ def with_random_weights(empty: Backbone, device: torch.device, *, compile: bool 
             if isinstance(module, nn.LayerNorm):
                 nn.init.ones_(module.weight)
     plain = replace(plain, model=model, mean=empty.mean.to(device), std=empty.std.to(device))
-    plain = replace(plain, run=torch.compile(model) if compile else None)
-    if not empty.prepared:
-        return plain
-    prepared, _ = prepare_frozen(model, plain.input_size, plain.in_channels)
-    if prepared is model:
-        return plain
-    run = torch.compile(prepared) if compile else None
-    return replace(plain, model=prepared, run=run, prepared=empty.prepared, original=lambda: plain)
+    return arrange(plain, empty.precision, False, compile, prepare=bool(empty.prepared))
 
 
 class RandomImages(ImageSource):

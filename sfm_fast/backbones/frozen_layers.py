@@ -48,12 +48,11 @@ class FrozenConv2d(nn.Conv2d):
 
 
 class FrozenConv2dSame(FrozenConv2d):
-    """timm's ``Conv2dSame`` with a constant weight: pads as TensorFlow does for the input's size."""
+    """timm's ``Conv2dSame`` with a constant weight: pads as TensorFlow does for the input's size (its ``padding`` is 0)."""
 
     def forward(self, input: Tensor) -> Tensor:
         from timm.layers import pad_same
 
-        self.padding = (0, 0)
         return super().forward(pad_same(input, list(self.kernel_size), list(self.stride), list(self.dilation)))
 
 

@@ -7,8 +7,9 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from .names import HUB
+
 SECONDS = 5.0  # within which the hub must answer; a name that can't be resolved fails at once
-SOURCES = ("hf-hub:", "hf_hub:")
 
 
 @contextlib.contextmanager
@@ -57,7 +58,7 @@ def is_cached(name: str) -> bool:
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    if name.startswith(SOURCES):
+    if name.startswith(HUB):
         repository = name.split(":", 1)[1]
     else:
         from timm.models import get_pretrained_cfg

@@ -98,7 +98,7 @@ def freeze(
     """
     model = model.to(device).eval().requires_grad_(False)
     backbone = _describe(name, model, config, device, fingerprint(model))
-    return _arrange(backbone, precision, grad_checkpointing, compile, prepare)
+    return arrange(backbone, precision, grad_checkpointing, compile, prepare)
 
 
 def shape_of_backbone(
@@ -124,7 +124,7 @@ def shape_of_backbone(
             model, config = timm_models.create(name, image_size, pretrained=False)
     model = model.eval().requires_grad_(False)
     backbone = _describe(name, model, config, torch.device("cpu"), "no weights")
-    return _arrange(backbone, precision, grad_checkpointing, compile=False, prepare=prepare)
+    return arrange(backbone, precision, grad_checkpointing, compile=False, prepare=prepare)
 
 
 def resolve_device(device: torch.device | str) -> torch.device:
@@ -175,7 +175,9 @@ def _describe(name: str, model: nn.Module, config: Mapping[str, Any], device: to
     )
 
 
-def _arrange(backbone: Backbone, precision: str, grad_checkpointing: bool, compile: bool, prepare: bool) -> Backbone:
+def arrange(backbone: Backbone, precision: str, grad_checkpointing: bool, compile: bool, prepare: bool) -> Backbone:
+    """``backbone``, with a model as loaded, as a run uses it; arguments as of `load_backbone`."""
+
     def arranged(model: nn.Module) -> Backbone:
         model = timm_models.arrange(backbone.name, model, precision, grad_checkpointing)
         return replace(backbone, model=model, precision=precision, run=torch.compile(model) if compile else None)

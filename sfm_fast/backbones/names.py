@@ -13,6 +13,8 @@ ASSETS = Path(__file__).parent / "assets"
 SHIPPED = {name: ASSETS / f"{name}.safetensors" for name in (DEFAULT, "fashion_cnn")}
 PRECISIONS = ("auto", "fp32", "bf16")
 WEIGHTS = ("pretrained", "random")
+HUB = ("hf-hub:", "hf_hub:")  # how names of models on the hub begin, beside timm's own
+ADDRESSES = (*HUB, "local-dir:")  # how all names begin that timm resolves to a place
 
 
 def check_weights(name: str, checkpoint: str | os.PathLike[str] | None = None, weights: str = WEIGHTS[0]) -> None:

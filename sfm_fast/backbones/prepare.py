@@ -19,7 +19,7 @@ from ..errors import reason_of
 from .dataflow import Call, Dataflow, observe, sharing_weights, without_values
 from .frozen_layers import Affine, FrozenConv2d, FrozenConv2dSame
 
-VERSION = 1  # part of a backbone's identity; another number if preparing gives other bits
+VERSION = 1  # recorded in files beside a backbone's identity; another number if preparing gives other bits
 
 # Functions that only move values, and dropout, which does nothing here.
 _MOVES = {
@@ -265,11 +265,11 @@ def _set_map(layer: Any, weight: Tensor, bias: Tensor | None) -> None:
 def _replace_layers(model: nn.Module, record: Preparation) -> None:
     """Convolutions that don't keep their input for the backward pass, and no modules for dropout."""
     for module in [*model.modules()]:
-        if isinstance(module, nn.Conv2d) and module.padding_mode == "zeros" and not isinstance(module.padding, str):
-            kind = {"Conv2d": FrozenConv2d, "Conv2dSame": FrozenConv2dSame}.get(type(module).__name__)
-            if kind is not None and (type(module) is nn.Conv2d or kind is FrozenConv2dSame):
-                module.__class__ = kind
-                record.done["convolutions that keep no input"] += 1
+        same = type(module).__name__ == "Conv2dSame"  # timm's; other subclasses may do anything
+        known = isinstance(module, nn.Conv2d) and (type(module) is nn.Conv2d or same)
+        if known and module.padding_mode == "zeros" and not isinstance(module.padding, str):
+            module.__class__ = FrozenConv2dSame if same else FrozenConv2d
+            record.done["convolutions that keep no input"] += 1
         for name, child in module.named_children():
             if isinstance(child, nn.modules.dropout._DropoutNd) or type(child).__name__ == "DropPath":
                 setattr(module, name, nn.Identity().eval())

@@ -14,9 +14,7 @@ from ..errors import InputError
 from ..files import Metadata, load_tensors, save_tensors
 from .backbone import IDENTITY, Backbone
 from .load import load_backbone
-from .shipped import SHIPPED
-
-_HUB = ("hf-hub:", "hf_hub:", "local-dir:")
+from .names import ADDRESSES, SHIPPED
 
 
 def check_recorded(record: Mapping[str, Any], backbone: Backbone, told: str, role: str) -> None:
@@ -54,7 +52,7 @@ def as_recorded(backbone: Backbone, record: Mapping[str, Any]) -> Backbone:
 
 def check_storable(backbone: Backbone) -> None:
     """Raise ``InputError`` for a backbone that `save_weights` can't store, as far as this is known before saving it."""
-    if backbone.name.startswith(_HUB):
+    if backbone.name.startswith(ADDRESSES):
         raise InputError(
             f"backbone {backbone.name!r} can't be built without network access, so its weights can't be stored"
         )

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from ..errors import InputError, reason_of
 from .hub import hub_or_cache
-from .names import SHIPPED
+from .names import ADDRESSES, SHIPPED
 
 
 def check_name(name: str) -> None:
     """Raise ``InputError`` if timm has no model ``name``; "name.tag" and hub addresses are resolved by timm."""
     import timm
 
-    if not name.startswith(("hf-hub:", "hf_hub:", "local-dir:")) and not timm.is_model(name):
+    if not name.startswith(ADDRESSES) and not timm.is_model(name):
         close = difflib.get_close_matches(name, [*SHIPPED, *timm.list_models()], n=5)
         raise InputError(
             f"backbone must be {' or '.join(map(repr, SHIPPED))}, or a name of timm.list_models() such as "

@@ -8,8 +8,6 @@ from dataclasses import asdict
 from ...backbones.record import check_storable
 from ...bundle.bundle import Bundle, check_parts
 from ...checks import check_class_names
-from ...data.datasets import open_dataset
-from ...data.spec import HoldOut
 from ...evaluation.heads import Classifier
 from ...evaluation.projector import ProjectorFit
 from ...report.tables import text_table
@@ -24,17 +22,7 @@ def run(args: argparse.Namespace) -> None:
     classifier = Classifier.load(args.classifier)
     test = None
     if args.test_data is not None:
-        count = len(classifier.class_names)
-        test = open_dataset(
-            args.test_data,
-            args.test_split,
-            root=args.data_root,
-            num_classes=count,
-            workers=args.workers,
-            **asdict(common.made(args, HoldOut)),
-        )
-        if test.told:
-            common.say(args, test.told)
+        test = common.open_named(args, args.test_data, args.test_split, len(classifier.class_names))
         check_class_names(test.class_names, classifier.class_names, test.name, "the bundle's")
     phi = common.open_backbone(args)
     check_parts(synthetic, classifier, phi)

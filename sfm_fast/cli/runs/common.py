@@ -24,14 +24,18 @@ def set_threads(args: argparse.Namespace) -> None:
     use_threads(args.threads)
 
 
-def open_data(args: argparse.Namespace, split: str, channels: int | None = None) -> ImageSource:
-    """The data set of --data; prints which images of a folder or archive are used and which are left out."""
+def open_data(args: argparse.Namespace, split: str) -> ImageSource:
+    """The data set of --data; otherwise like `open_named`."""
+    return open_named(args, data_of(args), split, args.num_classes)
+
+
+def open_named(args: argparse.Namespace, name: str, split: str, num_classes: int | None) -> ImageSource:
+    """The data set ``name``; prints which images of a folder or archive are used and which are left out."""
     source = open_dataset(
-        data_of(args),
+        name,
         split,
         root=args.data_root,
-        channels=channels,
-        num_classes=args.num_classes,
+        num_classes=num_classes,
         workers=args.workers,
         **asdict(made(args, HoldOut)),
     )
