@@ -8,7 +8,9 @@ doesn't fit stays: a norm before a convolution, a weight that is computed or use
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -88,16 +90,44 @@ def _difference(model: nn.Module, prepared: nn.Module, size: int, channels: int)
         return ""
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, channels, size, size, generator=generator, dtype=torch.float64).to(weight)
-    before = model(images)
-    try:
-        after = prepared(images)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        return f"it then fails ({reason_of(error)})"
+    with full_float32():
+        before = model(images)
+        try:
+            after = prepared(images)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            return f"it then fails ({reason_of(error)})"
     limit = {torch.float64: 1e-10, torch.float32: 1e-4}.get(weight.dtype, 5e-2)
     difference = float((before - after).abs().max() / before.abs().max().clamp(min=1e-30))
     return "" if difference <= limit else f"its features would differ by {difference:.1e} of the largest"
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute products and convolutions of float32 in full, without TF32 or bfloat16 inside; then the process's own settings are restored.
+
+    In TF32, torch's default for convolutions on GPUs, two orders of the same sums differ by more than float32's rounding.
+    """
+    backends: Any = torch.backends
+    general = (backends, backends.cudnn, backends.mkldnn)
+    changed: list[tuple[Any, str]] = []
+    try:
+        # The general settings first: what follows them needs no setting of its own, which would stay behind as one.
+        for place in (
+            *general,
+            backends.cuda.matmul,
+            backends.cudnn.conv,
+            backends.mkldnn.matmul,
+            backends.mkldnn.conv,
+        ):
+            if place.fp32_precision != "ieee":
+                changed.append((place, place.fp32_precision))
+                place.fp32_precision = "ieee"
+        yield
+    finally:
+        for place, precision in changed:
+            place.fp32_precision = precision
 
 
 class _Folder:

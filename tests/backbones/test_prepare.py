@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sfm_fast.backbones import freeze, load_backbone, prepare_frozen, shape_of_backbone
 from sfm_fast.backbones.frozen_layers import Affine, FrozenConv2d
+from sfm_fast.backbones.prepare import full_float32
 from sfm_fast.errors import InputError
 
 # One of each structure: norms after convolutions, also with padding as in TensorFlow; norms first; LayerScale; linear layers with batch norm.
@@ -171,6 +172,46 @@ def test_a_model_that_would_differ_or_fail_is_returned_as_it_is() -> None:
     prepared, record = prepare_frozen(model, 16)
     assert prepared is model
     assert "would differ" in str(record)
+
+
+def test_the_features_are_compared_in_full_float32() -> None:
+    """Whatever the process allows; afterwards its settings are as they were, also after an error."""
+    backends = torch.backends
+    places = (backends.cuda.matmul, backends.cudnn.conv, backends.mkldnn.matmul, backends.mkldnn.conv)
+
+    def settings() -> list[str]:
+        return [place.fp32_precision for place in places]
+
+    seen = []
+
+    class Looks(Net):
+        def forward(self, images: Tensor) -> Tensor:
+            seen.append(settings())
+            return super().forward(images)
+
+    model = Looks(lambda net, x: net.norm(net.conv(x))).eval().requires_grad_(False)
+    before = settings()
+    try:
+        backends.fp32_precision = "ieee"
+        followed = settings()
+        backends.fp32_precision = "none"
+        for general, matmul in (("none", "none"), ("none", "tf32"), ("tf32", "ieee"), ("ieee", "tf32")):
+            backends.fp32_precision, backends.cuda.matmul.fp32_precision = general, matmul
+            now = settings()
+            prepared, _ = prepare_frozen(model, 16)
+            assert prepared is not model
+            assert seen[-2:] == [["ieee"] * 4] * 2
+            assert settings() == now
+        with pytest.raises(KeyError), full_float32():
+            raise KeyError
+        assert settings() == now
+        backends.fp32_precision = backends.cuda.matmul.fp32_precision = "none"
+        assert settings() == before
+        backends.fp32_precision = "ieee"  # what followed it still does
+        assert settings() == followed
+    finally:
+        backends.fp32_precision = backends.cuda.matmul.fp32_precision = "none"
+    assert settings() == before
 
 
 @pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 2}, {"groups": 4}, {"dilation": 2}, {"bias": False}])
