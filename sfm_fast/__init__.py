@@ -12,6 +12,7 @@ from .version import __version__ as __version__
 if TYPE_CHECKING:
     from .backbones import Backbone as Backbone
     from .backbones import load_backbone as load_backbone
+    from .backbones import prepare_frozen as prepare_frozen
     from .bundle import Bundle as Bundle
     from .data import from_iterable as from_iterable
     from .data import open_dataset as open_dataset
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
-        "backbones": "Backbone load_backbone",
+        "backbones": "Backbone load_backbone prepare_frozen",
         "bundle": "Bundle",
         "data": "from_iterable open_dataset",
         "distill.build": "make_distiller",
