@@ -44,8 +44,9 @@ class Backbone:
     """A frozen model from normalised images (N, in_channels, input_size, input_size) to features (N, num_features).
 
     ``resize`` is the side that real images are resized to before the central crop; ``fingerprint`` is a hash of the weights as
-    loaded. ``precision`` "bf16": weights and activations are bfloat16. ``run``: the compiled model, or None to call ``model``.
-    ``prepared``: version of the changes by `sfm_fast.backbones.prepare_frozen`, which ``preparation`` lists, or 0 for a model as loaded;
+    loaded. ``precision`` "bf16": weights and activations are bfloat16; ``why_precision``: why it was chosen if "auto" was asked for,
+    else "". ``run``: the compiled model, or None to call ``model``.
+    ``prepared``: version of the changes by `sfm_fast.prepare_frozen`, which ``preparation`` lists, or 0 for a model as loaded;
     ``original`` then returns the backbone as loaded.
     """
 
@@ -59,6 +60,7 @@ class Backbone:
     num_features: int
     fingerprint: str
     precision: str = "fp32"
+    why_precision: str = field(default="", repr=False, compare=False)
     run: Callable[[Tensor], Tensor] | None = None
     prepared: int = 0
     preparation: Preparation | None = field(default=None, repr=False, compare=False)

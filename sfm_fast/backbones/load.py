@@ -20,6 +20,7 @@ from .backbone import Backbone
 from .checkpoints import fingerprint, load_weights, model_options, read_checkpoint
 from .names import DEFAULT, SHIPPED, check_weights
 from .names import PRECISIONS as PRECISIONS
+from .precision import choose_precision
 from .shipped import read_shipped
 
 
@@ -43,8 +44,8 @@ def load_backbone(
             from the hub. For a shipped name: a file of scripts/pretrain_backbone.py, which includes the architecture.
         weights: "pretrained"; or "random" for timm's initial weights, the same every time: a try of a timm model without a download.
         image_size: input size in pixels, for models that accept other sizes than their default.
-        precision: "fp32", "bf16" (weights and activations; features are returned as float32) or "auto": bf16 on GPUs that support
-            it, else fp32.
+        precision: "fp32", "bf16" (weights and activations; features are returned as float32) or "auto": bf16 where it is faster by a
+            fixed rule, on GPUs that support it and for wide transformers on CPUs that multiply bfloat16 matrices in hardware; else fp32.
         compile: run the model through ``torch.compile``: takes a minute at the start, then steps are faster.
         grad_checkpointing: keep only the activations between blocks and recompute the others in the backward pass, for models
             that support it (timm's ``set_grad_checkpointing``).
@@ -54,29 +55,23 @@ def load_backbone(
     fit or can't be downloaded, or a model without activation checkpointing.
     """
     require_package("timm", "loading a backbone", "distill")
-    if precision not in PRECISIONS:
-        raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
+    _check_precision(precision)
     _check_image_size(image_size)
     check_weights(name, checkpoint, weights)
     device = resolve_device(device)
-    if precision == "auto":
-        has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        precision = "bf16" if has_bf16 else "fp32"
     if name in SHIPPED:
         path = SHIPPED[name] if checkpoint is None else checkpoint
         model, config, state = read_shipped(name, path, image_size)
         load_weights(model, {key: tensor.float() for key, tensor in state.items()}, path)
     else:
         model, config = _from_timm(name, checkpoint, image_size, weights)
-    options: dict[str, Any] = dict(
-        device=device, precision=precision, compile=compile, grad_checkpointing=grad_checkpointing
-    )
-    backbone = freeze(name, model, config, prepare=prepare, **options)
+    options: dict[str, Any] = dict(device=device, compile=compile, grad_checkpointing=grad_checkpointing)
+    backbone = freeze(name, model, config, precision=precision, prepare=prepare, **options)
+    if not backbone.prepared:
+        return backbone
     # Loading again, where the original is needed at all, takes less memory than keeping it.
-    again = functools.partial(
-        load_backbone, name, checkpoint, weights=weights, image_size=image_size, prepare=False, **options
-    )
-    return replace(backbone, original=again) if backbone.prepared else backbone
+    options |= dict(weights=weights, image_size=image_size, precision=backbone.precision)
+    return replace(backbone, original=functools.partial(load_backbone, name, checkpoint, prepare=False, **options))
 
 
 def freeze(
@@ -96,8 +91,12 @@ def freeze(
     and optionally "crop_pct", the input size as a fraction of the size real images are resized to. Other arguments and errors as in
     `load_backbone`.
     """
+    _check_precision(precision)
     model = model.to(device).eval().requires_grad_(False)
     backbone = _describe(name, model, config, device, fingerprint(model))
+    if precision == "auto":
+        precision, why = choose_precision(model, device)
+        backbone = replace(backbone, why_precision=why)
     return arrange(backbone, precision, grad_checkpointing, compile, prepare)
 
 
@@ -139,6 +138,11 @@ def resolve_device(device: torch.device | str) -> torch.device:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise InputError(f"device {str(device)!r} can't be used ({reason_of(error)})") from error
     return resolved
+
+
+def _check_precision(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
 
 
 def _check_image_size(image_size: int | None) -> None:

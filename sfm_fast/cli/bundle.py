@@ -50,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--with-backbone",
         action="store_true",
-        help="also store the weights of the backbone that computes the photos' features (requires --precision fp32)",
+        help="also store the weights of the backbone that computes the photos' features, which needs --precision fp32 or auto",
     )
 
 

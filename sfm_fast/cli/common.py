@@ -90,7 +90,8 @@ def add_machine_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=PRECISIONS,
         default="auto",
-        help="numeric precision of the backbone; auto is bf16 on GPUs that support it, else fp32",
+        help="numeric precision of the backbone; auto is bf16 on GPUs that support it, and on CPUs with instructions for it (AMX or "
+        "AVX512-BF16) if the model is a transformer at least as wide as ViT-S, else fp32 (distill: that of --stats, or of the run that is resumed)",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="number of CPU threads (default: torch's choice)")
     parser.add_argument(

@@ -11,7 +11,7 @@ from ..files import expand
 from . import fashion_mnist
 from .folders import FileSource, open_files
 from .hold_out import part_of
-from .layout import kind_of_split
+from .layout import NoSplitError, kind_of_split
 from .sources import ArraySource, ImageSource, IterableSource, MapSource
 from .spec import EMBEDDED as EMBEDDED
 from .spec import HELP as HELP
@@ -92,7 +92,7 @@ def _archive_of(path: Path, split: str) -> Path:
             raise InputError(f"{path}: {names} could all be the {split} split; give the archive itself")
         if beside:
             return beside[0]
-    raise InputError(f"{path}: no {split} split in its folder (looked for {wanted}.tar)")
+    raise NoSplitError(f"{path}: no {split} split in its folder (looked for {wanted}.tar)")
 
 
 def _timm(

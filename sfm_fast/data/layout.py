@@ -26,6 +26,10 @@ _BESIDE = "set|data|dataset|images|imgs|img|split"  # suffixes, as in trainset
 _JUNK = {"__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found"}
 
 
+class NoSplitError(InputError):
+    """A folder or archive has no such split."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """An image of the class ``label``: its ``name``, a path within the split, and the ``place`` of its bytes (a path or `Member`)."""
@@ -187,11 +191,11 @@ def _choose(root: Tree, split: str) -> Tree:
         if own in wanted or (own is None and wanted == ["train"]):
             return root
         reason = f"by its own name it is a {own} split" if own else f"it holds {_some(root.with_images)}"
-        raise InputError(f"{root.told}: no {split} split ({reason})")
+        raise NoSplitError(f"{root.told}: no {split} split ({reason})")
     by_kind = [[child for child in root.with_images if splits.get(child.name) == kind] for kind in wanted]
     candidates = exact or next((children for children in by_kind if children), [])
     if not candidates:
-        raise InputError(f"{root.told}: no {split} split (it holds {_some(root.with_images)})")
+        raise NoSplitError(f"{root.told}: no {split} split (it holds {_some(root.with_images)})")
     if len(candidates) > 1:
         raise InputError(
             f"{root.told}: {_some(candidates)} could all be the {split} split; name one of them as the split"

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
-from ..files import LOCK_NAME, locked_folder, write_text
+from ..files import LOCK_NAME, locked_folder, parse_json, write_text
 
 CHECKPOINT, LOG, RESULT, SUMMARY, MARKER = (
     "checkpoint.safetensors",
@@ -47,6 +47,15 @@ def check_run_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> No
             raise InputError(
                 f"{place}: holds a run already; use --resume to continue it, --overwrite to replace it, or choose another folder"
             )
+
+
+def precision_of_run(folder: str | Path) -> str | None:
+    """The backbone's precision as the run in ``folder`` records it; None without a readable record: its checkpoint is checked anyway."""
+    try:
+        precision = parse_json((Path(folder) / MARKER).read_text(encoding="utf-8"))["provenance"]["precision"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return precision if isinstance(precision, str) else None
 
 
 @contextlib.contextmanager

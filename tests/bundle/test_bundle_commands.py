@@ -7,6 +7,7 @@ import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -51,6 +52,7 @@ def test_the_commands(workplace, capsys, tiny_checkpoint):
     other = ["--eval-backbone", "test_vit", "--eval-checkpoint", tiny_checkpoint, "--eval-image-size", 32, "--views", 3]
     code, out, _ = call(capsys, *BUNDLE, *other, "--with-backbone", "--json", "r.json")
     assert code == 0
+    assert out.count("runs in fp32, because its weights are stored") == 2
     result = json.loads((workplace / "r.json").read_text())
     assert result["evaluating_backbone"]["name"] == "test_vit"
     assert result["sizes"] == Bundle.load("b").size_report()
@@ -155,12 +157,13 @@ def test_the_command_measures_what_it_writes(workplace, capsys, tiny_checkpoint,
 )
 def test_the_evaluating_backbone_of_bundle_and_eval(given, wanted, monkeypatch):
     def load(name, checkpoint, *, image_size, **others):
-        return name, checkpoint, image_size
+        return SimpleNamespace(asked=(name, checkpoint, image_size), why_precision="", preparation=None)
 
     monkeypatch.setattr(common, "load_backbone", load)
     own = ["--image-size", "224", "--checkpoint", "a", *given]
     for argv in (["bundle", "run", "--classifier", "c", "--out", "o"], ["eval", "run"]):
-        assert common.open_evaluating_backbone(cli.parser().parse_args([*argv, *own])) == wanted
+        backbone = common.open_evaluating_backbone(cli.parser().parse_args([*argv, *own]))
+        assert (None if backbone is None else backbone.asked) == wanted
 
 
 def test_a_run_of_another_backbone_is_refused(workplace, capsys, tiny_checkpoint):

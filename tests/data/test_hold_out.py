@@ -135,4 +135,11 @@ def test_the_commands_agree(folder, tmp_path, capsys):
     assert result["data"] == f"{folder}, the 30 % held out by seed 2"
     code, _, err = call("eval", run, *data, *fit)
     assert code == 1
-    assert "no test split" in err
+    assert (
+        "no test split (it holds 'cat', 'dog'); add a folder test beside train, name another split with --test-split"
+        in err
+    )
+    assert "--hold-out 0.1" in err
+    code, _, err = call("classifier", *data, "--out", tmp_path / "classifier.safetensors")
+    assert code == 1
+    assert "--hold-out 0.1" in err

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
+from ...backbones.precision import Chosen
 from ...backbones.record import check_storable
 from ...bundle.bundle import Bundle, check_parts
 from ...checks import check_class_names
@@ -22,11 +23,12 @@ def run(args: argparse.Namespace) -> None:
     classifier = Classifier.load(args.classifier)
     test = None
     if args.test_data is not None:
-        test = common.open_named(args, args.test_data, args.test_split, len(classifier.class_names))
+        test = common.open_test(args, args.test_data, len(classifier.class_names))
         check_class_names(test.class_names, classifier.class_names, test.name, "the bundle's")
-    phi = common.open_backbone(args)
+    kept = Chosen("fp32", "its weights are stored") if args.with_backbone else None
+    phi = common.open_backbone(args, kept)
     check_parts(synthetic, classifier, phi)
-    psi = common.open_evaluating_backbone(args)
+    psi = common.open_evaluating_backbone(args, kept)
     if args.with_backbone:
         check_storable(psi or phi)
     bundle = Bundle.create(synthetic, classifier, phi, psi, batch_size=args.batch_size, **asdict(fit))

@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> None:
         Classifier.load(args.out)  # only a classifier may be replaced
     cache = FeatureCache(args.cache)
     train = common.open_data(args, args.split)
-    test = common.open_data(args, args.test_split) if args.test_split else None
+    test = common.open_test(args, common.data_of(args), args.num_classes) if args.test_split else None
     backbone = common.open_backbone(args)
     check_free_space(Path(args.out).parent, 4 * len(train.class_names) * (backbone.num_features + 1) + (1 << 20))
     classifier = train_on_source(

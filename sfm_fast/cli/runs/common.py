@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ...arguments import check_names as check_names
@@ -13,10 +13,19 @@ from ...arguments import say as say
 from ...arguments import use_threads
 from ...backbones.backbone import Backbone
 from ...backbones.load import load_backbone
+from ...backbones.precision import Chosen
 from ...data.datasets import open_dataset
+from ...data.layout import NoSplitError
 from ...data.sources import ImageSource
 from ...data.spec import HoldOut
-from ..common import data_of, evaluating_of
+from ...errors import InputError
+from ..common import data_of as data_of
+from ..common import evaluating_of
+
+_TEST_IMAGES = (
+    "add a folder test beside train, name another split with --test-split, or hold out a share of the training images with "
+    "--hold-out 0.1 in all commands"
+)
 
 
 def set_threads(args: argparse.Namespace) -> None:
@@ -44,45 +53,65 @@ def open_named(args: argparse.Namespace, name: str, split: str, num_classes: int
     return source
 
 
+def open_test(args: argparse.Namespace, name: str, num_classes: int | None) -> ImageSource:
+    """The split --test-split of the data set ``name``, as `open_named`; the error for one without it says how to get test images."""
+    try:
+        return open_named(args, name, args.test_split, num_classes)
+    except NoSplitError as error:
+        raise InputError(f"{error}; {_TEST_IMAGES}") from error
+
+
 def say_no_test(args: argparse.Namespace, source: ImageSource) -> None:
     """Print a line if ``source``, of the split to distil from, is of a data set without images to test on later."""
     if source.no_test:
-        say(
-            args,
-            f"no test images for `sfm-fast eval` yet: {source.no_test}; add a folder test beside train, name another split with "
-            "--test-split there, or hold out a share of the training images with --hold-out 0.1 in all commands",
-        )
+        say(args, f"no test images for `sfm-fast eval` yet: {source.no_test}; {_TEST_IMAGES}")
 
 
-def open_backbone(args: argparse.Namespace, **options: Any) -> Backbone:
-    """The backbone of --backbone and --checkpoint; ``options`` are passed to `load_backbone`."""
-    backbone = load_backbone(
-        args.backbone,
-        args.checkpoint,
-        weights=args.weights,
-        device=args.device,
-        image_size=args.image_size,
-        precision=args.precision,
-        prepare=args.prepare,
-        **options,
-    )
-    if backbone.preparation is not None and backbone.preparation.left:
-        say(args, f"{backbone.name} prepared: {backbone.preparation}")
-    return backbone
+def open_backbone(args: argparse.Namespace, kept: Chosen | None = None, **options: Any) -> Backbone:
+    """The backbone of --backbone and --checkpoint; ``kept`` and ``options`` as of `_open`."""
+    return _open(args, kept, args.backbone, args.checkpoint, args.weights, args.image_size, **options)
 
 
-def open_evaluating_backbone(args: argparse.Namespace) -> Backbone | None:
-    """The backbone of `evaluating_of`; None without its options."""
+def open_evaluating_backbone(args: argparse.Namespace, kept: Chosen | None = None) -> Backbone | None:
+    """The backbone of `evaluating_of`; None without its options. ``kept`` as of `_open`."""
     evaluating = evaluating_of(args)
-    if evaluating is None:
-        return None
-    name, checkpoint, weights, size = evaluating
-    return load_backbone(
+    return None if evaluating is None else _open(args, kept, *evaluating)
+
+
+def _open(
+    args: argparse.Namespace,
+    kept: Chosen | None,
+    name: str,
+    checkpoint: str | None,
+    weights: str,
+    image_size: int | None,
+    **options: Any,
+) -> Backbone:
+    """The backbone ``name``; prints what preparing it left alone, and what --precision auto chose: ``kept``, if another input decides it.
+
+    ``options`` are passed to `load_backbone`.
+    """
+    chosen = kept if args.precision == "auto" else None
+    backbone = load_backbone(
         name,
         checkpoint,
         weights=weights,
         device=args.device,
-        image_size=size,
-        precision=args.precision,
+        image_size=image_size,
+        precision=args.precision if chosen is None else chosen.precision,
         prepare=args.prepare,
+        **options,
     )
+    if chosen is not None:
+        backbone = replace(backbone, why_precision=chosen.why)
+    say_precision(args, backbone)
+    if backbone.preparation is not None and backbone.preparation.left:
+        say(args, f"{name} prepared: {backbone.preparation}")
+    return backbone
+
+
+def say_precision(args: argparse.Namespace, backbone: Backbone) -> Backbone:
+    """Print what --precision auto chose for ``backbone``, and why; returns ``backbone``."""
+    if backbone.why_precision:
+        say(args, f"{backbone.name} runs in {backbone.precision}, because {backbone.why_precision}")
+    return backbone

@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> None:
     common.set_threads(args)
     shown = run_demo(
         args.out,
-        functools.partial(load_backbone, device=args.device, precision=args.precision),
+        lambda: common.say_precision(args, load_backbone(device=args.device, precision=args.precision)),
         config(args),
         ProbeConfig(seeds=args.seeds),
         rounds=args.rounds,

@@ -7,8 +7,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from ...backbones.load import PRECISIONS
+from ...backbones.precision import Chosen
 from ...distill.build import make_distiller
 from ...distill.run import Every
+from ...distill.run_folder import precision_of_run
 from ...features.statistics import ClassStatistics
 from ..distill import execution, method_config, uses_statistics
 from . import common
@@ -24,7 +27,8 @@ def run(args: argparse.Namespace) -> None:
     source = common.open_data(args, split) if statistics is None or args.data is not None else None
     if source is not None:
         common.say_no_test(args, source)
-    backbone = common.open_backbone(args, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
+    kept = _kept_precision(args, statistics)
+    backbone = common.open_backbone(args, kept, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
     distiller = make_distiller(
         config,
         backbone,
@@ -49,3 +53,13 @@ def run(args: argparse.Namespace) -> None:
         + (f" ({step * 1e3:.1f} ms a step), loss {summary['last_loss']:.4f}" if step else "")
         + f" -> {Path(args.out) / 'synthetic.safetensors'} and {Path(args.out) / 'images'}",
     )
+
+
+def _kept_precision(args: argparse.Namespace, statistics: ClassStatistics | None) -> Chosen | None:
+    """What --precision auto means if the run to resume, or else the statistics, record their precision; None if neither does."""
+    recorded: list[Chosen] = []
+    if args.resume and (precision := precision_of_run(args.out)) is not None:
+        recorded.append(Chosen(precision, f"the run in {args.out} began so"))
+    if statistics is not None and (precision := statistics.provenance.get("backbone", {}).get("precision")) is not None:
+        recorded.append(Chosen(precision, f"the statistics in {args.stats} were computed so"))
+    return next((one for one in recorded if one.precision in PRECISIONS and one.precision != "auto"), None)

@@ -25,7 +25,7 @@ def run(args: argparse.Namespace) -> None:
     sets = {path: SyntheticSet.load(path) for path in args.runs}
     classifier = Classifier.load(args.classifier) if args.classifier else None
     cache = FeatureCache(args.cache)
-    test = common.open_data(args, args.test_split)
+    test = common.open_test(args, common.data_of(args), args.num_classes)
     trains = classifier is None and modes != ["probe"]
     train = common.open_data(args, "train") if names or trains else None
     distilling = common.open_backbone(args)
