@@ -2,9 +2,10 @@
 //
 // For f = a_j - a_i, g = b_j - b_i: total = sum of cos(f, g), and with u = 1/(|f||g|), w = cos/|g|^2 (symmetric),
 //   gradient_k = d total / d b_k = 2 [a_k sum_i u_ik - sum_i u_ik a_i - b_k sum_i w_ik + sum_i w_ik b_i].
-// A block of the pair matrix exists only in cache: there is no C x C matrix and no C x C x D tensor. Products of
-// *differences* are accumulated, not Gram matrices: the subtractions use ports that the multiplications leave free, equal
-// rows have length exactly 0, and close classes lose no digits. If all rows are asked for, each unordered pair of blocks
+// A block of the pair matrix exists only in cache: there is no C x C matrix and no C x C x D tensor. Three products a pair give
+// f.f, g.g and f.g: with s = a + b, |s_j - s_i|^2 = f.f + 2 f.g + g.g. Where they would lose digits, because two classes are
+// close to each other beside their distance from the mean, products of *differences* are accumulated instead, which cost
+// two subtractions a number more; so equal rows have length exactly 0. If all rows are asked for, each unordered pair of blocks
 // is computed once and added to both blocks' gradients, in rounds of disjoint pairs (a tournament), so no two threads
 // write the same row and the order of every sum depends only on the shape. Derivation in docs/losses.md.
 #include "pair_block.h"
@@ -41,6 +42,28 @@ static void parallel_workers(int64_t workers, int64_t jobs, const F& body) {
   torch::stable::parallel_for(0, workers, 1, run);
 }
 
+// Writes the squared lengths of the rows of a, scale * b and a + scale * b, and returns the scale: the power of two that makes
+// the rows of b about as long as those of a, because sums of a long and a short row keep few digits of the short one.
+static float row_lengths(const float* a, const float* b, int64_t classes, int64_t dim, int64_t rows_a_task, float* lengths) {
+  torch::stable::parallel_for(0, classes, rows_a_task, [&](int64_t begin, int64_t end) {
+    for (int64_t c = begin; c < end; ++c) row_products(a + c * dim, b + c * dim, dim, lengths + c, classes);
+  });
+  double aa = 0, bb = 0;
+  for (int64_t c = 0; c < classes; ++c) {
+    aa += lengths[c];
+    bb += lengths[classes + c];
+  }
+  const double ratio = std::sqrt(aa / bb);  // 0, infinite or NaN for rows that are all 0 or not finite: no scale then
+  const bool usable = ratio > 1e-12 && ratio < 1e12;
+  const float scale = usable ? std::exp2(std::round(std::log2(static_cast<float>(ratio)))) : 1.0f;
+  for (int64_t c = 0; c < classes; ++c) {
+    float *own = lengths + c, *scaled = own + classes, *sum = scaled + classes;
+    *scaled *= scale * scale;
+    *sum = *own + 2 * scale * *sum + *scaled;
+  }
+  return scale;
+}
+
 std::tuple<Tensor, Tensor> pair_alignment(
     Tensor a, Tensor b, std::optional<Tensor> groups, int64_t row_start, int64_t row_stop, double eps, bool need_gradient,
     bool high) {
@@ -70,10 +93,12 @@ std::tuple<Tensor, Tensor> pair_alignment(
   // One slot per block pair keeps the order of the final sum fixed.
   std::vector<double> cosines(plan.rows * plan.columns);
 
+  const int64_t rows_a_task = std::max<int64_t>(1, 65536 / dim);
+  std::vector<float> lengths(3 * classes);
+  const float scale = row_lengths(a.const_data_ptr<float>(), b.const_data_ptr<float>(), classes, dim, rows_a_task, lengths.data());
   const PairProblem problem{a.const_data_ptr<float>(), b.const_data_ptr<float>(),
                             groups ? groups->const_data_ptr<int64_t>() : nullptr, classes, dim,
-                            std::max(static_cast<float>(eps), std::numeric_limits<float>::min())};
-  const int64_t rows_a_task = std::max<int64_t>(1, 65536 / dim);
+                            std::max(static_cast<float>(eps), std::numeric_limits<float>::min()), scale, lengths.data()};
   float* out = need_gradient ? gradient.mutable_data_ptr<float>() : nullptr;
   if (out)
     torch::stable::parallel_for(0, rows, rows_a_task, [&](int64_t begin, int64_t end) {
