@@ -297,7 +297,7 @@ struct Backward {
 };
 
 struct BackwardKernel {
-  static constexpr int kRows = 2;
+  static constexpr int kRows = 4;
 
   // The gradient of `Rows` classes of one row each, so that the vectors they share are read once.
   template <int W, class T, int Rows>

@@ -16,14 +16,16 @@
 namespace sfm_fast {
 
 // Block edges and the rounds of a tournament: every two blocks are paired once, and each block at most once per round.
-// With many classes a block fills the cache; otherwise it has an eighth of the classes, but not so few that starting a
-// round (some microseconds) costs more than its work.
+// With many classes a block fills the cache; otherwise there are eight, four or two, so that two threads, or four, always
+// have equal work. Small blocks cost more a pair, for copies of rows and incomplete register tiles (hence columns^3 classes, measured),
+// and a block must not be so small that starting a round (some microseconds) costs more than its work.
 struct Schedule {
   Schedule(int64_t classes, int64_t dim, int64_t first, int64_t last) {
-    const auto worthwhile = static_cast<int64_t>(std::sqrt(3e6 / static_cast<double>(dim)));
-    const int64_t target = std::min(std::max((classes + 7) / 8, worthwhile), kBlock);
-    columns = (classes + target - 1) / target;
-    size = std::min(((classes + columns - 1) / columns + 15) / 16 * 16, kBlock);
+    const auto worthwhile = static_cast<int64_t>(std::sqrt(3e5 / static_cast<double>(dim)));
+    columns = 8;
+    while (columns > 1 && classes < columns * std::max(columns * columns, worthwhile)) columns /= 2;
+    if (classes > columns * kBlock) columns = ((classes + kBlock - 1) / kBlock + 1) / 2 * 2;
+    size = (classes + columns - 1) / columns;
     columns = (classes + size - 1) / size;
     rows = (last - first + size - 1) / size;
     symmetric = first == 0 && last == classes;

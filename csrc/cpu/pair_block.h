@@ -246,9 +246,17 @@ SFM_INLINE void block_products(const PairProblem& problem, BlockScratch& s, int6
       for (int64_t i = i0; i < i1; i += kRows) {
         if (diagonal && j + kColumns <= i) break;  // below the diagonal: copied from above it
         for (int matrix = 0; matrix < 3; ++matrix) {
-          Product<W, kRows, kVectors> product;
-          product.add(s.rows + matrix * s.row_panel + (i - i0) * kRowStep, kRowStep, 1, s.packed + matrix * kColumns, 3 * kColumns, depth);
-          product.write(tiles[matrix] + (i - i0) * s.stride + (j - j0), s.stride, kRows, kColumns, k0 == 0);
+          const float *rows = s.rows + matrix * s.row_panel + (i - i0) * kRowStep, *panel = s.packed + matrix * kColumns;
+          float* tile = tiles[matrix] + (i - i0) * s.stride + (j - j0);
+          // Smaller register tiles at the edges, because many blocks have few rows and columns.
+          const auto multiply = [&](auto product) __attribute__((always_inline)) {
+            product.add(rows, kRowStep, 1, panel, 3 * kColumns, depth);
+            product.write(tile, s.stride, kRows, kColumns, k0 == 0);
+          };
+          if (i1 - i > kRows / 2)
+            j1 - j > W ? multiply(Product<W, kRows, kVectors>()) : multiply(Product<W, kRows, 1>());
+          else
+            j1 - j > W ? multiply(Product<W, kRows / 2, kVectors>()) : multiply(Product<W, kRows / 2, 1>());
         }
       }
     }
@@ -354,10 +362,12 @@ SFM_INLINE void block_gradient_kernel(
       }
     }
     for (int64_t k = 0; k < k1 - k0; k += kRows) {
-      Product<W, kRows, kVectors> product;
-      product.add(s.u + k * row_step, row_step, depth_step, a_panel, kColumns, depth);
-      product.add(s.w + k * row_step, row_step, depth_step, b_panel, kColumns, depth);
-      product.write(out + k * dim + d, dim, k1 - k0 - k, columns, false);
+      const auto multiply = [&](auto product) __attribute__((always_inline)) {
+        product.add(s.u + k * row_step, row_step, depth_step, a_panel, kColumns, depth);
+        product.add(s.w + k * row_step, row_step, depth_step, b_panel, kColumns, depth);
+        product.write(out + k * dim + d, dim, k1 - k0 - k, columns, false);
+      };
+      k1 - k0 - k > kRows / 2 ? multiply(Product<W, kRows, kVectors>()) : multiply(Product<W, kRows / 2, kVectors>());
     }
   }
 }
