@@ -80,68 +80,49 @@ SFM_INLINE void add_row(const float* a, const float* t, const float* pivot, floa
   sums[2] += sum<W>(yy[0] + yy[1]);
 }
 
-// `add_row` for `Rows` classes of one row each, so that the vectors they share are read once.
-template <int W, class T, bool Difference, int Rows>
-SFM_INLINE void add_single_rows(const Pass& pass, int64_t c, float* columns, double* sums) {
+// `add_row` for a class of one row, read where it lies instead of from a copy of its mean.
+template <int W, class T, bool Difference>
+SFM_INLINE void add_single_row(const Pass& pass, int64_t c, float* columns, double* sums) {
   using vec = typename Simd<W>::vec;
-  const Items& items = pass.items;
-  const int64_t dim = items.dim, whole = dim - dim % W;
-  const T* x = static_cast<const T*>(items.data) + c * items.stride;
+  const int64_t dim = pass.items.dim, whole = dim - dim % W;
+  const T* x = static_cast<const T*>(pass.items.data) + c * pass.items.stride;
   const float* a = pass.centers + c * dim;
-  vec xy[2] = {}, xx[2] = {}, yy[2] = {};
+  vec xy = {}, xx = {}, yy = {};
   const auto add = [&](int64_t d, const auto& read) __attribute__((always_inline)) {
-    const vec shift = read(items.shift + d), pivot = read(pass.pivot + d);
-    vec column = read(columns + d);
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-      const vec centre = read(a + r * dim + d), row = read(x + r * items.stride + d) - shift;
-      const vec y = (Difference ? row - centre : row) - pivot;
-      if (!Difference) {
-        xy[r % 2] += centre * y;
-        xx[r % 2] += centre * centre;
-      }
-      yy[r % 2] += y * y;
-      column += y;
+    const vec centre = read(a + d), row = read(x + d) - read(pass.items.shift + d);
+    const vec y = (Difference ? row - centre : row) - read(pass.pivot + d);
+    if (!Difference) {
+      xy += centre * y;
+      xx += centre * centre;
     }
-    return column;
+    yy += y * y;
+    return read(columns + d) + y;
   };
   for (int64_t d = 0; d < whole; d += W)
     store<W>(columns + d, add(d, [](const auto* p) __attribute__((always_inline)) { return load<W>(p); }));
   if (const int64_t rest = dim - whole)
     store_partial<W>(columns + whole, add(whole, [rest](const auto* p) __attribute__((always_inline)) { return load_partial<W>(p, rest); }), rest);
-  sums[0] += sum<W>(xy[0] + xy[1]);
-  sums[1] += sum<W>(xx[0] + xx[1]);
-  sums[2] += sum<W>(yy[0] + yy[1]);
+  sums[0] += sum<W>(xy);
+  sums[1] += sum<W>(xx);
+  sums[2] += sum<W>(yy);
 }
 
 struct SumsKernel {
-  static constexpr int kRows = 4;
-
-  template <int W, class T, bool Difference>
-  static SFM_INLINE void single(const Pass& pass, int64_t begin, int64_t end, float* columns, double* total, double* sums) {
-    for (int64_t first = begin; first < end; first += kFlushRows) {
-      const int64_t last = std::min(first + kFlushRows, end);
-      int64_t c = first;
-      for (; c + kRows <= last; c += kRows) add_single_rows<W, T, Difference, kRows>(pass, c, columns, sums);
-      for (; c < last; ++c) add_single_rows<W, T, Difference, 1>(pass, c, columns, sums);
-      flush(columns, total, pass.items.dim);
-    }
-  }
-
   template <int W, class T>
   static SFM_INLINE void run(const Pass& pass, int64_t chunk, int64_t begin, int64_t end) {
     const int64_t dim = pass.items.dim;
     std::vector<float> scratch(2 * dim);
     float *t = scratch.data(), *columns = t + dim;
     double *total = pass.columns + chunk * dim, *sums = pass.sums + chunk * 3;
-    if (!pass.items.offsets && pass.kind != CLASS_COSINE) {
-      if (pass.kind == GLOBAL_COSINE) return single<W, T, false>(pass, begin, end, columns, total, sums);
-      return single<W, T, true>(pass, begin, end, columns, total, sums);
-    }
+    const bool single = !pass.items.offsets && pass.kind != CLASS_COSINE;
     for (int64_t c = begin; c < end; ++c) {
-      class_mean_row<W, T>(pass.items, c, t);
+      if (!single) class_mean_row<W, T>(pass.items, c, t);
       const float* a = pass.centers + c * dim;
-      if (pass.kind == GLOBAL_COSINE)
+      if (single && pass.kind == GLOBAL_COSINE)
+        add_single_row<W, T, false>(pass, c, columns, sums);
+      else if (single)
+        add_single_row<W, T, true>(pass, c, columns, sums);
+      else if (pass.kind == GLOBAL_COSINE)
         add_row<W, false, true>(a, t, pass.pivot, columns, dim, sums);
       else if (pass.kind == CLASS_COSINE)
         for (int64_t d = 0; d < dim; ++d) columns[d] += t[d] - pass.pivot[d];
@@ -297,10 +278,8 @@ struct Backward {
 };
 
 struct BackwardKernel {
-  static constexpr int kRows = 4;
-
-  // The gradient of `Rows` classes of one row each, so that the vectors they share are read once.
-  template <int W, class T, int Rows>
+  // The gradient of a class of one row, which is read where it lies instead of from a copy of its mean.
+  template <int W, class T>
   static SFM_INLINE void single(const Backward& call, int64_t c) {
     using vec = typename Simd<W>::vec;
     const Items& items = call.items;
@@ -308,33 +287,23 @@ struct BackwardKernel {
     const T* x = static_cast<const T*>(items.data) + c * items.stride;
     T* out = static_cast<T*>(call.out) + c * dim;
     const float *a = call.centers + c * dim, *m = call.columns, *r = m + dim;
-    float p[Rows], q[Rows];
-    for (int k = 0; k < Rows; ++k) {
-      p[k] = call.grad_output * call.rows[(c + k) * call.rows_step];
-      q[k] = call.grad_output * call.rows[call.classes_of_rows + (c + k) * call.rows_step];
-    }
-    const auto write = [&](int64_t d, const auto& read, const auto& store) __attribute__((always_inline)) {
-      const vec shift = read(items.shift + d), mean = read(m + d), rest = call.grad_output * read(r + d);
-#pragma GCC unroll 8
-      for (int k = 0; k < Rows; ++k) {
-        const vec centred = (read(x + k * items.stride + d) - shift) - mean;
-        store(out + k * dim + d, p[k] * read(a + k * dim + d) + (q[k] * centred + rest));
-      }
+    const float p = call.grad_output * call.rows[c * call.rows_step];
+    const float q = call.grad_output * call.rows[call.classes_of_rows + c * call.rows_step];
+    const auto gradient = [&](int64_t d, const auto& read) __attribute__((always_inline)) {
+      const vec centred = (read(x + d) - read(items.shift + d)) - read(m + d);
+      return p * read(a + d) + (q * centred + call.grad_output * read(r + d));
     };
     for (int64_t d = 0; d < whole; d += W)
-      write(d, [](const auto* p) __attribute__((always_inline)) { return load<W>(p); },
-            [](T* p, vec value) __attribute__((always_inline)) { store<W>(p, value); });
+      store<W>(out + d, gradient(d, [](const auto* p) __attribute__((always_inline)) { return load<W>(p); }));
     if (const int64_t rest = dim - whole)
-      write(whole, [rest](const auto* p) __attribute__((always_inline)) { return load_partial<W>(p, rest); },
-            [rest](T* p, vec value) __attribute__((always_inline)) { store_partial<W>(p, value, rest); });
+      store_partial<W>(out + whole, gradient(whole, [rest](const auto* p) __attribute__((always_inline)) { return load_partial<W>(p, rest); }), rest);
   }
 
   template <int W, class T>
   static SFM_INLINE void run(const Backward& call, int64_t begin, int64_t end) {
     const Items& items = call.items;
     if (!items.offsets) {
-      for (; begin + kRows <= end; begin += kRows) single<W, T, kRows>(call, begin);
-      for (; begin < end; ++begin) single<W, T, 1>(call, begin);
+      for (int64_t c = begin; c < end; ++c) single<W, T>(call, c);
       return;
     }
     const int64_t dim = items.dim, whole = dim - dim % W;
