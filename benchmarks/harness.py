@@ -14,6 +14,7 @@ import torch
 
 from sfm_fast.errors import reason_of
 from sfm_fast.measure.memory import is_out_of_memory, living_bytes, peak_memory
+from sfm_fast.measure.starvation import CpuShare
 from sfm_fast.measure.timing import Ratio, captured, ratio, samples, summary
 
 from .machine import memory_limit
@@ -107,12 +108,15 @@ def measure(contenders: Sequence[Contender], device: torch.device, plan: Plan) -
     slow = {contender.name for contender in timed if once[contender.name] > SLOW and contender.prepare is None}
     taken = {name: [once[name]] for name in slow}
     quick = [contender for contender in timed if contender.name not in slow]
+    share = CpuShare()
     if quick:
         each = max(once[contender.name] for contender in quick)
         rounds = int(min(plan.most, max(plan.least, plan.seconds / max(each, 1e-9))))
         taken |= _samples(quick, rounds, device, plan.cold, prime=int(each < 0.2))
+    cpu_share = round(share.value, 3) if quick and device.type == "cpu" else None
     base = taken.get(contenders[0].name)
-    return [_row(contender, taken.get(contender.name), base, device, plan) for contender in contenders]
+    rows = [_row(contender, taken.get(contender.name), base, device, plan) for contender in contenders]
+    return [replace(row, cpu_share=cpu_share if row.measured else None) for row in rows]
 
 
 def _first_calls(contenders: Iterable[Contender], device: torch.device) -> dict[str, float]:

@@ -129,6 +129,54 @@ STEPS = {
 }
 
 
+# --- prepared backbones ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of ``images`` random images of ``image_size`` pixels (None: the model's own size) through ``backbone``."""
+
+    backbone: str
+    image_size: int | None
+    images: int
+
+    @property
+    def name(self) -> str:
+        return self.backbone + ("" if self.image_size is None else f" at {self.image_size} px")
+
+
+BACKBONE_BATCHES: dict[str, tuple[Batch, ...]] = {
+    "small": (Batch("resnet10t", 64, 2),),
+    "cpu": (
+        Batch("fashion_vit", None, 32),
+        Batch("fashion_cnn", None, 32),
+        Batch("tf_efficientnet_lite0", 96, 8),
+        Batch("tf_efficientnet_lite2", 96, 8),
+        Batch("mobilenetv2_100", 96, 8),
+        Batch("mobilenetv3_small_100", 96, 8),
+        Batch("resnet18", 96, 8),
+        Batch("resnet50", 96, 8),
+        Batch("resnetv2_50", 96, 8),
+        Batch("regnety_002", 96, 8),
+        Batch("convnext_tiny", 96, 8),
+        Batch("swin_tiny_patch4_window7_224", 224, 2),
+        Batch("vit_small_patch16_224", 224, 2),
+        Batch("vit_small_patch14_reg4_dinov2", 224, 2),
+        Batch("eva02_tiny_patch14_224", 224, 2),
+        Batch("vit_base_patch16_clip_224", 224, 2),
+    ),
+}  # fmt: skip
+BACKBONE_STEPS: dict[str, tuple[StepShape, ...]] = {
+    "small": (StepShape(f"{DEFAULT}, 4 classes, A = 2", DEFAULT, None, 4, 1, 2, ()),),
+    "cpu": (
+        StepShape("fashion_vit, 10 classes, A = 10", "fashion_vit", None, 10, 1, 10, (), data=EMBEDDED),
+        StepShape("fashion_cnn, 10 classes, A = 10", "fashion_cnn", None, 10, 1, 10, (), data=EMBEDDED),
+        StepShape("lite0 at 64 px, 10 classes, A = 10", "tf_efficientnet_lite0", 64, 10, 3, 10, ()),
+        StepShape("ViT-S at 96 px, 10 classes, A = 3", "vit_small_patch16_224", 96, 10, 3, 3, ()),
+    ),
+}  # fmt: skip
+
+
 # --- scaling -----------------------------------------------------------------------------------------------------------
 
 VIT = "vit_of_width_"  # and a number: a ViT like the shipped one, of that width

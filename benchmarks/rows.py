@@ -53,7 +53,11 @@ class Row:
     graph_microseconds: float | None = None  # of a single call in a CUDA graph, with a cold cache
     graph50_microseconds: float | None = None  # of one of 50 calls in a graph
     peak_bytes: int | None = None  # beyond the memory allocated before the call
+    cpu_share: float | None = (
+        None  # on a CPU: part of the measurement in which the measuring thread computed; below 0.7 the machine was busy
+    )
     absolute_bytes: int | None = None  # all memory of the process at that peak
+    saved_bytes: int | None = None  # kept between the forward and the backward pass, beyond inputs and weights
     extra_bytes: int | None = None  # the peak beyond inputs and results
     # Counted or predicted values.
     predicted_bytes: int | None = None

@@ -7,6 +7,7 @@ import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from sfm_fast.measure.starvation import ENOUGH
 from sfm_fast.report.tables import text_table
 from sfm_fast.units import digits, duration, megabytes, memory, milliseconds
 
@@ -23,7 +24,7 @@ _LEGEND = (
     "x first: time over the case's first contender's (ours, where ours takes part): the median of the rounds' ratios, not the quotient of the medians, with its 95 % "
     "{interval}. Of ceiling: share of the copy or matrix-product rate "
     "measured in the same run (above 100 %: what stays in the caches, or a kernel quicker than torch's product). Memory: peak beyond what stood before the call; "
-    "absolute: everything the process held at that peak, other contenders' tensors too. images/s: synthetic images, in loading real ones. First call: at this size, with compiling and tuning; of a whole process: start-up."
+    "saved: kept between forward and backward; absolute: everything the process held at that peak, other contenders' tensors too. images/s: synthetic images, in loading real ones. First call: at this size, with compiling and tuning; of a whole process: start-up."
 )
 _INTERVALS = {
     True: "interval by the sign test, which fewer than 6 rounds don't have",
@@ -42,7 +43,20 @@ class Table:
 
 
 def legend(result: Result) -> str:
-    return _LEGEND.format(interval=_INTERVALS[result.interval == SIGN_TEST])
+    return _LEGEND.format(interval=_INTERVALS[result.interval == SIGN_TEST]) + _busy(result)
+
+
+def _busy(result: Result) -> str:
+    """A sentence about cases that were measured while other processes used the CPUs; empty if there is none."""
+    known = [row for row in result.rows if row.cpu_share is not None and not row.workers]
+    cases = {(row.suite, row.case) for row in known}
+    busy = sorted({f"{row.suite}: {row.case}" for row in known if row.cpu_share is not None and row.cpu_share < ENOUGH})
+    if not busy:
+        return ""
+    return (
+        f" **The machine was busy** in {len(busy)} of {len(cases)} cases: the measuring thread computed in less than {ENOUGH:.0%} of their time, so "
+        f"their ratios are less certain ({', '.join(busy[:5])}{', …' if len(busy) > 5 else ''})."
+    )
 
 
 def status(row: Row) -> str:
@@ -82,6 +96,7 @@ def _cells(row: Row) -> dict[str, str]:
         "of ceiling": "" if timing is None else ceiling(row),
         "images/s": images_a_second(row),
         "memory": "" if row.predicted else _written(row.peak_bytes, memory),
+        "saved": _written(row.saved_bytes, memory),
         "absolute": "" if row.predicted else _written(row.absolute_bytes, memory),
         "predicted memory": _written(row.predicted_delta, memory),
         "predicted absolute": _written(row.predicted_total, memory),

@@ -5,6 +5,11 @@ from __future__ import annotations
 
 def entry() -> int:
     """Entry point of `sfm-fast`."""
+    import os
+
     from .main import main
+    from .threads import bound_spinning
+
+    bound_spinning(os.environ)
 
     return main()

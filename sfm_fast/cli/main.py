@@ -20,6 +20,8 @@ from ..version import __version__
 from . import bench, bundle, classifier, classify, demo, distill, evaluate, info, plan, stats
 from .streams import exit_code, steady_streams
 
+# What the package and its extra `distill` install, by the names under which it is imported; another missing module is our own fault.
+INSTALLED = ("torch", "numpy", "timm", "safetensors", "tqdm", "PIL", "matplotlib", "sklearn", "torchvision")
 COMMANDS = (demo, stats, distill, classifier, evaluate, bundle, classify, plan, bench, info)
 
 
@@ -92,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
         print(f"sfm-fast {args.command}: {error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("sfm_fast"):
+        if (error.name or "").partition(".")[0] not in INSTALLED:
             raise
         print(
             f"sfm-fast {args.command}: needs the package {error.name!r}: pip install 'sfm_fast[distill]'",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +14,12 @@ from torch import Tensor
 from ..backbones.backbone import Backbone
 from ..errors import InputError
 from ..files import Metadata, check_free_space, write_json
+from ..measure.starvation import StarvationNotice
 from ..synthetic import SyntheticSet, save_grid, save_image_folder
 from .config import DistillConfig
 from .config import Every as Every
 from .images import SyntheticImages, floats_per_image
+from .objectives import Objective
 from .progress import Reporter, Signals, peak_bytes
 from .run_folder import CHECKPOINT, LOG, MARKER, RESULT, SUMMARY, clear_run, cut_log
 from .run_folder import Interrupted as Interrupted
@@ -28,6 +31,7 @@ class Distilling(Protocol):
 
     config: DistillConfig
     backbone: Backbone
+    objective: Objective
     images: SyntheticImages
     labels: Tensor
     class_names: list[str]
@@ -99,8 +103,13 @@ class Run:
         title = f"distil, {distiller.micro_batch} of {images.num_images} images at a time"
         memory = "peak" if distiller.backbone.device.type == "cuda" else "process"
         report = Reporter(self.place, first, distiller.config.steps, self.progress, self.every.log_every, title, memory)
+        # Methods that read real images wait for them, and a GPU's steps are waited for.
+        computes = distiller.backbone.device.type == "cpu" and not distiller.objective.needs_images
+        notice = StarvationNotice()
         with Signals() as caught, report:
             for loss, seconds in self._steps(begun):
+                if computes and (starved := notice.look()):
+                    warnings.warn(starved, RuntimeWarning, stacklevel=2)
                 report.step(distiller.steps_done, loss, seconds, peak_bytes(distiller.backbone.device))
                 if self.on_step is not None:
                     self.on_step(distiller.steps_done)

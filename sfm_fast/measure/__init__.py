@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from .memory import is_out_of_memory as is_out_of_memory
     from .memory import living_bytes as living_bytes
     from .memory import peak_memory as peak_memory
+    from .starvation import CpuShare as CpuShare
+    from .starvation import StarvationNotice as StarvationNotice
     from .timing import Ratio as Ratio
     from .timing import Timing as Timing
     from .timing import interleaved as interleaved
@@ -22,6 +24,7 @@ __getattr__, __dir__, __all__ = lazy(
     __name__,
     {
         "memory": "free_memory is_out_of_memory living_bytes peak_memory",
+        "starvation": "CpuShare StarvationNotice",
         "timing": "Ratio Timing interleaved interval ratio samples summary",
         "tracker": "Tracker",
     },

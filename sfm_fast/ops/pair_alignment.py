@@ -82,8 +82,7 @@ class _PairAlignment(torch.autograd.Function):
             means = operation(backend, "class_means")(features, order, offsets, shift)
             # Like `centre_rows`, but in place: for 21 841 classes each copy takes a tenth of a gigabyte.
             means -= means[0].clone()
-            if backend != "cpu":  # the CPU kernel multiplies differences, so it only needs rows near 0
-                means -= means.mean(0)
+            means -= means.mean(0)
             total, gradient = operation(backend, "pair_alignment")(
                 centers, means, pairs.groups, 0, centers.shape[0], eps, need_gradient, high
             )

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
 
 from sfm_fast.cli import main
+from sfm_fast.cli.threads import CHOSEN, SPINNING, bound_spinning
 from sfm_fast.files import locked_folder
 
 HEAVY = ("torch", "timm", "numpy")
@@ -45,6 +47,35 @@ def test_help_and_version_import_nothing_heavy(tmp_path):
     for words, (code, said, imported) in zip(lines, calls(tmp_path, *lines), strict=True):
         assert (words, code, imported) == (words, 0, [])
         assert said
+
+
+def test_waiting_threads_sleep_soon_unless_the_user_decides():
+    nothing: dict[str, str] = {}
+    bound_spinning(nothing)
+    assert nothing == SPINNING
+    for name in CHOSEN:
+        chosen = {name: "active"}
+        bound_spinning(chosen)
+        assert chosen == {name: "active"}
+
+
+def test_how_threads_wait_is_decided_before_torch_is_loaded(tmp_path):
+    code = """
+import builtins, os
+from sfm_fast.cli import entry
+load = builtins.__import__
+def watched(name, *rest):
+    if name == "torch":
+        print("torch is loaded with", os.environ.get("GOMP_SPINCOUNT"))
+        raise SystemExit
+    return load(name, *rest)
+builtins.__import__ = watched
+entry()
+"""
+    environment = {name: value for name, value in os.environ.items() if name not in CHOSEN}
+    words = [sys.executable, "-c", code, "info"]
+    done = subprocess.run(words, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.stdout.strip() == f"torch is loaded with {SPINNING['GOMP_SPINCOUNT']}"
 
 
 def test_every_command_is_in_the_list():

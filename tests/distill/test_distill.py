@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ from sfm_fast.distill.progress import iterate_log
 from sfm_fast.distill.run import Interrupted
 from sfm_fast.features.compute import class_statistics
 from sfm_fast.files import load_tensors, save_tensors
+from sfm_fast.measure.starvation import StarvationNotice
 from sfm_fast.synthetic import SyntheticSet
 
 
@@ -185,6 +187,16 @@ def test_what_a_run_leaves(tmp_path, backbone, source, statistics):
     }
     assert sorted(path.name for path in (tmp_path / "grids").iterdir()) == ["000006.png", "000012.png"]
     assert not [path for path in tmp_path.iterdir() if path.name.endswith(".tmp")]
+
+
+def test_a_starved_run_says_so_unless_it_waits_for_images(tmp_path, backbone, source, statistics, monkeypatch):
+    monkeypatch.setattr(StarvationNotice, "look", lambda self: "others use the CPUs")
+    with pytest.warns(RuntimeWarning, match="others use the CPUs"):
+        make_distiller(DistillConfig(steps=2), backbone, source, statistics).run(tmp_path / "sfm", progress=False)
+    lgm = make_distiller(DistillConfig(method="lgm", steps=2, views=1), backbone, source, statistics)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        lgm.run(tmp_path / "lgm", progress=False)
 
 
 def test_an_existing_run_is_not_overwritten(tmp_path, backbone, source, statistics):

@@ -68,6 +68,45 @@ def test_close_classes(gap, backend):
     assert (gradient.double() - expected_gradient).norm() <= 1e-3 * expected_gradient.norm()
 
 
+def _twins(centers, features):
+    """Every seventh class lies close to the next one, in one of both spaces or in both."""
+    for first in range(0, len(centers) - 1, 7):
+        for means in ((centers,), (features,), (centers, features))[first // 7 % 3]:
+            means[first + 1] = means[first] + 1e-3 * means[first + 1]
+
+
+def _groups_of_ten(centers, features):
+    centers[:], features[:] = (
+        10 * means[:10].repeat(len(means) // 10 + 1, 1)[: len(means)] + means for means in (centers, features)
+    )
+
+
+def _other_lengths(centers, features):
+    features *= 1e-6 * 10.0 ** (torch.arange(len(features)) % 9)[:, None]
+
+
+def _far_away(centers, features):
+    features += 30.0
+
+
+@pytest.mark.parametrize("change", [_twins, _groups_of_ten, _other_lengths, _far_away])
+@pytest.mark.parametrize("shape", [(45, 70), (150, 65)], ids=str)
+def test_pairs_of_every_kind_in_one_block(change, shape):
+    """The CPU kernel multiplies rows or their differences, part by part: no error beyond that of differences throughout."""
+    generator = torch.Generator().manual_seed(5)
+    centers, features = (torch.randn(shape, generator=generator) for _ in range(2))
+    change(centers, features)
+    expected, expected_gradient = value_and_gradient(
+        lambda z: definitions.flow_alignment(z, centers, None, "pair", "cosine"), features.double()
+    )
+    theirs = value_and_gradient(lambda z: pair_loss(z, centers, backend="torch"), features)
+    loss, gradient = value_and_gradient(lambda z: pair_loss(z, centers, backend="cpu"), features)
+    scale = expected_gradient.norm(dim=1, keepdim=True)
+    off = ((gradient - expected_gradient) / scale).norm()
+    assert (loss - expected).abs() <= 1.5 * (theirs[0] - expected).abs() + 1e-6
+    assert off <= 1.5 * ((theirs[1] - expected_gradient) / scale).norm() + 1e-5
+
+
 @pytest.mark.parametrize("shape", [(2, 1), (15, 3), (17, 33), (130, 40), (200, 129)], ids=str)
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_blocks_of_any_size_match_the_reference(shape, backend):
