@@ -20,7 +20,7 @@ from ..views import Augmentation
 from .config import SOLVERS
 from .config import ProjectorFit as ProjectorFit
 from .heads import Projector, check_metadata
-from .linear import MOST_STEPS, check_range, check_seed, fit_linear
+from .linear import MOST_STEPS, check_range, check_seed, fit_linear, gradient_of
 
 PENALTIES = tuple(10.0 ** (k / 2) for k in range(-12, 3))  # 1e-6 to 10, in units of the mean eigenvalue
 LEARNING_RATE = 0.01  # Adam's, for a batch of 256
@@ -75,7 +75,7 @@ def fit_projector(
         weight, bias = fit_linear(
             inputs.detach().float(),
             y.shape[1],
-            lambda predicted, rows, _: F.mse_loss(predicted, wanted[rows]),
+            lambda predicted, rows, _: gradient_of(lambda mapped: F.mse_loss(mapped, wanted[rows]), predicted),
             lr=LEARNING_RATE,
             epochs=epochs,
             most_steps=most_steps,

@@ -9,7 +9,13 @@ from sfm_fast import InputError
 from sfm_fast.backbones.load import load_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.evaluation.evaluator import Evaluator, ProbeConfig
-from sfm_fast.evaluation.linear import top_k_accuracy, train_linear
+from sfm_fast.evaluation.linear import (
+    cosine_schedule,
+    cross_entropy_gradient,
+    gradient_of,
+    top_k_accuracy,
+    train_linear,
+)
 from sfm_fast.evaluation.references import lowest_per_class
 from sfm_fast.features.compute import dataset_features, view_features
 from sfm_fast.views import Augmentation
@@ -100,3 +106,19 @@ def test_references_need_training_images():
 def test_bad_options_are_named(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
         ProbeConfig(**bad)
+
+
+def test_gradient_of_cross_entropy_has_the_bits_of_autograd():
+    logits, labels = 3 * torch.randn(250, 10, generator=torch.Generator().manual_seed(0)), torch.arange(250) % 10
+    expected = gradient_of(lambda leaf: torch.nn.functional.cross_entropy(leaf, labels), logits)
+    assert torch.equal(cross_entropy_gradient(logits, labels), expected)
+
+
+def test_cosine_schedule_is_torchs():
+    optimiser = torch.optim.SGD([torch.zeros(1)], lr=0.01)
+    schedule, seen = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, 7), []
+    for _ in range(7):
+        seen.append(optimiser.param_groups[0]["lr"])
+        optimiser.step()
+        schedule.step()
+    assert cosine_schedule(0.01, 7) == seen
