@@ -32,7 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--seeds", type=int, default=3, help="number of probes trained for each row of the accuracy table"
     )
     parser.add_argument(
-        "--rounds", type=int, default=5, help="timed steps of each method, taken in turn, for the comparison with LGM"
+        "--rounds",
+        type=int,
+        default=6,
+        help="timed steps of each method, taken in turn, for the comparison with LGM; with fewer than 6 the ratios have no interval",
     )
     common.add_machine_arguments(parser)
 

@@ -39,12 +39,27 @@ def cost_rows(costs: list[Cost]) -> list[tuple[str, ...]]:
             row["name"],
             str(row["views"]),
             f"{row['step_seconds'] * 1e3:.1f}",
-            f"{row['step_seconds'] / base['step_seconds']:.1f}",
+            "1.0" if row is base else _time_ratio(row, base),
             megabytes(row["peak_bytes"]),
             f"{row['peak_bytes'] / base['peak_bytes']:.1f}",
         )
         for row in costs
     ]
+
+
+def _time_ratio(row: Cost, base: Cost) -> str:
+    """The ratio of times with its interval, if there is one: earlier results and those of few rounds have none."""
+    if "time_ratio" not in row:
+        return f"{row['step_seconds'] / base['step_seconds']:.1f}"
+    low, high = row["time_ratio_low"], row["time_ratio_high"]
+    return f"{row['time_ratio']:.1f}" + ("" if low is None or high is None else f" ({low:.1f}–{high:.1f})")
+
+
+def cost_note(costs: list[Cost]) -> str:
+    """What the ratios of `cost_rows` rest on."""
+    rounds, sure = costs[0]["rounds"], any(row.get("time_ratio_low") is not None for row in costs)
+    interval = "sign-test interval of that median, 95 %" if sure else "too few for an interval"
+    return f"Ratio of times: median of {rounds} rounds, in each of which every method makes one step ({interval}). Memory is counted in bytes, the same in every run."
 
 
 def cost_table(costs: list[Cost]) -> str:
@@ -113,7 +128,8 @@ def write_page(
             "Cost",
             html.note(
                 "One step of each method with the same backbone and data, timed in turn in one run: median time, and peak memory beyond what is allocated "
-                "before the step. LGM in three variants: as in its public code (stock), with a frozen backbone, and without double backward (closed form)."
+                "before the step. LGM in three variants: as in its public code (stock), with a frozen backbone, and without double backward (closed form). "
+                + cost_note(costs)
             )
             + html.table(COST_HEADER, cost_rows(costs), 0),
         ),

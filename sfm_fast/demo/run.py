@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import platform
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,12 +20,14 @@ from ..distill.run_folder import LOG, RESULT
 from ..errors import InputError
 from ..evaluation.evaluator import Evaluator, ProbeConfig
 from ..evaluation.rows import Row
+from ..features.cache import FeatureCache
 from ..features.compute import class_statistics
 from ..files import locked_folder, write_json
 from ..synthetic import SyntheticSet
 from ..version import __version__
 from .cost import Cost, compare_methods, sfm_and_lgm
 from .page import pixel_class_means, write_page
+from .progress import Pulse, Together
 
 STARTED = "demo.json"  # marks a folder as a demo's, which another demo may replace
 METHODS_SHOWN = ("sfm", "sfm-decoupled")  # the page shows the images of the last one
@@ -49,48 +51,75 @@ def run_demo(
     config: DistillConfig,
     probe: ProbeConfig,
     *,
-    rounds: int = 5,
+    rounds: int = 6,
     batch_size: int = 256,
     progress: bool = True,
     say: Callable[[str], None] = print,
 ) -> Shown:
     """Run the demo in ``folder``, which is locked; an earlier demo in it is replaced, other files are an error.
 
-    ``backbone`` loads the backbone; ``say`` is called with a line before each of the four parts.
+    ``backbone`` loads the backbone; ``say`` is called with a line before each of the four parts, and with ``progress`` with another
+    one every few seconds. On CPUs the two distillations run at the same time, and so do the rows of the evaluation (see `Together`).
     """
     if Path(folder).is_dir() and any(Path(folder).iterdir()) and not (Path(folder) / STARTED).exists():
         raise InputError(f"--out {folder}: holds other files; choose an empty or a new folder")
-    began = time.perf_counter()
-    with locked_folder(folder) as out:
+    with locked_folder(folder) as out, Pulse(say, progress) as pulse:
         write_json(out / STARTED, {"sfm_fast": __version__})
+        pulse.state["loading"] = "the backbone"
         model = backbone()
         train, test = open_dataset(EMBEDDED, "train"), open_dataset(EMBEDDED, "test")
+        together = Together(model.device)
 
-        say(f"1/4 statistics: {len(train)} images of {len(train.class_names)} classes, in one pass")
-        statistics = class_statistics(train, model, batch_size=batch_size, progress=progress)
+        pulse.part(f"1/4 statistics: {len(train)} images of {len(train.class_names)} classes, in one pass")
+        pulse.state["features"] = "of the training images"
+        cache = FeatureCache(None)  # the references of the evaluation are made of the same features
+        known = cache.features(train, model, batch_size=batch_size, progress=False)
+        statistics = class_statistics(train, model, known=known, batch_size=batch_size)
         statistics.save(out / "stats.safetensors")
 
-        say(f"2/4 distillation: {config.steps} steps of SFM as in the paper, and of its decoupled variant")
-        summaries = {}
-        for method in METHODS_SHOWN:
-            distiller = make_distiller(replace(config, method=method), model, train, statistics)
-            summaries[method] = distiller.run(out / method, overwrite=True, progress=progress)
+        pulse.part(f"2/4 distillation: {config.steps} steps of SFM as in the paper, and of its decoupled variant")
 
-        say("3/4 evaluation: linear probes on synthetic images and on the references")
-        evaluator = Evaluator(model, test, train, config=probe, batch_size=batch_size, progress=progress)
+        def distil(method: str) -> dict[str, Any]:
+            def on_step(step: int) -> None:
+                together.check()
+                pulse.state[method] = f"step {step} of {config.steps}"
+
+            distiller = make_distiller(replace(config, method=method), model, train, statistics)
+            return distiller.run(out / method, overwrite=True, progress=False, on_step=on_step)
+
+        summaries = together.run({method: functools.partial(distil, method) for method in METHODS_SHOWN})
+
+        pulse.part("3/4 evaluation: linear probes on synthetic images and on the references")
+        evaluator = Evaluator(model, test, train, config=probe, cache=cache, batch_size=batch_size, progress=False)
+        pulse.state["features"] = "of the test images"
+        evaluator.test_features  # noqa: B018 (computed once, before the rows that run at the same time)
+        pulse.state.clear()
         sets = [SyntheticSet.load(out / method / RESULT) for method in METHODS_SHOWN]
         size = sets[0].images.shape[-1]
-        accuracy = [
-            evaluator.full(),
-            evaluator.random_real(1, size),
-            evaluator.nearest_real(1, size),
-            *(evaluator.probe_synthetic(synthetic) for synthetic in sets),
-        ]
+        probes: dict[str, Callable[[], Row]] = {
+            "full": evaluator.full,
+            "random-real": functools.partial(evaluator.random_real, 1, size),
+            "nearest-real": functools.partial(evaluator.nearest_real, 1, size),
+            **{
+                method: functools.partial(evaluator.probe_synthetic, synthetic)
+                for method, synthetic in zip(METHODS_SHOWN, sets, strict=True)
+            },
+        }
 
-        say("4/4 cost: steps of SFM and LGM in turn")
-        costs = compare_methods(sfm_and_lgm(config), model, train, statistics, rounds=rounds)
+        def row(name: str) -> Row:
+            together.check()
+            pulse.state[name] = ""
+            result = probes[name]()
+            pulse.state[name] = "done"
+            return result
 
-        seconds = time.perf_counter() - began
+        accuracy = list(together.run({name: functools.partial(row, name) for name in probes}).values())
+
+        pulse.part("4/4 cost: steps of SFM and LGM in turn")
+        tell = functools.partial(pulse.state.__setitem__, "")
+        costs = compare_methods(sfm_and_lgm(config), model, train, statistics, rounds=rounds, tell=tell)
+
+        seconds = pulse.seconds
         facts = {
             "sfm_fast": __version__,
             "torch": torch.__version__,

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ...backbones.load import load_backbone
-from ...demo.page import cost_table
+from ...demo.page import cost_note, cost_table
 from ...demo.run import METHODS_SHOWN, run_demo
 from ...evaluation.modes import ProbeConfig
 from ...report.tables import accuracy_table
@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> None:
         accuracy_table(shown.rows),
         "",
         cost_table(shown.costs),
+        cost_note(shown.costs),
         "",
         f"{shown.seconds:.0f} s in total; see {Path(shown.page).resolve()} and {Path(args.out) / METHODS_SHOWN[-1] / 'images'}",
     )
