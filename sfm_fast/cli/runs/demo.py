@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> None:
         asdict(shown),
         "",
         accuracy_table(shown.rows),
+        "On CPUs rows are computed at the same time, each with its share of the threads, so a fit alone takes less time.",
         "",
         cost_table(shown.costs),
         cost_note(shown.costs),
