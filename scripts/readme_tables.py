@@ -18,7 +18,7 @@ from typing import Any
 from sfm_fast.benchmarks.accuracy.tables import full_tables, stored_table, summary, verdicts
 from sfm_fast.benchmarks.derivation.figure import findings_table
 from sfm_fast.benchmarks.gpu.tables import gpu_step_table, kernel_table, read_all, shown_kernels
-from sfm_fast.benchmarks.report.tables import claims_table, image_table, loss_table, step_table, where_we_lose
+from sfm_fast.benchmarks.report.tables import backbone_table, claims_table, image_table, loss_table, step_table, where_we_lose
 from sfm_fast.benchmarks.rows import Row, read_claims, read_result
 from sfm_fast.demo.page import cost_table
 from sfm_fast.report.tables import plan_table
@@ -80,6 +80,15 @@ def step() -> str:
     return f"{step_table(row for row in rows if row.mode == 'step')}\n\n{machine}, fp32."
 
 
+def prepared(kind: str) -> str:
+    """The batches or the steps of the suite of prepared backbones."""
+    result = read_result(RESULTS / "cpu.json")
+    machine = result.environment
+    rows = [row for row in result.rows if row.suite == "backbones" and row.mode == kind]
+    table = backbone_table(rows) if kind == "both" else step_table(rows)
+    return f"{table}\n\n{machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, fp32."
+
+
 def claims() -> str:
     machine = json.loads((RESULTS / "claims.json").read_text())["environment"]
     table = claims_table(read_claims(RESULTS / "claims.json"))
@@ -117,6 +126,10 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "step": step,
         "gpu": functools.partial(gpu_kernels, shown_kernels),
         **{f"plan-{classes}": functools.partial(plan, classes) for classes in (100, 1000)},
+    },
+    "docs/cpu.md": {
+        "backbones": functools.partial(prepared, "both"),
+        "prepared-steps": functools.partial(prepared, "step"),
     },
     "docs/gpu.md": {"gpu-kernels": functools.partial(gpu_kernels, kernel_table), "gpu-steps": gpu_steps},
     "docs/benchmarks.md": {"losing": losing},

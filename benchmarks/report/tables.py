@@ -300,6 +300,23 @@ def step_table(rows: Iterable[Row]) -> str:
     return _markdown_table(header, lines)
 
 
+def backbone_table(rows: Iterable[Row]) -> str:
+    """Forward and backward of each backbone, as loaded and prepared: time with the ratio's interval, and what is kept in between."""
+    lines = []
+    for prepared, loaded in (group for group in groups(rows) if len(group) == 2):
+        batch = f"{prepared.images} x {prepared.image_size} px"
+        if not (prepared.measured and loaded.measured):
+            lines.append([prepared.backbone or "", batch, status(loaded), status(prepared), "", "", "", ""])
+            continue
+        sizes = [_written(row.saved_bytes, megabytes) for row in (loaded, prepared)]
+        share = (prepared.saved_bytes or 0) / (loaded.saved_bytes or 1)
+        lines.append(
+            [prepared.backbone or "", batch, milliseconds(loaded.seconds), milliseconds(prepared.seconds), factor_of(loaded), *sizes, f"{share:.2f}"]
+        )  # fmt: skip
+    header = ("backbone", "images", "as loaded, ms", "prepared, ms", "faster by", "kept, as loaded", "kept, prepared", "share")
+    return _markdown_table(header, lines)
+
+
 CLAIMS_HEADER = ("claim", "setting", "contender", "paper: at least", "own goal", "result", "how")
 
 
