@@ -26,7 +26,7 @@ class Preset:
 
 PRESETS = {
     "laptop": Preset("embedded data and the shipped backbone, about twelve minutes on 2 cores"),
-    "cpu": Preset("backbones prepared and as loaded, on a CPU: CPUMINUTES on 2 cores"),
+    "cpu": Preset("backbones prepared and as loaded, on a CPU: ten minutes on 2 cores"),
     "imagenet-100": Preset("ViT-B/14 and 100 classes, for a GPU or --predict", gpu=True),
     "imagenet-1k": Preset("ViT-B/14 and 1000 classes, for a GPU or --predict", gpu=True),
     "full": Preset("the losses at every number of classes and features: half an hour on 2 cores"),

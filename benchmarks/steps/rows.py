@@ -32,13 +32,16 @@ def shrunken(shape: StepShape) -> StepShape:
     return replace(shape, classes=SHRUNKEN, lgm_views=2) if shape.large else shape
 
 
-def verdicts(ways: Sequence[Way], shape: StepShape, backbone: Backbone) -> dict[str, str]:
+def verdicts(
+    ways: Sequence[Way], shape: StepShape, backbone: Backbone, tolerance: float | None = None
+) -> dict[str, str]:
     """Name -> "" if the gradient of the first step is right, else the status with the reason; on the `shrunken` shape, in float32.
 
     The expected gradient is autograd's for the definition in plain torch for SFM (without noise for a way whose noise isn't the
-    package's), and double backward's for LGM. In bfloat16, features differ too little between images with random weights.
+    package's), and double backward's for LGM. tolerance: instead of `TOLERANCE` of the device. In bfloat16, features differ too little between images with random weights.
     """
     small, device = shrunken(shape), backbone.device
+    allowed = TOLERANCE[device.type] if tolerance is None else tolerance
     # As loaded, because LGM stock runs in this way and folded weights of bfloat16 are others.
     plain = backbone.unprepared()
     exact = replace(plain, model=copy.deepcopy(plain.model).float(), precision="fp32", run=None)
@@ -62,7 +65,7 @@ def verdicts(ways: Sequence[Way], shape: StepShape, backbone: Backbone) -> dict[
         gradient, _, verdict = attempt(functools.partial(first_gradient, part, part.replays_noise), device)
         if not verdict:
             off = float((gradient - expected[key]).norm() / expected[key].norm())
-            if not off <= TOLERANCE[device.type]:
+            if not off <= allowed:
                 verdict = f"wrong result: gradient off by {off:.0e}"
         checked[way.name] = verdict
     return checked

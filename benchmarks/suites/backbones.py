@@ -31,7 +31,9 @@ from ..steps.rows import StepRun, case_of, verdicts
 
 SUITE = "backbones"
 AS_LOADED = "as loaded"
-TOLERANCE = 1e-3  # of the images' gradient, relative: float32 in another order of operations
+# Of the images' gradient, relative. Rounding switches some ReLUs of such nets on or off, which changes the gradient by 2e-3 to 3e-3;
+# the tests compare in float64, where it is 1e-10.
+TOLERANCE = 1e-2
 PLAN = Plan(seconds=4.0)
 
 
@@ -95,7 +97,7 @@ def step_rows(shape: StepShape, device: torch.device) -> list[Row]:
     for way in ways:
         every += [way, replace(way, name=f"{way.name}, {AS_LOADED}", make=_on(plain, way.make), ours=False)]
     every.append(lgm(shape, "stock"))
-    checked = verdicts([*ways, every[-1]], shape, backbone)
+    checked = verdicts([*ways, every[-1]], shape, backbone, tolerance=TOLERANCE)
     checked |= {way.name: checked[way.name.removesuffix(f", {AS_LOADED}")] for way in every}
     run = StepRun(
         setting, case_of(SUITE, step_name(shape), setting), device, PLAN, checked, {way.name: None for way in every}
