@@ -18,7 +18,14 @@ from typing import Any
 from sfm_fast.benchmarks.accuracy.tables import full_tables, stored_table, summary, verdicts
 from sfm_fast.benchmarks.derivation.figure import findings_table
 from sfm_fast.benchmarks.gpu.tables import gpu_step_table, kernel_table, read_all, shown_kernels
-from sfm_fast.benchmarks.report.tables import backbone_table, claims_table, image_table, loss_table, step_table, where_we_lose
+from sfm_fast.benchmarks.report.tables import (
+    backbone_table,
+    claims_table,
+    image_table,
+    loss_table,
+    step_table,
+    where_we_lose,
+)
 from sfm_fast.benchmarks.rows import Row, read_claims, read_result
 from sfm_fast.demo.page import cost_table
 from sfm_fast.report.tables import plan_table

@@ -313,7 +313,16 @@ def backbone_table(rows: Iterable[Row]) -> str:
         lines.append(
             [prepared.backbone or "", batch, milliseconds(loaded.seconds), milliseconds(prepared.seconds), factor_of(loaded), *sizes, f"{share:.2f}"]
         )  # fmt: skip
-    header = ("backbone", "images", "as loaded, ms", "prepared, ms", "faster by", "kept, as loaded", "kept, prepared", "share")
+    header = (
+        "backbone",
+        "images",
+        "as loaded, ms",
+        "prepared, ms",
+        "faster by",
+        "kept, as loaded",
+        "kept, prepared",
+        "share",
+    )
     return _markdown_table(header, lines)
 
 
