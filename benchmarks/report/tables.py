@@ -117,7 +117,7 @@ def ceiling(row: Row) -> str:
 
 def images_a_second(row: Row) -> str:
     """Throughput of a measured row of whole steps or of loading; empty elsewhere."""
-    steps = row.suite in ("step", "loading", "scaling")
+    steps = row.suite in ("step", "backbones", "loading", "scaling")
     count = (row.images or 0) * (row.steps or 1)
     return digits(count / row.seconds) if steps and row.measured and count and row.seconds else ""
 
@@ -297,7 +297,8 @@ def step_table(rows: Iterable[Row]) -> str:
                 [name, milliseconds(row.seconds), factor_of(row), images_a_second(row), size, predicted, share]
             )
     header = ("one step", "ms", "time x", "images/s", "memory of a step", "predicted", "memory x")
-    return _markdown_table(header, lines)
+    filled = [place for place in range(len(header)) if any(line[place] for line in lines)]
+    return _markdown_table([header[place] for place in filled], [[line[place] for place in filled] for line in lines])
 
 
 def backbone_table(rows: Iterable[Row]) -> str:

@@ -7,8 +7,8 @@
 
 namespace sfm_fast {
 
-constexpr int64_t kBlock = 128;  // rows and columns of a block: its tiles and packed rows, 370 KiB, stay in a 512 KiB L2 cache
-constexpr int64_t kDepth = 128;  // features at a time: a packed panel of 3 x 16 columns is 24 KiB, three quarters of an L1 cache
+constexpr int64_t kBlock = 128;  // rows and columns of a block: its tiles and packed rows, 408 KiB, stay in a 512 KiB L2 cache
+constexpr int64_t kDepth = 128;  // features at a time: a packed panel of 3 x 16 columns (AVX2) is 24 KiB, three quarters of an L1 cache
 constexpr int64_t kRowStep = kDepth + 16;  // of packed rows: rows 512 bytes apart would share few sets of an L1 cache
 
 // Products give a pair's flows to float32's accuracy if the flows' squared lengths aren't small beside those of the rows, and
@@ -276,7 +276,8 @@ SFM_INLINE void products_to_flows(const PairProblem& problem, BlockScratch& s, i
     const vec sums = own[2 * classes] + load<W>(column + 2 * s.stride + j);
     const vec ff = a - 2.0f * load<W>(u), gg = b - 2.0f * load<W>(w);
     const vec fg = (sums - 2.0f * load<W>(g)) - ff - gg;
-    const auto good = (ff > kClose * a) & (gg > kClose * b) & (ff < kUneven * gg) & (gg < kUneven * ff);
+    const auto good = (ff > kClose * a) & (gg > kClose * b) & (ff < kUneven * gg) & (gg < kUneven * ff) &
+                      (fg - fg == 0.0f);  // false for what overflowed: a + b may be twice as long as a
     store<W>(u, half * fg);
     store<W>(w, ff);
     store<W>(g, square * gg);

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-# Measured with AMX: ViT-S/16, 384 wide, is twice as fast in bfloat16; EfficientNet-lite0 is slower. Narrower transformers and nets
-# that mix linear layers with many convolutions, such as ConvNeXt, haven't been measured and stay float32.
+# Measured with AMX: ViT-S/16, 384 wide, is twice as fast in bfloat16; EfficientNet-lite0 is slower. Narrower transformers, those that
+# begin narrow, such as Swin, and nets with many convolutions, such as ConvNeXt, haven't been measured and stay float32.
 WIDE = 384
+_MOST = 0.9  # of the linear layers are wide: all but a head or a gate
 _CONVOLUTIONS = 4  # at most; a transformer has one for its patches, or a few in a stem
 
 
@@ -47,9 +48,10 @@ def multiplies_bf16() -> bool:
 
 
 def is_wide_transformer(model: nn.Module) -> bool:
-    """Whether most weights of ``model``'s products are in linear layers with at least `WIDE` inputs and outputs, and it has at most a
-    few convolutions: its structure, not its name."""
-    convolutions = [module.weight for module in model.modules() if isinstance(module, nn.modules.conv._ConvNd)]
-    linear = [module.weight for module in model.modules() if isinstance(module, nn.Linear)]
-    wide = sum(weight.numel() for weight in linear if min(weight.shape) >= WIDE)
-    return len(convolutions) <= _CONVOLUTIONS and 2 * wide > sum(weight.numel() for weight in (*linear, *convolutions))
+    """Whether nearly all linear layers of ``model`` have at least `WIDE` inputs and outputs, and it has at most a few convolutions: its
+    structure, not its name."""
+    convolutions = sum(isinstance(module, nn.modules.conv._ConvNd) for module in model.modules())
+    widths = [min(module.weight.shape) for module in model.modules() if isinstance(module, nn.Linear)]
+    return (
+        convolutions <= _CONVOLUTIONS and bool(widths) and sum(width >= WIDE for width in widths) >= _MOST * len(widths)
+    )

@@ -8,7 +8,7 @@ from collections.abc import MutableMapping
 # spins on a core that the thread it waits for needs, and each of a model's hundreds of parallel loops may cost a time slice.
 # Measured in docs/cpu.md. Rounds of GNU's runtime (GOMP_SPINCOUNT), milliseconds of Intel's and LLVM's (KMP_BLOCKTIME).
 SPINNING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
-CHOSEN = (*SPINNING, "OMP_WAIT_POLICY")
+CHOSEN = (*SPINNING, "OMP_WAIT_POLICY", "KMP_LIBRARY")
 
 
 def bound_spinning(environment: MutableMapping[str, str]) -> None:

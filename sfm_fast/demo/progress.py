@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 import torch
@@ -82,6 +82,9 @@ class Together:
             with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(share,)) as pool:
                 waiting = {name: pool.submit(job) for name, job in jobs.items()}
                 try:
+                    done, _ = wait(waiting.values(), return_when=FIRST_EXCEPTION)
+                    for future in done:
+                        future.result()
                     return {name: future.result() for name, future in waiting.items()}
                 except BaseException:  # also KeyboardInterrupt: leaving the pool waits for the jobs
                     self._stopped = True

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..backbones.backbone import Backbone
 from ..errors import InputError
 from ..files import Metadata, check_free_space, write_json
-from ..measure.starvation import StarvationNotice
+from ..measure.starvation import CpuShare, StarvationNotice
 from ..synthetic import SyntheticSet, save_grid, save_image_folder
 from .config import DistillConfig
 from .config import Every as Every
@@ -103,13 +103,8 @@ class Run:
         title = f"distil, {distiller.micro_batch} of {images.num_images} images at a time"
         memory = "peak" if distiller.backbone.device.type == "cuda" else "process"
         report = Reporter(self.place, first, distiller.config.steps, self.progress, self.every.log_every, title, memory)
-        # Methods that read real images wait for them, and a GPU's steps are waited for.
-        computes = distiller.backbone.device.type == "cpu" and not distiller.objective.needs_images
-        notice = StarvationNotice()
         with Signals() as caught, report:
             for loss, seconds in self._steps(begun):
-                if computes and (starved := notice.look()):
-                    warnings.warn(starved, RuntimeWarning, stacklevel=2)
                 report.step(distiller.steps_done, loss, seconds, peak_bytes(distiller.backbone.device))
                 if self.on_step is not None:
                     self.on_step(distiller.steps_done)
@@ -128,13 +123,19 @@ class Run:
         """Loss and seconds of every step, beginning with ``begun``; if a step fails, a checkpoint is saved."""
         if begun is not None:
             yield begun
+        # Methods that read real images wait for them, and a GPU's steps are waited for.
+        computes = self.distiller.backbone.device.type == "cpu" and not self.distiller.objective.needs_images
+        notice = StarvationNotice()
         while self.distiller.steps_done < self.distiller.config.steps:
+            share = CpuShare()
             try:
                 step = self._timed_step()
             except InputError as error:
                 if not (isinstance(error, StepFailed) and error.torn):
                     self._checkpoint()
                 raise
+            if computes and (starved := notice.add(share)):
+                warnings.warn(starved, RuntimeWarning, stacklevel=2)
             yield step
 
     def _timed_step(self) -> tuple[Tensor, float]:

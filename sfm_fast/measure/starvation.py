@@ -16,15 +16,12 @@ class CpuShare:
     """
 
     def __init__(self) -> None:
-        self.restart()
-
-    def restart(self) -> None:
         self.begun = time.perf_counter()
         self.computed = time.thread_time()
 
     @property
     def seconds(self) -> float:
-        """Wall time since the object was made or restarted."""
+        """Wall time since the object was made."""
         return time.perf_counter() - self.begun
 
     @property
@@ -33,21 +30,25 @@ class CpuShare:
 
 
 class StarvationNotice:
-    """Says once if a loop that should compute all the time got too little of the CPUs. ``every``: seconds between two looks."""
+    """Says once if steps that should compute all the time got too little of the CPUs. ``every``: seconds of steps between two looks."""
 
     def __init__(self, every: float = 10.0) -> None:
-        self.every, self.share, self.said = every, CpuShare(), False
+        self.every, self.said = every, False
+        self.seconds = self.computed = 0.0
 
-    def look(self) -> str:
-        """To be called at each turn of the loop: the notice, or "" if there is none, or no longer."""
-        if self.said or self.share.seconds < self.every:
+    def add(self, step: CpuShare) -> str:
+        """To be called at the end of each step, with the share begun at its start: the notice, or "" if there is none, or no longer."""
+        seconds = step.seconds
+        self.seconds += seconds
+        self.computed += step.value * seconds
+        if self.said or self.seconds < self.every:
             return ""
-        value, seconds = self.share.value, self.share.seconds
-        self.share.restart()
+        value, seconds = self.computed / self.seconds, self.seconds
+        self.seconds = self.computed = 0.0
         if value >= ENOUGH:
             return ""
         self.said = True
         return (
-            f"this process computed in only {value:.0%} of the last {seconds:.0f} s: others use the CPUs, and its threads wait for each "
-            "other. End or pause the others, or use fewer threads (--threads 1)"
+            f"this process computed in only {value:.0%} of the last {seconds:.0f} s of steps: others use the CPUs, and its threads wait for "
+            "each other. End or pause the others, or use fewer threads (--threads 1)"
         )

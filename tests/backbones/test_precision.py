@@ -37,7 +37,8 @@ def wide_is_narrow(monkeypatch):
         ("vit_small_patch16_dinov3", True),
         ("eva02_small_patch14_224", True),
         ("vit_base_patch16_siglip_224", True),
-        ("swin_tiny_patch4_window7_224", True),  # most of its weights are in its last two stages, 384 and 768 wide
+        ("swin_tiny_patch4_window7_224", False),  # begins 96 wide
+        ("mixer_s32_224", False),  # mixes 49 tokens
         ("vit_tiny_patch16_224", False),
         ("fashion_vit", False),
         ("fashion_cnn", False),

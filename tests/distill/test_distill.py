@@ -190,7 +190,7 @@ def test_what_a_run_leaves(tmp_path, backbone, source, statistics):
 
 
 def test_a_starved_run_says_so_unless_it_waits_for_images(tmp_path, backbone, source, statistics, monkeypatch):
-    monkeypatch.setattr(StarvationNotice, "look", lambda self: "others use the CPUs")
+    monkeypatch.setattr(StarvationNotice, "add", lambda self, step: "others use the CPUs")
     with pytest.warns(RuntimeWarning, match="others use the CPUs"):
         make_distiller(DistillConfig(steps=2), backbone, source, statistics).run(tmp_path / "sfm", progress=False)
     lgm = make_distiller(DistillConfig(method="lgm", steps=2, views=1), backbone, source, statistics)

@@ -105,6 +105,15 @@ def test_pairs_of_every_kind_in_one_block(change, shape):
     assert off <= 1.5 * ((theirs[1] - expected_gradient) / scale).norm() + 1e-5
 
 
+@pytest.mark.parametrize("size", [1e15, 9e18])
+def test_flows_that_float32_just_holds(size):
+    """|a + b|^2 overflows before the squared lengths of the flows do."""
+    features = size * torch.eye(3)
+    loss, gradient = value_and_gradient(lambda z: pair_loss(z, features, backend="cpu"), features)
+    assert abs(loss) <= 1e-6
+    assert gradient.isfinite().all()
+
+
 @pytest.mark.parametrize("shape", [(2, 1), (15, 3), (17, 33), (130, 40), (200, 129)], ids=str)
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_blocks_of_any_size_match_the_reference(shape, backend):
