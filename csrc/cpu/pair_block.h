@@ -33,14 +33,14 @@ struct BlockScratch {
         tile((stride + 16) * stride),  // 16 rows more: a register tile may read rows beyond the last and discard them
         row_panel((stride + 16) * kRowStep),
         // A tensor, so that torch's memory statistics include it.
-        memory(torch::stable::new_empty(like, {3 * tile + 3 * row_panel + 96 * std::max(kDepth, stride) + 9 * stride})) {
+        memory(torch::stable::new_empty(like, {3 * tile + 3 * row_panel + 96 * std::max(kDepth, stride) + 7 * stride})) {
     float* next = memory.mutable_data_ptr<float>();
     const auto take = [&](int64_t count) { return std::exchange(next, next + count); };
     u = take(tile), w = take(tile), g = take(tile);
     rows = take(3 * row_panel);
     packed = take(96 * std::max(kDepth, stride));
     row_u = take(stride), row_w = take(stride), column_u = take(stride), column_w = take(stride);
-    lengths = take(5 * stride);
+    lengths = take(3 * stride);
   }
   int64_t stride, tile, row_panel;
   Tensor memory;
@@ -51,7 +51,7 @@ struct BlockScratch {
 // Register tiles: `kRows` x `kVectors` accumulators of each kind must fit the instruction set's 32 (W = 16) or 16 registers.
 template <int W>
 struct Tiling {
-  static constexpr int kPairRows = 4, kPairVectors = 1;
+  static constexpr int kPairRows = 4;
   static constexpr int kProductRows = W == 16 ? 12 : 6, kProductVectors = 2;
 };
 
@@ -223,10 +223,10 @@ SFM_INLINE double finish_weights(
 
 // The products a_i.a_j, b_i.b_j and s_i.s_j, s = a + b with b scaled, in the tiles u, w, g.
 template <int W>
-SFM_INLINE void block_products(const PairProblem& problem, BlockScratch& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+SFM_INLINE void block_products(
+    const PairProblem& problem, BlockScratch& s, int64_t i0, int64_t i1, int64_t j0, int64_t j1, bool diagonal) {
   constexpr int kRows = Tiling<W>::kProductRows, kVectors = Tiling<W>::kProductVectors, kColumns = kVectors * W;
   const int64_t dim = problem.dim;
-  const bool diagonal = i0 == j0 && i1 == j1;
   float* const tiles[3] = {s.u, s.w, s.g};
   for (int64_t k0 = 0; k0 < dim; k0 += kDepth) {
     const int64_t depth = std::min(kDepth, dim - k0);
@@ -323,7 +323,7 @@ SFM_INLINE void block_weights_kernel(
   constexpr int kColumns = Tiling<W>::kProductVectors * W;
   const int64_t count = j1 - j0, padded = (count + kColumns - 1) / kColumns * kColumns;
   const bool diagonal = i0 == j0 && i1 == j1;
-  block_products<W>(problem, s, i0, i1, j0, j1);
+  block_products<W>(problem, s, i0, i1, j0, j1, diagonal);
   for (int matrix = 0; matrix < 3; ++matrix)
     for (int64_t j = 0; j < padded; ++j)
       s.lengths[matrix * s.stride + j] = j < count ? problem.lengths[matrix * problem.classes + j0 + j] : 0.0f;
@@ -358,7 +358,6 @@ SFM_INLINE void block_gradient_kernel(
       float* line = matrix ? b_panel : a_panel;
       for (int64_t i = 0; i < depth; ++i, line += kColumns, source += dim) {
         std::memcpy(line, source, columns * sizeof(float));
-        __builtin_prefetch(source + kColumns);
         for (int64_t k = columns; k < kColumns; ++k) line[k] = 0.0f;
       }
     }
