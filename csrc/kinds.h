@@ -3,7 +3,12 @@
 
 namespace sfm {
 // `kind` of flow_alignment; sfm_fast/reference/flow_alignment.py says what each computes.
-enum Kind : int { GLOBAL_COSINE = 0, CLASS_COSINE = 1, FLOW_MSE = 2, PAIR_MSE = 3, DECOUPLED_MSE = 4 };
+enum Kind : int { GLOBAL_COSINE = 0, CLASS_COSINE = 1, FLOW_MSE = 2, PAIR_MSE = 3, DECOUPLED_MSE = 4, ANCHORED_COSINE = 5 };
+
+// The other losses are of differences between classes, so they need two.
+constexpr int fewest_classes(int kind, double weight) {
+  return kind == ANCHORED_COSINE || (kind == DECOUPLED_MSE && weight == 1) ? 1 : 2;
+}
 
 constexpr int MOST_PIXELS = 1 << 14;  // the largest side of an image, a canvas or a view
 constexpr int MOST_LEVELS = 16;       // of a pyramid

@@ -47,6 +47,9 @@ if TYPE_CHECKING:
         FlowAlignmentLoss as FlowAlignmentLoss,
     )
     from .losses import (
+        anchored_flow_loss as anchored_flow_loss,
+    )
+    from .losses import (
         decoupled_flow_loss as decoupled_flow_loss,
     )
     from .losses import (
@@ -78,7 +81,7 @@ __getattr__, __dir__, __all__ = lazy(
         "errors": "InputError",
         "evaluation": "Classifier Evaluator ProbeConfig Projector fit_projector train_classifier",
         "features": "ClassStatistics FeatureCache class_statistics",
-        "losses": "FlowAlignmentLoss decoupled_flow_loss flow_alignment_loss linear_gradient_matching_loss",
+        "losses": "FlowAlignmentLoss anchored_flow_loss decoupled_flow_loss flow_alignment_loss linear_gradient_matching_loss",
         "ops.augment": "augment",
         "ops.backends": "explain explain_images",
         "ops.render": "render",

@@ -20,16 +20,30 @@ def kind_of(value: object) -> str:
     return str(value.dtype) if isinstance(value, Tensor) else f"a {type(value).__module__}.{type(value).__name__}"
 
 
-def check_centers(centers: Tensor) -> None:
-    """Raise ``InputError`` unless ``centers`` is a constant (C >= 2, D >= 1) float tensor."""
+def check_centers(centers: Tensor, fewest: int = 2) -> None:
+    """Raise ``InputError`` unless ``centers`` is a constant (C >= ``fewest``, D >= 1) float tensor."""
     if not isinstance(centers, Tensor) or not centers.is_floating_point():
         raise InputError(f"centers must be a float tensor, got {kind_of(centers)}")
     if centers.ndim != 2 or centers.shape[1] < 1:
         raise InputError(f"centers must be (classes, features), got {tuple(centers.shape)}")
-    if centers.shape[0] < 2:
-        raise InputError(f"centers must have at least 2 classes, got {centers.shape[0]}")
+    if centers.shape[0] < fewest:
+        raise InputError(
+            f"centers must have at least {fewest} class{'es' if fewest > 1 else ''}, got {centers.shape[0]}"
+        )
     if centers.requires_grad:
         raise InputError("centers must not require grad, because the real centres are constants: pass centers.detach()")
+
+
+def check_anchor(anchor: Tensor, centers: Tensor) -> None:
+    """Raise ``InputError`` unless ``anchor`` is a constant float tensor (D,) that fits ``centers`` (C, D), on its device."""
+    if not isinstance(anchor, Tensor) or not anchor.is_floating_point():
+        raise InputError(f"anchor must be a float tensor, got {kind_of(anchor)}")
+    if anchor.shape != centers.shape[1:]:
+        raise InputError(f"anchor must be ({centers.shape[1]},) to fit centers, got {tuple(anchor.shape)}")
+    if anchor.device != centers.device:
+        raise InputError(f"anchor is on {anchor.device}, centers on {centers.device}; move one of them")
+    if anchor.requires_grad:
+        raise InputError("anchor must not require grad, because it is a constant: pass anchor.detach()")
 
 
 def check_features(name: str, features: Tensor, dim: int, against: str) -> None:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from .errors import InputError
 
-ALIGNMENTS = ("global", "class", "pair")
+FLOWS = ("global", "class", "pair")  # between classes
+ALIGNMENTS = (*FLOWS, "anchored")
 METRICS = ("cosine", "mse")
 AREA = (0.08, 1.0)  # of a random crop, as fractions of the image
 MOST_PIXELS = 2**14  # side of an image, a canvas or a view

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import expected_cache
 import torch
 from cases.losses import LOSS_CASES
 from torch import Tensor
 
+import sfm_fast
+from sfm_fast.ops.backends import ALIGNMENTS, METRICS
+
+# The losses under one name each. "anchored-lengths" is "anchored" with an anchor of its own and the length term.
+NAMES = (*ALIGNMENTS, "anchored-lengths")
+LENGTH_WEIGHT = 0.7
+KINDS = [
+    (name, metric) for name in NAMES for metric in METRICS if metric == "cosine" or not name.startswith("anchored")
+]
 Inputs = tuple[Tensor, Tensor, Tensor | None]
 
 
@@ -35,6 +45,32 @@ def cosine(f: Tensor, g: Tensor, eps: float) -> Tensor:
     return (f * g).sum() / (f.norm() * g.norm())
 
 
+def anchor_of(centers: Tensor) -> Tensor:
+    """A point for "anchored-lengths" that isn't the centres' mean, and is of about the distance of a centre from it."""
+    return centers.mean(0) + 0.25 * (centers[0] - centers[1])
+
+
+def loss(
+    features: Tensor, centers: Tensor, labels: Tensor | None = None, *, alignment: str = "global", **options: Any
+) -> Tensor:
+    """The public function for a name of NAMES."""
+    if alignment == "anchored-lengths":
+        options = {name: value for name, value in options.items() if name not in ("metric", "groups")}
+        anchor = anchor_of(centers)
+        return sfm_fast.anchored_flow_loss(
+            features, centers, labels, anchor=anchor, length_weight=LENGTH_WEIGHT, **options
+        )
+    return sfm_fast.flow_alignment_loss(features, centers, labels, alignment=alignment, **options)
+
+
+def module(centers: Tensor, *, alignment: str = "global", **options: Any) -> sfm_fast.FlowAlignmentLoss:
+    """The module for a name of NAMES."""
+    if alignment == "anchored-lengths":
+        options |= dict(alignment="anchored", anchor=anchor_of(centers), length_weight=LENGTH_WEIGHT)
+        return sfm_fast.FlowAlignmentLoss(centers, **options)
+    return sfm_fast.FlowAlignmentLoss(centers, alignment=alignment, **options)
+
+
 def flow_alignment(
     features: Tensor,
     centers: Tensor,
@@ -44,6 +80,10 @@ def flow_alignment(
     eps: float = 1e-8,
     groups: Tensor | None = None,
 ) -> Tensor:
+    if alignment == "anchored":
+        return anchored(features, centers, labels, centers.double().mean(0), 0.0, eps)
+    if alignment == "anchored-lengths":
+        return anchored(features, centers, labels, anchor_of(centers), LENGTH_WEIGHT, eps)
     features, centers = features.double(), centers.double()
     nu, classes = class_means(features, labels, len(centers)), len(centers)
     if alignment == "pair":
@@ -71,6 +111,18 @@ def decoupled(features: Tensor, centers: Tensor, labels: Tensor | None, alpha: f
     return alpha * (nu - centers).square().mean() + (1 - alpha) * (others(nu) - others(centers)).square().mean()
 
 
+def anchored(
+    features: Tensor, centers: Tensor, labels: Tensor | None, anchor: Tensor, length_weight: float, eps: float = 1e-8
+) -> Tensor:
+    features, centers, anchor = features.double(), centers.double(), anchor.double()
+    terms = []
+    for a, b in zip(centers - anchor, class_means(features, labels, len(centers)) - anchor, strict=True):
+        terms.append(1 - cosine(a, b, eps))
+        if a.norm() >= eps and b.norm() >= eps:
+            terms[-1] = terms[-1] + length_weight * (b.norm() / a.norm()).log() ** 2
+    return torch.stack(terms).mean()
+
+
 def value_and_gradient(function, features: Tensor, grad_output: float = 1.0) -> tuple[Tensor, Tensor]:
     leaf = features.detach().requires_grad_()
     loss = function(leaf)
@@ -96,7 +148,7 @@ def computed(inputs: Inputs, alignment: str, metric: str) -> tuple[Tensor, Tenso
     return value_and_gradient(lambda z: flow_alignment(z, centers, labels, alignment, metric), features.double())
 
 
-DEFINITION = (class_means, flows, pair_flows, cosine, flow_alignment, value_and_gradient, computed)
+DEFINITION = (class_means, flows, pair_flows, cosine, anchor_of, flow_alignment, anchored, value_and_gradient, computed)
 
 
 def kept_name(case_name: str, dtype: torch.dtype, alignment: str, metric: str, inputs: Inputs) -> str:

@@ -10,8 +10,6 @@ import expected_cache
 import torch
 from cases.losses import LOSS_CASES
 
-from sfm_fast.ops.backends import ALIGNMENTS, METRICS
-
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -21,12 +19,11 @@ def fill(folder: Path, names: list[str] | None = None) -> int:
     for case in LOSS_CASES:
         for dtype in DTYPES if names is None or case.name in names else ():
             inputs = definitions.inputs_of(case.name, dtype)
-            for alignment in ALIGNMENTS:
-                for metric in METRICS:
-                    name = definitions.kept_name(case.name, dtype, alignment, metric, inputs)
-                    if not (folder / f"{name}.pt").exists():
-                        expected_cache.write(folder, name, definitions.computed(inputs, alignment, metric))
-                        made += 1
+            for alignment, metric in definitions.KINDS:
+                name = definitions.kept_name(case.name, dtype, alignment, metric, inputs)
+                if not (folder / f"{name}.pt").exists():
+                    expected_cache.write(folder, name, definitions.computed(inputs, alignment, metric))
+                    made += 1
     return made
 
 

@@ -2,7 +2,7 @@
 //
 // With t_c the mean of class c minus `shift` and a_c = centers[c], every kind has dL/dt_c = p_c a_c + q_c (t_c - m) + r:
 // the forward computes the loss and (p, q), (m, r) from sums in one pass over the features (two for `class`, whose
-// lengths need the mean of all t first), and the backward is one pass that reads the features and writes the gradient.
+// lengths need the mean of all t first; `anchored` knows its m), and the backward is one pass that reads the features and writes the gradient.
 // Sums are in float32 over at most 64 rows and in float64 beyond, chunk by chunk in an order that depends only on the shape.
 // Source of the losses: Xia et al., arXiv 2602.05391; derivations in docs/losses.md.
 #include "../kinds.h"
@@ -14,14 +14,17 @@ using namespace sfm;  // the kinds
 
 constexpr int64_t kFlushRows = 64;
 
-// A cosine from its three sums, and the factors of its gradient: d(1 - cos)/db = p a + q b. Short flows: all 0; NaN stays NaN.
-struct Cosine {
-  Cosine(double dot, double aa, double bb, double scale, double eps) {
+// 1 - cos + length_weight log^2(|b| / |a|) from its three sums, and the factors of its gradient: d/db = p a + q b. Short flows have cosine
+// and logarithm 0 and no gradient; NaN stays NaN.
+struct Distance {
+  Distance(double dot, double aa, double bb, double scale, double eps, double length_weight = 0) {
     const bool is_short = std::sqrt(scale * aa) < eps || std::sqrt(scale * bb) < eps;
-    value = is_short ? dot * 0 : dot / (std::sqrt(aa) * std::sqrt(bb));
-    if (std::isinf(aa) || std::isinf(bb)) value = NAN;  // squares that overflow float32 must not give a cosine of 0
+    double cosine = is_short ? dot * 0 : dot / (std::sqrt(aa) * std::sqrt(bb));
+    if (std::isinf(aa) || std::isinf(bb)) cosine = NAN;  // squares that overflow float32 must not give a cosine of 0
+    const double logarithm = is_short || length_weight == 0 ? 0 : std::log(bb / aa) / 2;
+    value = 1 - cosine + length_weight * logarithm * logarithm;
     p = is_short ? 0 : -1 / (std::sqrt(aa) * std::sqrt(bb));
-    q = is_short ? 0 : value / bb;
+    q = is_short ? 0 : (cosine + 2 * length_weight * logarithm) / bb;
   }
   double value, p, q;
 };
@@ -31,12 +34,13 @@ struct Pass {
   const float* centers;
   int64_t kind;
   const float* pivot;  // (D), subtracted from every row before it is summed
-  const float* mean;  // of all t; second pass of `class` only
-  double scale;       // (C / (C-1))^2
+  const float* mean;  // m of a cosine per class: the mean of all t, or the anchor
+  double scale;       // (C / (C-1))^2, or 1
   double eps;
-  float* rows;        // (2, C) p and q, `class` only
-  double* columns;    // (chunks, D): sums over the classes of a chunk
-  double* sums;       // (chunks, 3): the sums of x.y, x.x and y.y (of the loss, in the second pass of `class`)
+  double length_weight;
+  float* rows;        // (2, C) p and q of a cosine per class
+  double* columns;    // (chunks, D): sums over the classes of a chunk; not for `anchored`
+  double* sums;       // (chunks, 3): the sums of x.y, x.x and y.y (of the loss, for a cosine per class)
 };
 
 SFM_INLINE void flush(float* columns, double* total, int64_t dim) {
@@ -134,7 +138,7 @@ struct SumsKernel {
   }
 };
 
-// Second pass of `class`: each class's cosine, p and q, and the column sums of p a + q b.
+// The pass of `anchored` and second pass of `class`: each class's loss, p and q, and for `class` the column sums of p a + q b.
 struct ClassKernel {
   template <int W, class T>
   static SFM_INLINE void run(const Pass& pass, int64_t chunk, int64_t begin, int64_t end) {
@@ -147,15 +151,16 @@ struct ClassKernel {
       const float* a = pass.centers + c * dim;
       double sums[3] = {};
       add_row<W, false, false>(a, b, pass.mean, nullptr, dim, sums);
-      const Cosine cosine(sums[0], sums[1], sums[2], pass.scale, pass.eps);
-      loss[0] += 1 - cosine.value;
-      const float p = static_cast<float>(cosine.p / classes), q = static_cast<float>(cosine.q / classes);
+      const Distance distance(sums[0], sums[1], sums[2], pass.scale, pass.eps, pass.length_weight);
+      loss[0] += distance.value;
+      const float p = static_cast<float>(distance.p / classes), q = static_cast<float>(distance.q / classes);
       pass.rows[c] = p;
       pass.rows[classes + c] = q;
+      if (pass.kind != CLASS_COSINE) continue;
       for (int64_t d = 0; d < dim; ++d) columns[d] += p * a[d] + q * (b[d] - pass.mean[d]);
       if ((c - begin) % kFlushRows == kFlushRows - 1) flush(columns, total, dim);
     }
-    flush(columns, total, dim);
+    if (pass.kind == CLASS_COSINE) flush(columns, total, dim);
   }
 };
 
@@ -190,10 +195,13 @@ struct Totals {
 static double not_negative(double value) { return value < 0 ? 0 : value; }
 
 std::tuple<Tensor, Tensor, Tensor> flow_alignment(
-    Tensor features, std::optional<Tensor> order, std::optional<Tensor> offsets, Tensor centers, Tensor shift, int64_t kind,
-    double eps, double alpha) {
-  STD_TORCH_CHECK(kind >= GLOBAL_COSINE && kind <= DECOUPLED_MSE, "kind must be 0 to 4, got ", kind);
-  STD_TORCH_CHECK(centers.dim() == 2 && centers.size(0) >= 2, "centers must be a matrix with at least 2 rows");
+    Tensor features, std::optional<Tensor> order, std::optional<Tensor> offsets, Tensor centers, Tensor shift,
+    std::optional<Tensor> anchor, int64_t kind, double eps, double weight) {
+  STD_TORCH_CHECK(kind >= GLOBAL_COSINE && kind <= ANCHORED_COSINE, "kind must be 0 to 5, got ", kind);
+  const bool per_class = kind == CLASS_COSINE || kind == ANCHORED_COSINE;
+  const int fewest = fewest_classes(static_cast<int>(kind), weight);
+  STD_TORCH_CHECK(centers.dim() == 2 && centers.size(0) >= fewest, "centers must be a matrix, its fewest rows ", fewest);
+  STD_TORCH_CHECK(anchor.has_value() == (kind == ANCHORED_COSINE), "anchor belongs to kind 5");
   features = with_contiguous_rows(features);
   const int64_t classes = centers.size(0), dim = centers.size(1);
   STD_TORCH_CHECK(features.size(1) == dim, "features and centers must have the same number of columns");
@@ -204,14 +212,26 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
                     segments.offsets, shift.const_data_ptr<float>(), classes, dim};
 
   Tensor loss = torch::stable::new_empty(centers, {});
-  Tensor rows = torch::stable::new_empty(centers, {2, kind == CLASS_COSINE ? classes : 1});
+  Tensor rows = torch::stable::new_empty(centers, {2, per_class ? classes : 1});
   Tensor columns = torch::stable::new_empty(centers, {2, dim});
   float *row = rows.mutable_data_ptr<float>(), *m = columns.mutable_data_ptr<float>(), *r = m + dim;
 
   const double C = static_cast<double>(classes), elements = C * static_cast<double>(dim);
-  const double scale = kind == PAIR_MSE ? 2 * C / (C - 1) : (C / (C - 1)) * (C / (C - 1));
+  const double scale = kind == ANCHORED_COSINE ? 1 : kind == PAIR_MSE ? 2 * C / (C - 1) : (C / (C - 1)) * (C / (C - 1));
   const int64_t chunks = chunks_of(classes, dim);
-  std::vector<double> partial(chunks * (dim + 3));
+  const int64_t summed = kind == ANCHORED_COSINE ? 0 : dim;  // columns
+  std::vector<double> partial(chunks * (summed + 3));
+  const double length_weight = kind == ANCHORED_COSINE ? weight : 0;
+  Pass pass{items, centers.const_data_ptr<float>(), kind, nullptr, nullptr, scale, eps, length_weight, row, partial.data(), partial.data() + chunks * summed};
+  if (kind == ANCHORED_COSINE) {
+    const Tensor point = float_vector(*anchor, dim, "anchor");
+    std::copy_n(point.const_data_ptr<float>(), dim, m);
+    std::fill_n(r, dim, 0.0f);
+    pass.mean = m;
+    parallel_chunks(chunks, classes, [&](int64_t k, int64_t begin, int64_t end) { class_rows(pass, k, begin, end); });
+    *loss.mutable_data_ptr<float>() = static_cast<float>(Totals(partial, chunks, summed).sums[0] / C);
+    return {loss, rows, columns};
+  }
   // |sum of centred rows|^2 = sum of squares - C |mean|^2 cancels if features are far from `shift` and close together (as for
   // images that are still noise), so the first row is subtracted from all; only the decoupled kind needs absolute values.
   std::vector<float> pivot(dim);
@@ -221,7 +241,7 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
     if (kind == FLOW_MSE || kind == PAIR_MSE)
       for (int64_t d = 0; d < dim; ++d) pivot[d] -= first[d];
   }
-  Pass pass{items, centers.const_data_ptr<float>(), kind, pivot.data(), nullptr, scale, eps, row, partial.data(), partial.data() + chunks * dim};
+  pass.pivot = pivot.data();
   parallel_chunks(chunks, classes, [&](int64_t k, int64_t begin, int64_t end) { sums(pass, k, begin, end); });
   const Totals total(partial, chunks, dim);
 
@@ -235,11 +255,11 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
     r[d] = 0;
   }
   if (kind == GLOBAL_COSINE) {
-    const Cosine cosine(total.sums[0], total.sums[1], not_negative(total.sums[2] - total.columns_squared / C), scale, eps);
-    value = 1 - cosine.value;
-    row[0] = static_cast<float>(cosine.p);
-    row[1] = static_cast<float>(cosine.q);
-    keep_rounding_of_m(cosine.q);
+    const Distance distance(total.sums[0], total.sums[1], not_negative(total.sums[2] - total.columns_squared / C), scale, eps);
+    value = distance.value;
+    row[0] = static_cast<float>(distance.p);
+    row[1] = static_cast<float>(distance.q);
+    keep_rounding_of_m(distance.q);
   } else if (kind == CLASS_COSINE) {
     std::fill(partial.begin(), partial.end(), 0.0);
     pass.mean = m;
@@ -248,7 +268,8 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
     value = second.sums[0] / C;
     for (int64_t d = 0; d < dim; ++d) r[d] = static_cast<float>(-second.columns[d] / C);
   } else if (kind == DECOUPLED_MSE) {
-    const double own = 2 * alpha / elements, others = 2 * (1 - alpha) / ((C - 1) * (C - 1) * elements);
+    const double own = 2 * weight / elements;
+    const double others = classes == 1 ? 0 : 2 * (1 - weight) / ((C - 1) * (C - 1) * elements);
     value = (own * total.sums[2] + others * ((C - 2) * total.columns_squared + total.sums[2])) / 2;
     row[1] = static_cast<float>(own + others);
     row[0] = -row[1];

@@ -10,7 +10,6 @@ from torch import Tensor
 from ..checks import check_features, check_groups
 from ..errors import InputError
 from ..ops import backends
-from ..ops.backends import ALIGNMENTS, BACKENDS, METRICS
 from ..ops.cache import TensorCache
 from ..ops.flow_alignment import flow_alignment
 from ..ops.pair_alignment import Pairs, pair_alignment
@@ -22,40 +21,57 @@ from ..reference.pair_alignment import count_pairs, grouped_pair_mse, pair_cosin
 
 
 class Options(NamedTuple):
+    """Checked options. alignment: also "decoupled". weight: of "anchored" the length term's, of "decoupled" alpha."""
+
     alignment: str
     metric: str
     backend: str
     eps: float
     precision: str
+    weight: float = 0.0
 
 
 class Constants(NamedTuple):
-    """Constants that a loss needs of the centres: the shift (D,) float32, the shifted centres (C, D) float64, the centred ones (C, D) float32."""
+    """Constants of one alignment that a loss needs of the centres.
+
+    shift: (D,) float32, subtracted from features before anything is summed. shifted: centres minus shift, (C, D) float64. rows: what
+    the kernels take, (C, D) float32; see `rows_of`. anchor: (D,) float64, the anchor minus shift, only for "anchored".
+    """
 
     shift: Tensor
     shifted: Tensor
-    centred: Tensor
+    rows: Tensor
+    anchor: Tensor | None = None
+
+    def part(self, begin: int, end: int) -> Constants:
+        """Views for the classes begin..end-1. Only where each class has a term of its own: "anchored", "decoupled" with alpha 1."""
+        return self._replace(shifted=self.shifted[begin:end], rows=self.rows[begin:end])
 
 
-def prepare(centers: Tensor) -> Constants:
+def prepare(centers: Tensor, alignment: str, anchor: Tensor | None = None) -> Constants:
+    """Constants of checked centres; ``anchor``: only for "anchored", None is the mean of the centres."""
     # In float64, because float32 would lose digits of the differences next to a large common mean.
     exact = centers.detach().double().contiguous()
-    shift = exact.mean(0).float()
+    origin = exact.mean(0) if anchor is None else anchor.detach().double()
+    shift = origin.float()
     shifted = exact - shift.double()
-    return Constants(shift, shifted, reference.centre_rows(shifted).float())
+    rest = origin - shift.double() if alignment == "anchored" else None
+    return Constants(shift, shifted, rows_of(shifted, alignment, rest).float(), rest)
 
 
-def _to_float32(tensor: Tensor) -> Tensor:
-    return tensor.float()
+def rows_of(shifted: Tensor, alignment: str, anchor: Tensor | None) -> Tensor:
+    """The centres as the loss takes them, (C, D) float64: relative to the anchor, shifted for "decoupled", centred for flows."""
+    if anchor is not None:
+        return shifted - anchor
+    return shifted if alignment == "decoupled" else reference.centre_rows(shifted)
 
 
 constants_of = TensorCache(prepare)
-shifted_float32 = TensorCache(_to_float32)
 
 
 def check_segments(features: Tensor, labels: Tensor | None, constants: Constants) -> Segments | None:
     """Segments of the checked features and labels; None if the features are the class means."""
-    classes, dim = constants.centred.shape
+    classes, dim = constants.rows.shape
     check_features("features", features, dim, "centers")
     if features.device != constants.shift.device:
         raise InputError(f"features are on {features.device}, centers on {constants.shift.device}; move one of them")
@@ -73,14 +89,13 @@ def evaluate(
     labels: Tensor | None,
     constants: Constants,
     options: Options,
-    pairs: Pairs,
+    pairs: Pairs = Pairs(None, 0),
 ) -> Tensor:
-    """The loss of checked centres and options; checks features and labels."""
-    alignment, metric, backend, eps, precision = options
+    """The loss of checked options over the classes of ``constants``, which may be a `Constants.part`; checks features and labels."""
+    alignment, metric, backend, eps, precision, weight = options
     segments = check_segments(features, labels, constants)
-    chosen = backends.explain(
-        features, alignment=alignment, metric=metric, backend=backend, grouped=pairs.groups is not None
-    ).backend
+    grouped = pairs.groups is not None
+    chosen = backends.choose(features.device.type, features.dtype, backend, alignment, metric, grouped).backend
     kind = reference.KINDS.get((alignment, metric))
     if torch._C._are_functorch_transforms_active():
         chosen = "torch"  # the other backends don't support torch.func's transforms
@@ -88,67 +103,54 @@ def evaluate(
             raise InputError(
                 "alignment='pair' with metric='cosine' can't run inside torch.func transforms: use torch.autograd.grad or another metric"
             )
-    shift, centred = constants.shift, constants.centred
     if chosen == "torch":
-        if features.dtype == torch.float64:
-            centred = reference.centre_rows(constants.shifted)
-        return in_torch(features, segments, centred, shift, kind, eps, 1.0, pairs)
-    if kind is None:
+        loss = in_torch(features, segments, constants, kind, options, pairs)
+    elif kind is None:
+        high = precision == "high"
         loss = pair_alignment(
-            features, segments, centred, shift, pairs, eps=eps, high=precision == "high", backend=chosen
+            features, segments, constants.rows, constants.shift, pairs, eps=eps, high=high, backend=chosen
         )
     else:
-        loss = flow_alignment(features, segments, centred, shift, kind, eps=eps, backend=chosen)
-    return nan_out_of_range(loss, segments)
-
-
-def evaluate_decoupled(
-    features: Tensor, labels: Tensor | None, constants: Constants, options: Options, alpha: float
-) -> Tensor:
-    """The decoupled loss of checked options; checks features and labels."""
-    segments = check_segments(features, labels, constants)
-    chosen = backends.explain(features, metric="mse", backend=options.backend).backend
-    if torch._C._are_functorch_transforms_active():
-        chosen = "torch"
-    kind, shift = reference.DECOUPLED, constants.shift
-    if chosen == "torch":
-        return in_torch(features, segments, constants.shifted, shift, kind, options.eps, alpha)
-    centers = shifted_float32(constants.shifted)
-    loss = flow_alignment(features, segments, centers, shift, kind, alpha=alpha, backend=chosen)
-    return nan_out_of_range(loss, segments)
+        anchor = None if constants.anchor is None else constants.anchor.float()
+        loss = flow_alignment(
+            features,
+            segments,
+            constants.rows,
+            constants.shift,
+            kind,
+            anchor=anchor,
+            eps=eps,
+            weight=weight,
+            backend=chosen,
+        )
+    if segments is None or segments.in_range is None:
+        return loss
+    return torch.where(segments.in_range, loss, torch.nan)
 
 
 def in_torch(
     features: Tensor,
     segments: Segments | None,
-    centers: Tensor,
-    shift: Tensor,
+    constants: Constants,
     kind: int | None,
-    eps: float,
-    alpha: float,
-    pairs: Pairs = Pairs(None, 0),
+    options: Options,
+    pairs: Pairs,
 ) -> Tensor:
-    dtype = compute_dtype(features)
-    centers, shift = centers.to(dtype), shift.to(dtype)
+    dtype, eps, anchor = compute_dtype(features), options.eps, constants.anchor
+    exact = dtype == torch.float64
+    centers = rows_of(constants.shifted, options.alignment, anchor) if exact else constants.rows
+    shift, anchor = constants.shift.to(dtype), None if anchor is None else anchor.to(dtype)
     order, offsets = (None, None) if segments is None else (segments.order, segments.offsets)
     # Without autocast, which would compute the products of a float32 result in low precision.
     with no_autocast(features.device):
         if kind is not None and pairs.groups is None:
-            loss = reference.flow_alignment(features, order, offsets, centers, shift, kind, eps, alpha)
-        else:
-            means = class_means(features, order, offsets, shift)
-            if kind is None:
-                loss = pair_cosine(centers, means, eps, pairs.groups, pairs.number)
-            else:
-                assert pairs.groups is not None
-                loss = grouped_pair_mse(centers, means, pairs.groups, pairs.number)
-    return nan_out_of_range(loss, segments)
-
-
-def nan_out_of_range(loss: Tensor, segments: Segments | None) -> Tensor:
-    if segments is None or segments.in_range is None:
-        return loss
-    return torch.where(segments.in_range, loss, torch.nan)
+            weight = options.weight
+            return reference.flow_alignment(features, order, offsets, centers, shift, anchor, kind, eps, weight)
+        means = class_means(features, order, offsets, shift)
+        if kind is None:
+            return pair_cosine(centers, means, eps, pairs.groups, pairs.number)
+        assert pairs.groups is not None
+        return grouped_pair_mse(centers, means, pairs.groups, pairs.number)
 
 
 def compute_dtype(features: Tensor) -> torch.dtype:
@@ -174,18 +176,23 @@ def pairs_of(centers: Tensor, groups: Tensor | None) -> Pairs:
 
 
 def check_options(
-    alignment: str, metric: str, backend: str, eps: float, precision: str, groups: Tensor | None
+    alignment: str = "global",
+    metric: str = "cosine",
+    backend: str = "auto",
+    eps: float = 1e-8,
+    precision: str = "highest",
+    groups: Tensor | None = None,
+    length_weight: float = 0.0,
 ) -> Options:
-    if not isinstance(alignment, str) or alignment not in ALIGNMENTS:
-        raise InputError(f"alignment must be one of {ALIGNMENTS}, got {alignment!r}")
-    if not isinstance(metric, str) or metric not in METRICS:
-        raise InputError(f"metric must be one of {METRICS}, got {metric!r}")
-    if not isinstance(backend, str) or backend not in ("auto", *BACKENDS):
-        raise InputError(f"backend must be 'auto' or one of {BACKENDS}, got {backend!r}")
+    backends.check_names(alignment, metric, backend)
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
     if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps <= 1e30:
         raise InputError(f"eps must be a positive number up to 1e30, got {eps!r}")
     if groups is not None and alignment != "pair":
         raise InputError(f"alignment must be 'pair' if groups is given, got {alignment!r}")
-    return Options(alignment, metric, backend, float(eps), precision)
+    if isinstance(length_weight, bool) or not isinstance(length_weight, (int, float)) or not 0 <= length_weight <= 1e30:
+        raise InputError(f"length_weight must be a number from 0 to 1e30, got {length_weight!r}")
+    if length_weight and alignment != "anchored":
+        raise InputError(f"alignment must be 'anchored' if length_weight is given, got {alignment!r}")
+    return Options(alignment, metric, backend, float(eps), precision, float(length_weight))

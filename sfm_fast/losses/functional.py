@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..checks import check_centers, check_features, check_labels, kind_of
+from ..checks import check_anchor, check_centers, check_features, check_labels, kind_of
 from ..errors import InputError
 from ..ops.render import no_autocast
 from ..reference import gradient_matching
-from .evaluate import check_options, compute_dtype, constants_of, evaluate, evaluate_decoupled, pairs_of
+from .evaluate import check_options, compute_dtype, constants_of, evaluate, pairs_of
 
 
 def flow_alignment_loss(
@@ -30,8 +30,9 @@ def flow_alignment_loss(
         centers: (C, D) centres of the real classes, any float dtype, constant (it must not require grad); C >= 2.
         labels: (N,) int64 class ids in 0..C-1, in any order, every class at least once. ``None``: ``features`` are the
             C class means, in order.
-        alignment: "global" (all flows flattened, the paper's), "class" (flow by flow) or "pair" (every ordered pair).
-        metric: "cosine" (1 - cosine) or "mse".
+        alignment: "global" (all flows flattened, the paper's), "class" (flow by flow), "pair" (every ordered pair) or "anchored"
+            (`anchored_flow_loss` about the mean of the centres).
+        metric: "cosine" (1 - cosine) or "mse", which "anchored" doesn't have.
         backend: "auto", "torch", "cpu", "triton" or "cuda"; see `explain`.
         eps: a flow shorter than this (in feature units; for "global" all flows flattened) counts as cosine 0 with zero
             gradient.
@@ -59,7 +60,7 @@ def flow_alignment_loss(
     """
     options = check_options(alignment, metric, backend, eps, precision, groups)
     check_centers(centers)
-    return evaluate(features, labels, constants_of(centers), options, pairs_of(centers, groups))
+    return evaluate(features, labels, constants_of(centers, alignment), options, pairs_of(centers, groups))
 
 
 def decoupled_flow_loss(
@@ -67,13 +68,52 @@ def decoupled_flow_loss(
 ) -> Tensor:
     """alpha * mse(class means, centres) + (1 - alpha) * mse(mean of the other class means, mean of the other centres).
 
-    Arguments, dtypes and errors as in `flow_alignment_loss`; ``alpha`` in [0, 1]. Source: arXiv 2602.05391.
+    Arguments, dtypes and errors as in `flow_alignment_loss`; ``alpha`` in [0, 1]. With alpha 1 a single class is enough.
+    Source: arXiv 2602.05391.
     """
     if not isinstance(alpha, (int, float)) or not 0.0 <= alpha <= 1.0:
         raise InputError(f"alpha must be a number in [0, 1], got {alpha!r}")
-    options = check_options("global", "mse", backend, 1e-8, "highest", None)
-    check_centers(centers)
-    return evaluate_decoupled(features, labels, constants_of(centers), options, float(alpha))
+    options = check_options(metric="mse", backend=backend)._replace(alignment="decoupled", weight=float(alpha))
+    check_centers(centers, 1 if alpha == 1 else 2)
+    return evaluate(features, labels, constants_of(centers, "decoupled"), options)
+
+
+def anchored_flow_loss(
+    features: Tensor,
+    centers: Tensor,
+    labels: Tensor | None = None,
+    *,
+    anchor: Tensor | None = None,
+    length_weight: float = 0.0,
+    backend: str = "auto",
+    eps: float = 1e-8,
+) -> Tensor:
+    """mean_c [1 - cos(b_c, a_c)] + length_weight * mean_c log^2(|b_c| / |a_c|), with b_c and a_c the synthetic class mean and the centre minus ``anchor``.
+
+    Args:
+        features, labels, backend: as in `flow_alignment_loss`.
+        centers: (C, D) centres of the real classes, any float dtype, constant; C >= 1, or C >= 2 if ``anchor`` is None.
+        anchor: (D,) the point from which all flows start, any float dtype, constant, on the device of ``centers``. None: the mean of
+            the centres.
+        length_weight: weight of the squared logarithm of the ratio of lengths, 0 to 1e30. With 0 the loss doesn't depend on |b_c|.
+        eps: a class with |a_c| or |b_c| shorter than this (in feature units) counts as cosine 0 and length term 0, with zero
+            gradient.
+
+    Returns:
+        Scalar tensor, as `flow_alignment_loss`; twice differentiable. Constants are cached for as long as ``centers`` and ``anchor``
+        exist unchanged. Each class has a term of its own, so the loss of all classes is the mean of those of single classes. It is
+        equal to alignment "class" if the anchor is the mean of the centres and the synthetic class means have the same mean.
+
+    Raises:
+        InputError: as `flow_alignment_loss`; an anchor or a length_weight that doesn't fit.
+
+    Source: this project's own; docs/losses.md explains it.
+    """
+    options = check_options("anchored", backend=backend, eps=eps, length_weight=length_weight)
+    check_centers(centers, 2 if anchor is None else 1)
+    if anchor is not None:
+        check_anchor(anchor, centers)
+    return evaluate(features, labels, constants_of(centers, "anchored", anchor), options)
 
 
 def linear_gradient_matching_loss(

@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..checks import check_centers, kind_of
+from ..checks import check_anchor, check_centers, kind_of
 from ..errors import InputError
 from ..ops.pair_alignment import Pairs
-from ..reference import flow_alignment as reference
 from ..reference.pair_alignment import count_pairs
 from .evaluate import (
     Constants,
@@ -19,23 +18,26 @@ from .evaluate import (
     evaluate,
     pairs_of,
     prepare,
+    rows_of,
 )
 
 
 class FlowAlignmentLoss(nn.Module):
     """`flow_alignment_loss` with the constants of ``centers`` prepared once and kept in the state_dict.
 
-    ``forward(features, labels=None)`` -> scalar. Arguments and errors as in `flow_alignment_loss`. The state holds
-    ``shift`` (D,), a row close to the mean of the centres, in float32 so that subtracting it from float32 features is exact;
-    ``shifted_centers`` (C, D), float64; and ``groups`` (C,) if given. The first two are buffers; ``groups`` isn't, so that averaging
-    of modules (EMA, SWA) or broadcasting of buffers doesn't change its integers.
+    ``forward(features, labels=None)`` -> scalar. Arguments and errors as in `flow_alignment_loss`, and for alignment "anchored" also
+    ``anchor`` and ``length_weight`` of `anchored_flow_loss`. The state holds ``shift`` (D,), a row close to the mean of the centres
+    or the anchor, in float32 so that subtracting it from float32 features is exact; ``shifted_centers`` (C, D), float64;
+    ``shifted_anchor`` (D,), float64, of "anchored"; and ``groups`` (C,) if given. All but ``groups`` are buffers: averaging of modules
+    (EMA, SWA) or broadcasting of buffers must not change its integers.
     """
 
     shift: Tensor
     shifted_centers: Tensor
+    shifted_anchor: Tensor | None
     groups: Tensor | None
     pairs: Tensor
-    _centred: Tensor
+    _rows: Tensor
     _prepared_of: tuple[Any, ...]
 
     def __init__(
@@ -48,19 +50,26 @@ class FlowAlignmentLoss(nn.Module):
         eps: float = 1e-8,
         precision: str = "highest",
         groups: Tensor | None = None,
+        anchor: Tensor | None = None,
+        length_weight: float = 0.0,
     ) -> None:
         super().__init__()
-        self.options = check_options(alignment, metric, backend, eps, precision, groups)
-        check_centers(centers)
+        self.options = check_options(alignment, metric, backend, eps, precision, groups, length_weight)
+        check_centers(centers, 2 if anchor is None else 1)
+        if anchor is not None:
+            if alignment != "anchored":
+                raise InputError(f"alignment must be 'anchored' if anchor is given, got {alignment!r}")
+            check_anchor(anchor, centers)
         # A module created in inference mode must still be usable for training.
         with torch.inference_mode(False), torch.no_grad():
             pairs = pairs_of(centers, groups).number
-            constants = prepare(centers)
+            constants = prepare(centers, alignment, anchor)
             self.register_buffer("shift", constants.shift)
             self.register_buffer("shifted_centers", constants.shifted)
+            self.register_buffer("shifted_anchor", constants.anchor)
             self.groups = None if groups is None else groups.clone().contiguous()
             # Derived from the above. `pairs` is copied, because it may be the tensor cached by `_count_pairs`.
-            self._centred = constants.centred
+            self._rows = constants.rows
             self.pairs = torch.as_tensor(pairs, device=centers.device).clone()
         self._prepared_of = self._versions()
 
@@ -85,7 +94,9 @@ class FlowAlignmentLoss(nn.Module):
         super()._load_from_state_dict(others, prefix, local_metadata, strict, missing, unexpected, errors)
         with torch.inference_mode(False), torch.no_grad():
             self.shift, self.shifted_centers = _lasting(self.shift.float()), _lasting(self.shifted_centers.double())
-            self._centred = reference.centre_rows(self.shifted_centers).float()
+            if self.shifted_anchor is not None:
+                self.shifted_anchor = _lasting(self.shifted_anchor.double())
+            self._rows = self._prepared_rows()
             if self.groups is None or key not in state_dict:
                 if strict and key in state_dict:
                     unexpected.append(key)
@@ -107,30 +118,37 @@ class FlowAlignmentLoss(nn.Module):
 
         with torch.inference_mode(False):
             super()._apply(keep_dtype, recurse)
-            self._centred, self.pairs = keep_dtype(self._centred), keep_dtype(self.pairs)
+            self._rows, self.pairs = keep_dtype(self._rows), keep_dtype(self.pairs)
             self.groups = None if self.groups is None else keep_dtype(self.groups)
         self._prepared_of = self._versions()
         return self
 
     def _versions(self) -> tuple[Any, ...]:
-        return (*_version(self.shifted_centers), *(() if self.groups is None else _version(self.groups)))
+        origins = (self.shifted_centers, self.shifted_anchor, self.groups)
+        return tuple(_version(tensor) for tensor in origins if tensor is not None)
+
+    def _prepared_rows(self) -> Tensor:
+        return rows_of(self.shifted_centers, self.options.alignment, self.shifted_anchor).float()
 
     def _constants(self) -> tuple[Constants, Pairs]:
         """Constants and pairs, recomputed if the tensors they derive from were written to (averaging), replaced for a call
         (`torch.func.functional_call`) or copied in inference mode."""
-        centred, pairs = self._centred, self.pairs
+        rows, pairs = self._rows, self.pairs
         if not torch.compiler.is_compiling() and self._versions() != self._prepared_of:
             with torch.inference_mode(False), torch.no_grad():
                 self.shift, self.shifted_centers = _lasting(self.shift), _lasting(self.shifted_centers)
-                centred = reference.centre_rows(self.shifted_centers).float()
+                if self.shifted_anchor is not None:
+                    self.shifted_anchor = _lasting(self.shifted_anchor)
+                rows = self._prepared_rows()
                 if self.groups is not None:
                     self.groups = _lasting(self.groups)
                     pairs = count_pairs(self.groups)
             if not torch._C._are_functorch_transforms_active():
-                self._centred, self.pairs, self._prepared_of = centred, pairs, self._versions()
+                self._rows, self.pairs, self._prepared_of = rows, pairs, self._versions()
         classes = self.shifted_centers.shape[0]
         count = pairs if self.groups is not None else classes * (classes - 1)
-        return Constants(self.shift, self.shifted_centers, centred), Pairs(self.groups, count)
+        constants = Constants(self.shift, self.shifted_centers, rows, self.shifted_anchor)
+        return constants, Pairs(self.groups, count)
 
     def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
         constants, pairs = self._constants()
@@ -138,7 +156,11 @@ class FlowAlignmentLoss(nn.Module):
 
     def extra_repr(self) -> str:
         classes, dim = self.shifted_centers.shape
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options._asdict().items())
+        told = self.options._asdict()
+        length_weight = told.pop("weight")
+        if self.options.alignment == "anchored":
+            told["length_weight"] = length_weight
+        options = ", ".join(f"{name}={value!r}" for name, value in told.items())
         return f"classes={classes}, dim={dim}, {options}"
 
 

@@ -41,8 +41,18 @@ def explain(
 
     Depends only on device, dtype and kind of loss, never on timing. ``grouped``: whether the call has ``groups``; for the decoupled
     loss the choice is that of metric "mse". (Inside ``torch.func`` transforms plain torch always runs.) Raises ``InputError`` for
-    an unknown name, or if the named backend doesn't support the call.
+    an unknown name, a metric that the alignment doesn't have, or if the named backend doesn't support the call.
     """
+    check_names(alignment, metric, backend)
+    if not isinstance(features, torch.Tensor):
+        raise InputError(f"features must be a tensor, got {type(features).__name__}")
+    if not isinstance(grouped, bool):
+        raise InputError(f"grouped must be True or False, got {type(grouped).__name__}")
+    return choose(features.device.type, features.dtype, backend, alignment, metric, grouped)
+
+
+def check_names(alignment: str, metric: str, backend: str) -> None:
+    """Raise ``InputError`` unless the three are known names, and the alignment has the metric."""
     for name, value, known in (
         ("alignment", alignment, ALIGNMENTS),
         ("metric", metric, METRICS),
@@ -50,11 +60,10 @@ def explain(
     ):
         if not isinstance(value, str) or value not in known:
             raise InputError(f"{name} must be one of {known}, got {value!r}")
-    if not isinstance(features, torch.Tensor):
-        raise InputError(f"features must be a tensor, got {type(features).__name__}")
-    if not isinstance(grouped, bool):
-        raise InputError(f"grouped must be True or False, got {type(grouped).__name__}")
-    return _choose(features.device.type, features.dtype, backend, alignment, metric, grouped)
+    if alignment == "anchored" and metric != "cosine":
+        raise InputError(
+            f"metric must be 'cosine' for alignment 'anchored', got {metric!r}: decoupled_flow_loss is the squared error"
+        )
 
 
 def explain_images(
@@ -69,10 +78,10 @@ def explain_images(
     if not isinstance(images, torch.Tensor):
         raise InputError(f"images must be a tensor, got {type(images).__name__}")
     widest = torch.float64 if dtype == torch.float64 else images.dtype
-    return _choose(images.device.type, widest, backend, large=side > CUDA_PIXELS)
+    return choose(images.device.type, widest, backend, large=side > CUDA_PIXELS)
 
 
-def _choose(
+def choose(
     device: str,
     dtype: torch.dtype,
     backend: str,
@@ -81,8 +90,9 @@ def _choose(
     grouped: bool = False,
     large: bool = False,
 ) -> Choice:
-    choose = _choice.__wrapped__ if torch.compiler.is_compiling() else _choice  # a cache can't be traced
-    return choose(device, dtype, alignment, metric, backend, grouped, large)
+    """`explain` for names that are checked."""
+    choice = _choice.__wrapped__ if torch.compiler.is_compiling() else _choice  # a cache can't be traced
+    return choice(device, dtype, alignment, metric, backend, grouped, large)
 
 
 @functools.lru_cache(maxsize=1024)

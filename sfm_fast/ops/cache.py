@@ -1,4 +1,4 @@
-"""Caches values computed from a tensor for as long as that tensor exists unchanged."""
+"""Caches values computed from tensors for as long as these tensors exist unchanged."""
 
 from __future__ import annotations
 
@@ -12,15 +12,26 @@ from torch import Tensor
 Value = TypeVar("Value")
 
 
-class _Entry(NamedTuple):
+class _Watched(NamedTuple):
     owner: weakref.ref
     state: tuple[Any, ...]
     contents: Tensor | None
+
+    def unchanged(self, tensor: Tensor) -> bool:
+        if self.owner() is not tensor or self.state != _state(tensor):
+            return False
+        return self.contents is None or torch.equal(tensor, self.contents)
+
+
+class _Entry(NamedTuple):
+    watched: tuple[_Watched, ...]
     value: Any
 
 
 class TensorCache(Generic[Value]):
-    """``compute(tensor, *key)``, computed once per tensor object, contents and key; the entry is dropped with the tensor.
+    """``compute(*arguments)``, computed once per arguments: tensors by object and contents, others by value.
+
+    An entry is dropped with any of its tensors.
 
     A CPU tensor's contents are compared with a copy at every call, which takes microseconds to milliseconds and notices every
     write. On a GPU that would wait for the device, so version counter and address are compared instead, which miss writes that
@@ -32,25 +43,33 @@ class TensorCache(Generic[Value]):
 
     def __init__(self, compute: Callable[..., Value]) -> None:
         self.compute = compute
-        self._entries: dict[int, _Entry] = {}
+        self._entries: dict[tuple[Any, ...], _Entry] = {}
 
-    def __call__(self, tensor: Tensor, *key: Any) -> Value:
-        if torch.compiler.is_compiling() or not _plain(tensor):
-            return self.compute(tensor, *key)
-        name = id(tensor)
-        state = tensor._version, tensor.data_ptr(), tensor.dtype, key
+    def __call__(self, *arguments: Any) -> Value:
+        if torch.compiler.is_compiling():
+            return self.compute(*arguments)
+        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
+        if not all(map(_plain, tensors)):
+            return self.compute(*arguments)
+        name = tuple(id(argument) if isinstance(argument, Tensor) else argument for argument in arguments)
         entry = self._entries.get(name)
-        known = entry is not None and entry.owner() is tensor and entry.state == state
-        if entry is not None and known and (entry.contents is None or torch.equal(tensor, entry.contents)):
+        if entry is not None and all(map(_Watched.unchanged, entry.watched, tensors)):
             value: Value = entry.value
             return value
         # Not as inference tensors, which autograd couldn't save in later calls.
         with torch.inference_mode(False), torch.no_grad():
-            contents = tensor.detach().clone() if tensor.device.type == "cpu" else None
-            value = self.compute(tensor, *key)
-        owner = weakref.ref(tensor, lambda _: self._entries.pop(name, None))
-        self._entries[name] = _Entry(owner, state, contents, value)
+            contents = [tensor.detach().clone() if tensor.device.type == "cpu" else None for tensor in tensors]
+            value = self.compute(*arguments)
+        watched = tuple(
+            _Watched(weakref.ref(tensor, lambda _: self._entries.pop(name, None)), _state(tensor), content)
+            for tensor, content in zip(tensors, contents, strict=True)
+        )
+        self._entries[name] = _Entry(watched, value)
         return value
+
+
+def _state(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor._version, tensor.data_ptr(), tensor.dtype
 
 
 def _plain(tensor: Tensor) -> bool:

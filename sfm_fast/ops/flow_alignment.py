@@ -1,4 +1,4 @@
-"""The losses `global`, `class`, mean squared error and decoupled on a compiled backend, with their gradients.
+"""The losses `global`, `class`, mean squared error, decoupled and anchored on a compiled backend, with their gradients.
 
 With t_c the class means minus ``shift`` and a_c = centers[c], dL/dt_c = p_c a_c + q_c (t_c - m) + r: the forward returns
 the loss with ``rows`` = (p, q) and ``columns`` = (m, r), the backward reads the features once more and writes the gradient.
@@ -23,17 +23,18 @@ def flow_alignment(
     shift: Tensor,
     kind: int,
     *,
+    anchor: Tensor | None = None,
     eps: float = 1e-8,
-    alpha: float = 1.0,
+    weight: float = 0.0,
     backend: str,
 ) -> Tensor:
     """Loss, a float32 scalar, differentiable in ``features`` (twice: the second derivative runs in plain torch).
 
-    features (N, D) float32, bfloat16 or float16; centers (C, D) float32, centred for every kind but DECOUPLED; shift (D,)
-    float32; kind as in `sfm_fast.reference.flow_alignment`. Every run gives the same bits: no atomics, and the shape fixes the order of sums.
+    features (N, D) float32, bfloat16 or float16; centers (C, D), shift (D,) and anchor (D,) float32, kind and weight as in
+    `sfm_fast.reference.flow_alignment`. Every run gives the same bits: no atomics, and the shape fixes the order of sums.
     """
     order, offsets = (None, None) if segments is None else (segments.order, segments.offsets)
-    arguments = features, order, offsets, centers, shift, kind, eps, alpha
+    arguments = features, order, offsets, centers, shift, anchor, kind, eps, weight
     if torch.compiler.is_compiling():
         loss: Tensor = operation(backend, "flow_alignment")(*arguments)[0]
     else:
@@ -41,17 +42,15 @@ def flow_alignment(
     return loss
 
 
-def _backward(
-    backend: str, saved: tuple[Tensor, ...], constants: tuple[int, float, float], grad_output: Tensor
-) -> Tensor:
-    kind, eps, alpha = constants
-    features, order, offsets, centers, shift, rows, columns = saved
+def _backward(backend: str, saved: tuple[Any, ...], constants: tuple[int, float, float], grad_output: Tensor) -> Tensor:
+    kind, eps, weight = constants
+    features, order, offsets, centers, shift, anchor, rows, columns = saved
     if not torch.is_grad_enabled():
         arguments = features, order, offsets, centers, shift, rows, columns
         gradient: Tensor = operation(backend, "flow_alignment_backward")(grad_output, *arguments)
         return gradient
     # With create_graph=True the gradient must be differentiable itself, so the reference computes it.
-    loss = reference.flow_alignment(features, order, offsets, centers, shift, kind, eps, alpha)
+    loss = reference.flow_alignment(features, order, offsets, centers, shift, anchor, kind, eps, weight)
     (gradient,) = torch.autograd.grad(loss, features, grad_output, create_graph=True)
     return gradient
 
@@ -61,27 +60,27 @@ class _FlowAlignment(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, backend: str, *arguments: Any) -> Tensor:
-        features, order, offsets, centers, shift, *ctx.constants = arguments
+        features, order, offsets, centers, shift, anchor, *ctx.constants = arguments
         with torch._C._AutoDispatchBelowAutograd():
             results: tuple[Tensor, ...] = operation(backend, "flow_alignment")(*arguments)
         ctx.backend = backend
-        ctx.save_for_backward(features, order, offsets, centers, shift, *results[1:])
+        ctx.save_for_backward(features, order, offsets, centers, shift, anchor, *results[1:])
         return results[0]
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gradient = _backward(ctx.backend, ctx.saved_tensors, tuple(ctx.constants), grad_output)
-        return None, gradient, *[None] * 7
+        return None, gradient, *[None] * 8
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    features, order, offsets, centers, shift, *ctx.constants = inputs
-    ctx.save_for_backward(features, order, offsets, centers, shift, *output[1:])
+    features, order, offsets, centers, shift, anchor, *ctx.constants = inputs
+    ctx.save_for_backward(features, order, offsets, centers, shift, anchor, *output[1:])
     ctx.mark_non_differentiable(*output[1:])
 
 
 def _registered_backward(backend: str, ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return _backward(backend, ctx.saved_tensors, tuple(ctx.constants), grad_output), *[None] * 7
+    return _backward(backend, ctx.saved_tensors, tuple(ctx.constants), grad_output), *[None] * 8
 
 
 def _fake(
@@ -90,11 +89,12 @@ def _fake(
     offsets: Tensor | None,
     centers: Tensor,
     shift: Tensor,
+    anchor: Tensor | None,
     kind: int,
     eps: float,
-    alpha: float,
+    weight: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    rows = centers.shape[0] if kind == reference.CLASS else 1
+    rows = centers.shape[0] if kind in reference.PER_CLASS else 1
     return centers.new_empty(()), centers.new_empty((2, rows)), centers.new_empty((2, centers.shape[1]))
 
 

@@ -12,8 +12,8 @@ SCHEMAS = {
         "(Tensor grad, Tensor? order, Tensor? offsets, SymInt num_items, ScalarType dtype) -> Tensor"
     ),
     "flow_alignment": (
-        "(Tensor features, Tensor? order, Tensor? offsets, Tensor centers, Tensor shift, int kind, float eps, "
-        "float alpha) -> (Tensor, Tensor, Tensor)"
+        "(Tensor features, Tensor? order, Tensor? offsets, Tensor centers, Tensor shift, Tensor? anchor, int kind, "
+        "float eps, float weight) -> (Tensor, Tensor, Tensor)"
     ),
     "flow_alignment_backward": (
         "(Tensor grad_output, Tensor features, Tensor? order, Tensor? offsets, Tensor centers, Tensor shift, "

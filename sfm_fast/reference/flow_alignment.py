@@ -1,4 +1,4 @@
-"""The flow-alignment losses that cost O(C*D), in plain torch: `global`, `class`, mean squared error, decoupled.
+"""The flow-alignment losses that cost O(C*D), in plain torch: `global`, `class`, mean squared error, decoupled, anchored.
 
 Notation: mu_c the centres of the real classes, nu_c the synthetic class means, bars the means over classes.
 Source: Xia et al., arXiv 2602.05391. The flow of class c points from its centre to the mean of the others,
@@ -12,6 +12,9 @@ so every loss here needs only the centred rows a_c = mu_c - mu_bar and b_c = nu_
 * mean (F - G)^2 = (C/(C-1))^2 mean (a - b)^2, and the mean over pairs i != j of (f_ij - g_ij)^2 = 2C/(C-1) mean (a - b)^2.
 * decoupled: the mean of the others is (sum_k nu_k - nu_c)/(C-1), linear in nu, so it too is a function of d = nu - mu.
 
+* anchored (this project's own): rows relative to a constant point m instead of the means, a_c = mu_c - m and b_c = nu_c - m;
+  mean_c [1 - cos(b_c, a_c)] + weight * mean_c log^2(|b_c| / |a_c|). So each class has a term of its own.
+
 Inputs are already shifted by one constant row close to mu_bar (see `class_means`): subtracting the exact mean here
 removes the rounding error of that constant at no cost.
 """
@@ -24,13 +27,16 @@ from torch import Tensor
 from .class_means import class_means
 
 # Values of `kind`, the same numbers as `Kind` in csrc/kinds.h.
-GLOBAL, CLASS, FLOW_MSE, PAIR_MSE, DECOUPLED = range(5)
+GLOBAL, CLASS, FLOW_MSE, PAIR_MSE, DECOUPLED, ANCHORED = range(6)
+PER_CLASS = (CLASS, ANCHORED)  # kinds whose gradient has factors of its own for every class
 KINDS = {
     ("global", "cosine"): GLOBAL,
     ("class", "cosine"): CLASS,
     ("global", "mse"): FLOW_MSE,
     ("class", "mse"): FLOW_MSE,
     ("pair", "mse"): PAIR_MSE,
+    ("decoupled", "mse"): DECOUPLED,
+    ("anchored", "cosine"): ANCHORED,
 }
 
 
@@ -40,13 +46,15 @@ def flow_alignment(
     offsets: Tensor | None,
     centers: Tensor,
     shift: Tensor,
+    anchor: Tensor | None,
     kind: int,
     eps: float,
-    alpha: float,
+    weight: float,
 ) -> Tensor:
-    """The loss ``kind``: (N, D), segments as in `class_means`, (C, D), (D,) -> scalar in ``shift``'s dtype.
+    """The loss ``kind``: (N, D), segments as in `class_means`, (C, D), (D,), (D,) -> scalar in ``shift``'s dtype.
 
-    ``centers`` are centred for every kind except DECOUPLED, for which they are only shifted.
+    ``centers`` are centred, for DECOUPLED only shifted, for ANCHORED relative to the anchor. ``anchor``: the anchor minus ``shift``
+    for ANCHORED, else None. ``weight``: alpha of DECOUPLED, the length term's weight of ANCHORED.
     """
     means = class_means(features, order, offsets, shift)
     if kind == GLOBAL:
@@ -57,7 +65,10 @@ def flow_alignment(
         return flow_mse(centers, means)
     if kind == PAIR_MSE:
         return pair_mse(centers, means)
-    return decoupled_mse(centers, means, alpha)
+    if kind == DECOUPLED:
+        return decoupled_mse(centers, means, weight)
+    assert anchor is not None
+    return anchored_cosine(centers, means - anchor, eps, weight)
 
 
 def centre_rows(means: Tensor) -> Tensor:
@@ -70,14 +81,19 @@ def centre_rows(means: Tensor) -> Tensor:
     return apart - apart.mean(0, keepdim=True)
 
 
-def safe_cosine(dot: Tensor, squared_a: Tensor, squared_b: Tensor, eps: float) -> Tensor:
-    """dot / (|a||b|), and exactly 0 with zero gradient where a length is below ``eps``; NaN stays NaN."""
+def safe_lengths(squared_a: Tensor, squared_b: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Whether one of the lengths is below ``eps``, and the lengths, both exactly 1 with zero gradient if so."""
     short = (squared_a < eps * eps) | (squared_b < eps * eps)
     # Replace the lengths before the root, not after: 0 * inf in the backward of sqrt would give NaN.
-    product = (
-        torch.where(short, torch.ones_like(squared_a), squared_a).sqrt()
-        * torch.where(short, torch.ones_like(squared_b), squared_b).sqrt()
-    )
+    length_a = torch.where(short, torch.ones_like(squared_a), squared_a).sqrt()
+    length_b = torch.where(short, torch.ones_like(squared_b), squared_b).sqrt()
+    return short, length_a, length_b
+
+
+def safe_cosine(dot: Tensor, squared_a: Tensor, squared_b: Tensor, eps: float) -> Tensor:
+    """dot / (|a||b|), and exactly 0 with zero gradient where a length is below ``eps``; NaN stays NaN."""
+    short, length_a, length_b = safe_lengths(squared_a, squared_b, eps)
+    product = length_a * length_b
     # dot * 0 instead of 0, so that NaN and infinity give NaN even with a short flow. Squares that overflow must not
     # give cosine 0 either.
     return torch.where(product.isinf(), torch.nan, torch.where(short, dot * 0, dot / product))
@@ -115,5 +131,21 @@ def decoupled_mse(shifted_centers: Tensor, shifted_means: Tensor, alpha: float) 
     """alpha * mse(nu, mu) + (1 - alpha) * mse(others(nu), others(mu)), others_c = sum_{k != c} / (C-1) -> scalar."""
     classes = shifted_centers.shape[0]
     difference = shifted_means - shifted_centers
-    others = (difference.sum(0, keepdim=True) - difference) / (classes - 1)
+    # A single class has no others: only with alpha 1, and 0 / 0 must not make that NaN.
+    others = (difference.sum(0, keepdim=True) - difference) / max(classes - 1, 1)
     return alpha * difference.square().mean() + (1 - alpha) * others.square().mean()
+
+
+def anchored_cosine(anchored_centers: Tensor, anchored_means: Tensor, eps: float, length_weight: float) -> Tensor:
+    """mean over c of 1 - cos(b_c, a_c) + length_weight * log^2(|b_c| / |a_c|), rows relative to the anchor: (C, D), (C, D) -> scalar.
+
+    A class with |a_c| or |b_c| below ``eps`` counts as cosine 0 and length term 0, with gradient 0.
+    """
+    a, b = anchored_centers, anchored_means
+    squared_a, squared_b = a.square().sum(1), b.square().sum(1)
+    term = 1 - safe_cosine((a * b).sum(1), squared_a, squared_b, eps)
+    if length_weight:
+        _, length_a, length_b = safe_lengths(squared_a, squared_b, eps)
+        # The quotient before the logarithm: a difference of logarithms would lose the digits of lengths that are nearly equal.
+        term = term + length_weight * (length_b / length_a).log().square()
+    return term.mean()

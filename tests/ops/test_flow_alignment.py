@@ -6,13 +6,12 @@ import definitions
 import pytest
 import torch
 from cases.losses import LOSS_CASES
-from definitions import value_and_gradient
+from definitions import KINDS, NAMES, value_and_gradient
 
 import sfm_fast
-from sfm_fast.ops.backends import ALIGNMENTS, METRICS
 from sfm_fast.reference import flow_alignment as reference
+from sfm_fast.settings import FLOWS
 
-KINDS = [(alignment, metric) for alignment in ALIGNMENTS for metric in METRICS]
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 2e-5, torch.float16: 2e-5}
 # Backends that run here on CPU tensors; Triton in its interpreter (conftest.py), CUDA in test_cuda_shim.py and on a GPU.
 BACKENDS = ("torch", "cpu", "triton")
@@ -23,7 +22,7 @@ def errors(case, dtype, alignment, metric, backend):
     features, centers, labels = case.make(dtype)
     expected, expected_gradient = definitions.expected(case.name, dtype, alignment, metric)
     loss, gradient = value_and_gradient(
-        lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric, backend=backend),
+        lambda z: definitions.loss(z, centers, labels, alignment=alignment, metric=metric, backend=backend),
         features,
     )
     assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -71,15 +70,15 @@ def test_gradcheck(alignment, metric):
     features, centers, labels = next(case for case in LOSS_CASES if case.name == "labelled-two").make(torch.float64)
     leaf = features.requires_grad_()
     assert torch.autograd.gradcheck(
-        lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, metric=metric), leaf
+        lambda z: definitions.loss(z, centers, labels, alignment=alignment, metric=metric), leaf
     )
 
 
-@pytest.mark.parametrize("alignment", ["global", "class"])
+@pytest.mark.parametrize("alignment", ["global", "class", "anchored", "anchored-lengths"])
 def test_double_backward(alignment):
     features, centers, _ = LOSS_CASES[2].make(torch.float64)
     leaf = features.requires_grad_()
-    assert torch.autograd.gradgradcheck(lambda z: sfm_fast.flow_alignment_loss(z, centers, alignment=alignment), leaf)
+    assert torch.autograd.gradgradcheck(lambda z: definitions.loss(z, centers, alignment=alignment), leaf)
 
 
 @pytest.mark.parametrize(("alignment", "metric"), KINDS)
@@ -88,7 +87,7 @@ def test_grad_output_scales_and_backward_repeats(alignment, metric, backend):
     features, centers, labels = LOSS_CASES[5].make(torch.float32)
 
     def function(z):
-        return sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, backend=backend, metric=metric)
+        return definitions.loss(z, centers, labels, alignment=alignment, backend=backend, metric=metric)
 
     unit = value_and_gradient(function, features)[1]
     torch.testing.assert_close(value_and_gradient(function, features, -2.5)[1], -2.5 * unit)
@@ -105,7 +104,7 @@ def test_inputs_are_not_written(alignment, metric, backend):
     features, centers, labels = LOSS_CASES[5].make(torch.float32)
     copies = features.clone(), centers.clone(), labels.clone()
     value_and_gradient(
-        lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, backend=backend, metric=metric),
+        lambda z: definitions.loss(z, centers, labels, alignment=alignment, backend=backend, metric=metric),
         features,
     )
     for tensor, copy in zip((features, centers, labels), copies, strict=True):
@@ -116,8 +115,8 @@ def test_inputs_are_not_written(alignment, metric, backend):
 def test_order_of_labels_does_not_matter(alignment, metric):
     features, centers, labels = LOSS_CASES[5].make(torch.float64)
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
-    one = sfm_fast.flow_alignment_loss(features, centers, labels, alignment=alignment, metric=metric)
-    two = sfm_fast.flow_alignment_loss(features[order], centers, labels[order], alignment=alignment, metric=metric)
+    one = definitions.loss(features, centers, labels, alignment=alignment, metric=metric)
+    two = definitions.loss(features[order], centers, labels[order], alignment=alignment, metric=metric)
     torch.testing.assert_close(one, two, rtol=1e-12, atol=0)
 
 
@@ -132,25 +131,25 @@ def test_common_mean_a_thousand_times_the_spread(alignment, metric, backend):
         lambda z: definitions.flow_alignment(z, centers, labels, alignment, metric), features.double()
     )
     loss, gradient = value_and_gradient(
-        lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment, backend=backend, metric=metric),
+        lambda z: definitions.loss(z, centers, labels, alignment=alignment, backend=backend, metric=metric),
         features,
     )
     assert abs(loss.double() - expected) <= 1e-5 * abs(expected)
     assert (gradient.double() - expected_gradient).norm() <= 1e-5 * expected_gradient.norm()
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", FLOWS)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_short_flows_count_as_cosine_zero(alignment, backend):
     centers = torch.randn(5, 8, generator=torch.Generator().manual_seed(0))
     same = torch.full((5, 8), 3.0)
     loss, gradient = value_and_gradient(
-        lambda z: sfm_fast.flow_alignment_loss(z, centers, alignment=alignment, backend=backend), same
+        lambda z: definitions.loss(z, centers, alignment=alignment, backend=backend), same
     )
     assert loss == 1.0
     assert not gradient.any()
     loss, gradient = value_and_gradient(
-        lambda z: sfm_fast.flow_alignment_loss(z, torch.ones(5, 8), alignment=alignment, backend=backend), centers
+        lambda z: definitions.loss(z, torch.ones(5, 8), alignment=alignment, backend=backend), centers
     )
     assert loss == 1.0
     assert not gradient.any()
@@ -163,7 +162,7 @@ def test_nan_and_infinity_come_out_as_nan(alignment, metric, bad, backend):
     features, centers, _ = LOSS_CASES[3].make(torch.float32)
     features[1, 2] = bad
     assert (
-        sfm_fast.flow_alignment_loss(features, centers, alignment=alignment, backend=backend, metric=metric)
+        definitions.loss(features, centers, alignment=alignment, backend=backend, metric=metric)
         .isfinite()
         .logical_not()
     )
@@ -179,7 +178,7 @@ def test_features_together_far_from_the_centres(alignment, metric, scale, offset
     features = scale * features + offset
 
     def loss(z, which):
-        return sfm_fast.flow_alignment_loss(z, centers, alignment=alignment, metric=metric, backend=which)
+        return definitions.loss(z, centers, alignment=alignment, metric=metric, backend=which)
 
     expected, expected_gradient = value_and_gradient(lambda z: loss(z, "torch"), features.double())
     value, gradient = value_and_gradient(lambda z: loss(z, backend), features)
@@ -189,22 +188,22 @@ def test_features_together_far_from_the_centres(alignment, metric, scale, offset
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", FLOWS)
 def test_equal_features_have_no_gradient(alignment, backend):
     features = torch.randn(1, 20, generator=torch.Generator().manual_seed(0)).expand(6, 20) * 45
     centers = torch.randn(6, 20, generator=torch.Generator().manual_seed(1))
     loss, gradient = value_and_gradient(
-        lambda z: sfm_fast.flow_alignment_loss(z, centers, alignment=alignment, backend=backend), features
+        lambda z: definitions.loss(z, centers, alignment=alignment, backend=backend), features
     )
     assert loss == 1.0
     assert not gradient.any()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", NAMES)
 def test_squares_beyond_float32_are_nan_and_not_a_right_angle(alignment, backend):
     features, centers, _ = LOSS_CASES[3].make(torch.float32)
-    assert sfm_fast.flow_alignment_loss(features * 1e25, centers, alignment=alignment, backend=backend).isnan()
+    assert definitions.loss(features * 1e25, centers, alignment=alignment, backend=backend).isnan()
 
 
 def test_global_cosine_equals_all_pair_flows_flattened():
@@ -270,10 +269,7 @@ def test_module_equals_function_and_survives_its_state_dict():
 def test_two_losses_share_one_feature_tensor(backend):
     features, centers, labels = LOSS_CASES[5].make(torch.float32)
     leaf = features.requires_grad_()
-    losses = [
-        sfm_fast.flow_alignment_loss(leaf, centers, labels, alignment=alignment, backend=backend)
-        for alignment in ALIGNMENTS
-    ]
+    losses = [definitions.loss(leaf, centers, labels, alignment=alignment, backend=backend) for alignment in NAMES]
     single = [torch.autograd.grad(loss, leaf, retain_graph=True)[0] for loss in losses]
     sum(losses).backward()
     torch.testing.assert_close(leaf.grad, sum(single))
@@ -311,9 +307,9 @@ def test_bad_input_names_the_argument(name):
         sfm_fast.flow_alignment_loss(**({"features": torch.randn(3, 4), "centers": CENTERS} | changes))
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", NAMES)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_shows_even_beside_short_flows(alignment, backend):
     features = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
     features[0, 0] = float("nan")
-    assert sfm_fast.flow_alignment_loss(features, torch.ones(3, 4), alignment=alignment, backend=backend).isnan()
+    assert definitions.loss(features, torch.ones(3, 4), alignment=alignment, backend=backend).isnan()

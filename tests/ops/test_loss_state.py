@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import io
 
+import definitions
 import numpy as np
 import pytest
 import torch
 from cases.losses import LOSS_CASES
+from definitions import NAMES
 
 import sfm_fast
-from sfm_fast.ops.backends import ALIGNMENTS
 
 GROUPS = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
 
@@ -121,10 +122,10 @@ def test_loading_one_module_leaves_the_others_alone():
         two.load_state_dict(state)
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", NAMES)
 def test_casting_a_model_leaves_the_constants_alone(alignment):
     features, centers, labels = inputs()
-    module = sfm_fast.FlowAlignmentLoss(centers, alignment=alignment)
+    module = definitions.module(centers, alignment=alignment)
     expected = module(features, labels)
     parent = torch.nn.Sequential(torch.nn.Linear(2, 2), module)
     for cast in (parent.half, parent.bfloat16, parent.double, lambda: parent.to(torch.float16)):
@@ -154,13 +155,13 @@ def test_copies_and_files():
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", NAMES)
 def test_strided_centers_and_groups(backend, alignment):
     features, centers, labels = inputs()
     groups = torch.stack([GROUPS, torch.arange(10)], 1)[:, 0] if alignment == "pair" else None
     strided = centers.t().contiguous().t()
-    loss = sfm_fast.flow_alignment_loss(features, strided, labels, alignment=alignment, backend=backend, groups=groups)
-    expected = sfm_fast.flow_alignment_loss(
+    loss = definitions.loss(features, strided, labels, alignment=alignment, backend=backend, groups=groups)
+    expected = definitions.loss(
         features, centers, labels, alignment=alignment, backend="torch", groups=None if groups is None else GROUPS
     )
     torch.testing.assert_close(loss, expected)
@@ -186,11 +187,11 @@ def mean_of_states(averaged, module, decay):
     )
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", NAMES)
 @pytest.mark.parametrize("average", [naive_average, state_average, mean_of_states, "swa_utils"])
 def test_averages_of_modules_keep_the_loss(average, alignment):
     features, centers, labels = inputs()
-    module = sfm_fast.FlowAlignmentLoss(centers, alignment=alignment, groups=GROUPS if alignment == "pair" else None)
+    module = definitions.module(centers, alignment=alignment, groups=GROUPS if alignment == "pair" else None)
     expected = module(features, labels)
     parent = torch.nn.Sequential(torch.nn.Linear(2, 2), module)
     if average == "swa_utils":
@@ -344,10 +345,10 @@ def test_groups_that_are_written_to():
         assert torch.equal(module(features, labels), expected)
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", NAMES)
 def test_copied_in_inference_mode_and_trained_outside(alignment):
     features, centers, labels = inputs()
-    module = sfm_fast.FlowAlignmentLoss(centers, alignment=alignment, groups=GROUPS if alignment == "pair" else None)
+    module = definitions.module(centers, alignment=alignment, groups=GROUPS if alignment == "pair" else None)
     expected = module(features, labels)
     with torch.inference_mode():
         copied = copy.deepcopy(module)

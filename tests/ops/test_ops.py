@@ -9,11 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import definitions
 import pytest
 import torch
 from cases.images import IMAGE_CASES
 from cases.losses import LOSS_CASES
-from definitions import value_and_gradient
+from definitions import NAMES, value_and_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from image_definitions import KERNELS
@@ -22,7 +23,6 @@ import sfm_fast
 from sfm_fast import checks
 from sfm_fast.ops import library
 from sfm_fast.ops.augment import view_arguments
-from sfm_fast.ops.backends import ALIGNMENTS
 from sfm_fast.ops.schemas import SCHEMAS
 from sfm_fast.ops.segments import segments_of
 from sfm_fast.reference import flow_alignment as reference
@@ -61,7 +61,7 @@ def arguments(name, dtype):
     if name == "class_means_backward":
         return centers, order, offsets, len(features), dtype
     if name == "flow_alignment":
-        return features, order, offsets, centers, shift, 1, 1e-8, 1.0
+        return features, order, offsets, centers, shift, 0.01 * torch.randn(64), reference.ANCHORED, 1e-8, 1.0
     if name == "flow_alignment_backward":
         rows, columns = torch.randn(2, 1), torch.randn(2, 64)
         return torch.tensor(1.5), features, order, offsets, centers, shift, rows, columns
@@ -110,6 +110,7 @@ def test_numbers_are_the_same_in_cpp_and_python():
         ["FLOW_MSE", str(reference.FLOW_MSE)],
         ["PAIR_MSE", str(reference.PAIR_MSE)],
         ["DECOUPLED_MSE", str(reference.DECOUPLED)],
+        ["ANCHORED_COSINE", str(reference.ANCHORED)],
     ]
     for name in ("MOST_PIXELS", "MOST_LEVELS", "MOST_CHANNELS"):
         number = re.search(rf"constexpr int {name} = ([0-9<\s]+);", text)
@@ -132,13 +133,14 @@ def test_the_largest_side_is_the_same_on_every_backend(backend):
         sfm_fast.augment(torch.rand(1, 1, 2**14 + 1, 1), views, backend=backend)
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", NAMES)
 @pytest.mark.parametrize("labelled", [False, True])
 def test_compile_without_graph_breaks(alignment, labelled):
     features, centers, labels = inputs()
     if not labelled:
         features, labels = features[:10], None
-    module = sfm_fast.FlowAlignmentLoss(centers, alignment=alignment)
+    module = definitions.module(centers, alignment=alignment)
+    torch.compiler.reset()  # all modules share the code of `forward`, which is compiled again a few times only
     compiled = torch.compile(module, fullgraph=True)
     eager_loss, eager_gradient = value_and_gradient(lambda z: module(z, labels), features)
     loss, gradient = value_and_gradient(lambda z: compiled(z, labels), features)
@@ -165,19 +167,19 @@ def test_compiled_functions_and_labels_that_cannot_be_checked():
         assert gradient.shape == features.shape
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", NAMES)
 def test_export(alignment):
     features, centers, labels = inputs()
-    module = sfm_fast.FlowAlignmentLoss(centers, alignment=alignment)
+    module = definitions.module(centers, alignment=alignment)
     program = torch.export.export(module, (features, labels))
     torch.testing.assert_close(program.module()(features, labels), module(features, labels))
 
 
 @pytest.mark.parametrize("backend", ["cpu", "torch"])
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", NAMES)
 def test_autocast_keeps_float32(alignment, backend):
     features, centers, labels = inputs()
-    module = sfm_fast.FlowAlignmentLoss(centers, alignment=alignment, backend=backend)
+    module = definitions.module(centers, alignment=alignment, backend=backend)
     plain = module(features, labels)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(module(features, labels), plain)
@@ -185,10 +187,10 @@ def test_autocast_keeps_float32(alignment, backend):
         assert module(low, labels).dtype == torch.float32
 
 
-@pytest.mark.parametrize("alignment", ["global", "class"])
+@pytest.mark.parametrize("alignment", ["global", "class", "anchored", "anchored-lengths"])
 def test_torch_func(alignment):
     features, centers, _ = inputs()
-    module = sfm_fast.FlowAlignmentLoss(centers, alignment=alignment)
+    module = definitions.module(centers, alignment=alignment)
     batch = torch.stack([features[:10], features[10:20]])
     one_by_one = torch.stack([module(z) for z in batch])
     torch.testing.assert_close(torch.func.vmap(module)(batch), one_by_one)
@@ -202,7 +204,7 @@ def test_torch_func_and_pairs_is_a_clear_error():
         torch.func.vmap(module)(torch.randn(2, 5, 3))
 
 
-@pytest.mark.parametrize("kind", [("global", "cosine"), ("class", "cosine"), ("pair", "mse")], ids=str)
+@pytest.mark.parametrize("kind", [kind for kind in definitions.KINDS if kind != ("pair", "cosine")], ids=str)
 @pytest.mark.parametrize("labelled", [False, True])
 def test_double_backward_equals_plain_torch(kind, labelled):
     features, centers, labels = inputs()
@@ -211,7 +213,7 @@ def test_double_backward_equals_plain_torch(kind, labelled):
 
     def second(backend):
         leaf = features.clone().requires_grad_()
-        loss = sfm_fast.flow_alignment_loss(leaf, centers, labels, alignment=kind[0], metric=kind[1], backend=backend)
+        loss = definitions.loss(leaf, centers, labels, alignment=kind[0], metric=kind[1], backend=backend)
         (gradient,) = torch.autograd.grad(loss * leaf.sum(), leaf, create_graph=True)
         return torch.autograd.grad(gradient.square().sum(), leaf)[0]
 
@@ -219,12 +221,12 @@ def test_double_backward_equals_plain_torch(kind, labelled):
     assert (second("cpu") - expected).norm() <= 1e-4 * expected.norm()
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", NAMES)
 def test_same_bits_on_every_run_and_thread_count(alignment):
     generator = torch.Generator().manual_seed(0)
     centers, features = torch.randn(600, 200, generator=generator), torch.randn(1500, 200, generator=generator)
     labels = torch.cat([torch.arange(600), torch.randint(0, 600, (900,), generator=generator)])
-    module = sfm_fast.FlowAlignmentLoss(centers, alignment=alignment, backend="cpu")
+    module = definitions.module(centers, alignment=alignment, backend="cpu")
     before = torch.get_num_threads()
     try:
         results = []
@@ -238,19 +240,17 @@ def test_same_bits_on_every_run_and_thread_count(alignment):
         assert torch.equal(gradient, results[0][1])
 
 
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", NAMES)
 def test_no_uninitialised_memory_is_read_or_left(alignment):
     features, centers, labels = inputs()
-    expected = value_and_gradient(
-        lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment), features
-    )
+    expected = value_and_gradient(lambda z: definitions.loss(z, centers, labels, alignment=alignment), features)
     before = torch.utils.deterministic.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)  # fills every torch.empty with NaN
     torch.utils.deterministic.fill_uninitialized_memory = True
     try:
         assert torch.empty(3).isnan().all()
         loss, gradient = value_and_gradient(
-            lambda z: sfm_fast.flow_alignment_loss(z, centers, labels, alignment=alignment), features
+            lambda z: definitions.loss(z, centers, labels, alignment=alignment), features
         )
     finally:
         torch.use_deterministic_algorithms(False)
@@ -268,7 +268,7 @@ def test_no_uninitialised_memory_is_read_or_left(alignment):
     offset=st.integers(0, 5),
     extra=st.integers(0, 20),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
-    alignment=st.sampled_from(ALIGNMENTS),
+    alignment=st.sampled_from(NAMES),
     transposed=st.booleans(),
 )
 def test_any_shape_and_stride(classes, dim, row_step, column_step, offset, extra, dtype, alignment, transposed):
@@ -282,7 +282,7 @@ def test_any_shape_and_stride(classes, dim, row_step, column_step, offset, extra
 
     def run(backend, z):
         return value_and_gradient(
-            lambda x: sfm_fast.flow_alignment_loss(x, centers, labels, alignment=alignment, backend=backend), z
+            lambda x: definitions.loss(x, centers, labels, alignment=alignment, backend=backend), z
         )
 
     (loss, gradient), (plain, plain_gradient) = run("cpu", features), run("torch", features)
@@ -298,8 +298,8 @@ def test_fake_tensors_know_shapes_and_dtypes():
 
     with FakeTensorMode():
         features = torch.empty(21_841, 64, dtype=torch.bfloat16, requires_grad=True)
-        for alignment in ALIGNMENTS:
-            module = sfm_fast.FlowAlignmentLoss(torch.empty(21_841, 64), alignment=alignment)
+        for alignment in NAMES:
+            module = definitions.module(torch.empty(21_841, 64), alignment=alignment)
             loss = module(features)
             (gradient,) = torch.autograd.grad(loss, features)
             assert (loss.dtype, loss.shape) == (torch.float32, ())
