@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from .config import DistillConfig as DistillConfig
     from .config import Execution as Execution
     from .distiller import Distiller as Distiller
+    from .objectives import AnchoredFlowMatching as AnchoredFlowMatching
     from .objectives import DecoupledFlowMatching as DecoupledFlowMatching
     from .objectives import FlowMatching as FlowMatching
     from .objectives import GradientMatching as GradientMatching
@@ -25,7 +26,7 @@ __getattr__, __dir__, __all__ = lazy(
         "build": "make_distiller",
         "config": "DistillConfig Execution",
         "distiller": "Distiller",
-        "objectives": "DecoupledFlowMatching FlowMatching GradientMatching Objective",
+        "objectives": "AnchoredFlowMatching DecoupledFlowMatching FlowMatching GradientMatching Objective",
         "run": "Interrupted",
         "predict": "Prediction predict_step",
         "step": "DistillationStep StepFailed",

@@ -54,14 +54,40 @@ def make_distiller(
         if source is None:
             raise InputError(f"method {config.method} needs class statistics, or the data set to compute them from")
         clusters = config.ipc if config.level == "cluster" else 0
-        statistics = class_statistics(source, backbone, clusters=clusters, batch_size=batch_size, progress=progress)
-    centers = (_cluster_centers(statistics, config.ipc) if config.level == "cluster" else statistics.centers).to(
-        backbone.device
-    )
+        statistics = class_statistics(
+            source,
+            backbone,
+            clusters=clusters,
+            covariance=config.centers == "discriminant",
+            batch_size=batch_size,
+            progress=progress,
+        )
+    centers = targets(statistics, config).to(backbone.device)
+    mean = statistics.centers.mean(0).to(backbone.device)
     names = statistics.class_names or [str(c) for c in range(statistics.num_classes)]
     channels = min(int(statistics.provenance.get("channels", 3)), backbone.in_channels)
-    objective = kind.build(config, Given(backbone, len(names), channels, centers, source))
-    return Distiller(config, backbone, objective, names, channels, {"centers": _digest(centers)}, execution)
+    objective = kind.build(config, Given(backbone, len(names), channels, centers, mean, source))
+    # Of the means, because the covariance may differ in its last bits between computations of the same statistics.
+    means = _centers(statistics, config).to(backbone.device)
+    return Distiller(config, backbone, objective, names, channels, {"centers": _digest(means)}, execution)
+
+
+def targets(statistics: ClassStatistics, config: DistillConfig) -> Tensor:
+    """What the synthetic class means of ``config`` are compared with: (C, D), or (C, ipc, D) at cluster level, float64."""
+    centers = _centers(statistics, config)
+    if config.centers == "means":
+        return centers
+    discriminant = statistics.discriminant_centers(
+        shrinkage="auto" if config.shrinkage is None else config.shrinkage,
+        scale="auto" if config.center_scale is None else config.center_scale,
+    )
+    if config.level == "class":
+        return discriminant
+    return centers + (discriminant - statistics.centers).unsqueeze(1).to(centers.device)
+
+
+def _centers(statistics: ClassStatistics, config: DistillConfig) -> Tensor:
+    return _cluster_centers(statistics, config.ipc) if config.level == "cluster" else statistics.centers
 
 
 def _cluster_centers(statistics: ClassStatistics, ipc: int) -> Tensor:

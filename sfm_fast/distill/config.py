@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from ..options import check_options, option
 from ..settings import AREA, MOST_PIXELS, Augmentation
-from .methods import DECLARED, LEVELS, DecoupledOptions, FlowOptions, MatchingOptions
+from .methods import CENTERS, DECLARED, LEVELS, AnchoredOptions, DecoupledOptions, FlowOptions, MatchingOptions
 
 PARAMETRIZATIONS = ("pyramid", "pixel")
 STATES = ("device", "host")
@@ -55,7 +55,7 @@ class Every:
 
 if TYPE_CHECKING:
 
-    class _MethodOptions(FlowOptions, DecoupledOptions, MatchingOptions):
+    class _MethodOptions(FlowOptions, DecoupledOptions, AnchoredOptions, MatchingOptions):
         """The options of all methods, as type checkers see them."""
 else:
     # Made from the registered methods, so that a new method needs no change here.
@@ -68,11 +68,13 @@ class DistillConfig(_MethodOptions):
 
     level: "class" matches the mean of a class's images with the class mean; "cluster" matches each image with one of the class's ``ipc``
     k-means centres (a flow loss then leaves out the flows within a class and needs alignment "pair").
+    centers, shrinkage, center_scale: the class means, or discriminant centres (`ClassStatistics.discriminant_centers`); at cluster level they move
+    each k-means centre by as much as its class's mean.
     ipc: images per class. views: augmented views per image and step (None: 1 for SFM, 10 for LGM).
     size: side of the synthetic images (None: from the backbone). grow_every: steps between pyramid levels.
     average_last: the result is the mean of the pyramids after this fraction of the steps, the last ones; 0: the last pyramid, as in the papers.
     min_area: smallest area of a random crop, as a fraction of the image. noise: whether views get Gaussian noise.
-    The options of single methods (alignment, metric; alpha; lgm_variant) are declared by the methods.
+    The options of single methods (alignment, metric; alpha; length_weight; lgm_variant) are declared by the methods.
     """
 
     method: str = option(
@@ -82,6 +84,24 @@ class DistillConfig(_MethodOptions):
         "class",
         "for sfm and sfm-decoupled: match the mean of a class's images with the class mean, or each image with one of the class's k-means centres, of which there are --ipc",
         choices=LEVELS,
+    )
+    centers: str = option(
+        "means",
+        "for sfm and its variants: what the synthetic class means are compared with; discriminant: targets whose nearest-target rule is the linear discriminant "
+        "of the real data, which train a better linear probe",
+        choices=CENTERS,
+    )
+    shrinkage: float | None = option(
+        None,
+        "of discriminant centres: lambda, the multiple of the mean variance that is added to the within-class covariance",
+        usual="chosen from the statistics",
+        within="[0, 1e6]",
+    )
+    center_scale: float | None = option(
+        None,
+        "of discriminant centres: kappa, their distance from the common mean in units of the class means' distance",
+        usual="chosen from the statistics",
+        within="(0, 1e6]",
     )
     ipc: int = option(1, "synthetic images per class", least=1, most=10**6)
     steps: int = option(5000, "number of optimisation steps", least=1, most=2**32 - 1)
@@ -125,6 +145,10 @@ class DistillConfig(_MethodOptions):
     def __post_init__(self) -> None:
         check_options(self)
         DECLARED[self.method].check(self)
+        if self.centers != "means" and DECLARED[self.method].needs_images:
+            raise InputError(
+                f"centers must be 'means' for method {self.method!r}, which uses no centres, got {self.centers!r}"
+            )
 
     @classmethod
     def recommended(cls, **options: Any) -> DistillConfig:
@@ -136,6 +160,11 @@ class DistillConfig(_MethodOptions):
     @property
     def views_per_step(self) -> int:
         return DECLARED[self.method].usual_views if self.views is None else self.views
+
+    @property
+    def images_per_term(self) -> int:
+        """Number of images in each term of a separable loss: those of a class, or a single one at cluster level."""
+        return 1 if self.level == "cluster" else self.ipc
 
     @property
     def augmentation(self) -> Augmentation:

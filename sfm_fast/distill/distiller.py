@@ -15,7 +15,7 @@ from ..synthetic import SyntheticSet
 from .average import IterateAverage
 from .checkpoint import Progress, load_checkpoint, save_checkpoint
 from .config import DistillConfig, Execution
-from .images import SyntheticImages
+from .images import SyntheticImages, class_labels
 from .objectives import Objective
 from .optimiser import PyramidAdam
 from .plan import choose_micro_batch
@@ -32,7 +32,7 @@ class Distiller:
         config: options of the run.
         backbone: frozen model.
         objective: the loss; see `sfm_fast.distill.objectives`.
-        class_names: C names; each class has ``config.ipc`` images, and image i has label i mod C.
+        class_names: C names; each class has ``config.ipc`` images, one after the other.
         channels: of the synthetic images, 1 or 3.
         provenance: identifies the other inputs of the run (centres or data); checked when the run is resumed.
         execution: micro-batch size and where the state is stored.
@@ -57,7 +57,7 @@ class Distiller:
             **(provenance or {}),
         }
         classes = len(class_names)
-        self.labels = torch.arange(classes * config.ipc, device=backbone.device) % classes
+        self.labels = class_labels(classes, config.ipc, backbone.device)
         host = execution.state == "host"
         self.images = SyntheticImages(
             len(self.labels),
@@ -102,6 +102,7 @@ class Distiller:
             seed=self.config.seed,
             micro_batch=micro_batch,
             staging=self.staging,
+            images_per_term=self.config.images_per_term,
         )
 
     def grow_fully(self) -> None:

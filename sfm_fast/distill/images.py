@@ -29,6 +29,11 @@ def level_sizes(size: int, parametrization: str) -> list[int]:
     return sizes
 
 
+def class_labels(classes: int, ipc: int, device: torch.device | str = "cpu") -> Tensor:
+    """(classes * ipc,) int64, the labels of a run's images: those of a class lie together, so that a range of images has whole classes."""
+    return torch.arange(classes, device=device).repeat_interleave(ipc)
+
+
 def floats_per_image(channels: int, sizes: Sequence[int]) -> int:
     """Number of values in the levels of one image."""
     return channels * sum(side * side for side in sizes)

@@ -10,9 +10,10 @@ from typing import Any, ClassVar
 
 from ..errors import InputError
 from ..options import option
-from ..settings import ALIGNMENTS, METRICS
+from ..settings import FLOWS, METRICS
 
 LEVELS = ("class", "cluster")
+CENTERS = ("means", "discriminant")
 LGM_VARIANTS = ("closed-form", "frozen", "stock")
 
 
@@ -30,7 +31,8 @@ class Method:
     def check(cls, config: Any) -> None:
         """Raise ``InputError`` if options of a `DistillConfig` can't be combined."""
         if config.level not in cls.levels:
-            others = " and ".join(name for name, kind in DECLARED.items() if config.level in kind.levels)
+            names = [name for name, kind in DECLARED.items() if config.level in kind.levels]
+            others = ", ".join(names[:-1]) + f" and {names[-1]}"
             raise InputError(f"level {config.level!r} is for {others}, not for {cls.name}")
 
 
@@ -48,7 +50,7 @@ class FlowOptions:
     """Options of `Flow`."""
 
     alignment: str = option(
-        "global", "for sfm: align all flows at once, flow by flow, or every pair of classes", choices=ALIGNMENTS
+        "global", "for sfm: align all flows at once, flow by flow, or every pair of classes", choices=FLOWS
     )
     metric: str = option("cosine", "for sfm: how flows are compared", choices=METRICS)
 
@@ -90,6 +92,24 @@ class DecoupledFlow(Method):
             raise InputError(
                 f"alpha must be 1 with level 'cluster', where the other centres include those of the same class, got {config.alpha}"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnchoredOptions:
+    """Options of `AnchoredFlow`."""
+
+    length_weight: float = option(
+        0.0,
+        "for sfm-anchored: weight of the term that pulls the lengths of the flows to those of the centres; 0 leaves them free",
+        within="[0, 1e6]",
+    )
+
+
+@declare
+class AnchoredFlow(Method):
+    """SFM with flows that start at a fixed point."""
+
+    name, about, options = "sfm-anchored", "aligns flows from the real mean to class means", AnchoredOptions
 
 
 @dataclass(frozen=True, kw_only=True)

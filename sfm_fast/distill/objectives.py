@@ -14,14 +14,14 @@ from ..backbones.backbone import Backbone
 from ..data.sources import ImageSource
 from ..data.transforms import ImageTransform
 from ..errors import InputError
-from ..losses.functional import decoupled_flow_loss
+from ..losses.evaluate import Constants, Options, check_options, evaluate, prepare
 from ..losses.module import FlowAlignmentLoss
 from ..ops.augment import augment
 from ..philox import Stream
 from ..reference import gradient_matching
 from ..views import draw_views
 from .methods import LGM_VARIANTS as LGM_VARIANTS
-from .methods import DecoupledFlow, Flow, Matching, Method, declare
+from .methods import AnchoredFlow, DecoupledFlow, Flow, Matching, Method, declare
 
 CLASSIFIER_STD = 0.01
 
@@ -31,13 +31,15 @@ class Given:
     """Inputs for building an objective: the backbone, and the centres or real images that the method needs.
 
     channels: of the synthetic images. centers: (C, D), or (C, ipc, D) at cluster level; None for a method that needs none.
-    source: real images, or None.
+    mean: (D,), the mean of the real class means, which isn't that of discriminant centres; None if ``centers`` is. source: real
+    images, or None.
     """
 
     backbone: Backbone
     num_classes: int
     channels: int
     centers: Tensor | None = None
+    mean: Tensor | None = None
     source: ImageSource | None = None
 
 
@@ -49,9 +51,8 @@ class Objective(Method, ABC):
     command line to the prediction of its memory, follows from its class attributes and those of `Method`.
     """
 
-    separable: bool = (
-        False  # whether it is a sum over classes (at cluster level: over images), each term of their own features only
-    )
+    # Whether it is a mean over classes (at cluster level: over images), each term of its own images' features only.
+    separable: bool = False
     backbone_gradients: bool = (
         False  # whether the backbone's parameters get gradients too, as in the public code of LGM
     )
@@ -72,7 +73,11 @@ class Objective(Method, ABC):
 
     @abstractmethod
     def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
-        """Scalar loss of ``step``."""
+        """Scalar loss of ``step``. A separable one may also be asked for the images of some terms: the mean over these terms."""
+
+    def terms(self, features: Tensor, labels: Tensor, step: int, chosen: range) -> Tensor:
+        """The mean over the ``chosen`` terms of a separable loss, from their images' features, which are ordered by view, then by term."""
+        return self.loss(features, labels, step)
 
 
 METHODS: dict[str, type[Objective]] = {}
@@ -122,26 +127,73 @@ class FlowMatching(Flow, Objective):
         return loss
 
 
-@method
-class DecoupledFlowMatching(DecoupledFlow, Objective):
-    """SFM's decoupled variant: mean squared error to the class's centre and to the mean of the other centres.
+class _PerCenter(Objective):
+    """A loss with a term for each centre, which micro-batches of whole terms compute on their own.
 
     centers: (C, D), or (C, K, D) for cluster-level matching of image k of a class with the class's k-means centre k.
     """
 
-    def __init__(self, centers: Tensor, *, views: int = 1, alpha: float = 1.0) -> None:
-        self.views, self.alpha, self.separable = views, alpha, alpha == 1
-        self.clusters = centers.shape[1] if centers.ndim == 3 else 1
-        self.centers = centers.reshape(-1, centers.shape[-1])
+    def __init__(self, centers: Tensor, constants: Constants, options: Options, views: int) -> None:
+        self.views, self.clusters = views, centers.shape[1] if centers.ndim == 3 else 1
+        self.constants, self.loss_options = constants, options
+        self._labels: dict[
+            tuple[int, int], Tensor
+        ] = {}  # of the views of a number of terms; kept, because sorting labels takes time
+
+    def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
+        return evaluate(features, center_of(labels, self.clusters, self.views), self.constants, self.loss_options)
+
+    def terms(self, features: Tensor, labels: Tensor, step: int, chosen: range) -> Tensor:
+        count, rows = len(chosen), len(features)
+        local = None
+        if rows != count:  # else the features are the class means, in order
+            if (count, rows) not in self._labels:
+                first = torch.arange(count, device=features.device).repeat_interleave(rows // self.views // count)
+                self._labels[count, rows] = first.repeat(self.views)
+            local = self._labels[count, rows]
+        return evaluate(features, local, self.constants.part(chosen.start, chosen.stop), self.loss_options)
+
+
+@method
+class DecoupledFlowMatching(DecoupledFlow, _PerCenter):
+    """SFM's decoupled variant: mean squared error to the class's centre and to the mean of the other centres; see `decoupled_flow_loss`."""
+
+    def __init__(self, centers: Tensor, *, views: int = 1, alpha: float = 1.0, backend: str = "auto") -> None:
+        constants = prepare(centers.reshape(-1, centers.shape[-1]), "decoupled")
+        options = check_options(metric="mse", backend=backend)._replace(alignment="decoupled", weight=float(alpha))
+        super().__init__(centers, constants, options, views)
+        self.separable = alpha == 1
 
     @classmethod
     def build(cls, config: Any, given: Given) -> DecoupledFlowMatching:
         assert given.centers is not None
         return cls(given.centers, views=config.views_per_step, alpha=config.alpha)
 
-    def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
-        labels = center_of(labels, self.clusters, self.views)
-        return decoupled_flow_loss(features, self.centers, labels, alpha=self.alpha)
+
+@method
+class AnchoredFlowMatching(AnchoredFlow, _PerCenter):
+    """Align the flows from a fixed point, by default the mean of the centres, to the class means; see `anchored_flow_loss`."""
+
+    separable = True
+
+    def __init__(
+        self,
+        centers: Tensor,
+        *,
+        anchor: Tensor | None = None,
+        length_weight: float = 0.0,
+        views: int = 1,
+        backend: str = "auto",
+    ) -> None:
+        constants = prepare(centers.reshape(-1, centers.shape[-1]), "anchored", anchor)
+        super().__init__(
+            centers, constants, check_options("anchored", backend=backend, length_weight=length_weight), views
+        )
+
+    @classmethod
+    def build(cls, config: Any, given: Given) -> AnchoredFlowMatching:
+        assert given.centers is not None
+        return cls(given.centers, anchor=given.mean, length_weight=config.length_weight, views=config.views_per_step)
 
 
 def center_of(labels: Tensor, clusters: int, views: int) -> Tensor:

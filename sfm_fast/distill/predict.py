@@ -6,7 +6,6 @@ the last one cost the same and are skipped.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +19,7 @@ from ..backbones.dataflow import without_values
 from ..data.sources import ImageSource
 from ..data.transforms import ImageTransform
 from ..measure.tracker import Tracker
+from ..views import Views
 from .config import DistillConfig
 from .images import SyntheticImages
 from .objectives import METHODS, Given, Objective
@@ -43,31 +43,45 @@ class Prediction:
 
 
 class _SampledStep(DistillationStep):
-    """A step whose micro-batches between the first and the last do nothing; ``tracker`` counts the operations of these two."""
+    """A step whose groups between the first and the last do nothing, nor do a group's micro-batches between its first and its last.
+
+    ``tracker`` counts the operations.
+    """
 
     tracker: Tracker
     forward_flops = backward_flops = 0.0  # per image
 
+    def _group_end(self, begin: int) -> int:
+        size = super()._group_end(0)
+        last = (self.images.num_images - 1) // size * size
+        return last if 0 < begin < last else super()._group_end(begin)
+
+    def _run_group(self, views: Views, step: int, bad: Tensor, updated: Tensor) -> Tensor:
+        if self.group[0] > 0 and self.group[1] < self.images.num_images:
+            return torch.zeros_like(bad)
+        return super()._run_group(views, step, bad, updated)
+
     def _end(self, begin: int, stop: int) -> int:
-        last = (math.ceil(self.images.num_images / self.micro_batch) - 1) * self.micro_batch
-        if 0 < begin < last:
+        start, end = self.group
+        last = start + (end - start - 1) // self.micro_batch * self.micro_batch
+        if start < begin < last:
             return min(last, stop)
         return super()._end(begin, stop)
 
     def _skipped(self, begin: int, end: int) -> bool:
-        return begin > 0 and end < self.images.num_images
+        return begin > self.group[0] and end < self.group[1]
 
-    def _forward(self, views: Any, begin: int, end: int, keep: bool) -> MicroBatch:
+    def _forward(self, views: Views, begin: int, end: int) -> MicroBatch:
         if self._skipped(begin, end):
             features = self.backbone.mean.new_empty((end - begin) * len(views.boxes), self.backbone.num_features)
-            return MicroBatch(begin, end, features, features)
+            return MicroBatch(begin, end, features, features, ())
         before = self.tracker.flops
-        graph = super()._forward(views, begin, end, keep)
+        graph = super()._forward(views, begin, end)
         self.forward_flops = (self.tracker.flops - before) / (end - begin)
         return graph
 
     def _update(
-        self, views: Any, gradient: Tensor, held: MicroBatch | None, first: int, last: int, bad: Tensor
+        self, views: Views, gradient: Tensor, held: MicroBatch | None, first: int, last: int, bad: Tensor
     ) -> None:
         if self._skipped(first, last):
             return
@@ -76,12 +90,21 @@ class _SampledStep(DistillationStep):
         if held:
             self.backward_flops = (self.tracker.flops - before) / (last - first)
 
-    def _run(self, pyramid: Tensor, views: Any, begin: int, end: int, keep: bool) -> MicroBatch:
+    def _run(self, block: tuple[Tensor, ...], views: Views, begin: int, end: int, keep: bool) -> MicroBatch:
         before = self.tracker.living()
-        graph = super()._run(pyramid, views, begin, end, keep)
+        graph = super()._run(block, views, begin, end, keep)
         if keep:
             self.tracker.keep(before, "activations")
         return graph
+
+    @property
+    def flops(self) -> float:
+        """Operations of all groups after a step, without those of the objective's preparation."""
+        count, size = self.images.num_images, super()._group_end(0)
+        twice = (
+            count // size * ((size - 1) // self.micro_batch) * self.micro_batch
+        )  # all but the last micro-batch of each group
+        return count * (self.forward_flops + self.backward_flops) + twice * self.forward_flops
 
 
 class _SampledFromHost(FromHost):
@@ -116,6 +139,7 @@ class _Objective(Objective):
     def __init__(self, wrapped: Objective, tracker: Tracker) -> None:
         self.tracker = tracker
         self.wrapped, self.views, self.backbone_gradients = wrapped, wrapped.views, wrapped.backbone_gradients
+        self.separable = wrapped.separable
 
     @classmethod
     def build(cls, config: Any, given: Given) -> _Objective:
@@ -132,13 +156,17 @@ class _Objective(Objective):
     def loss(self, features: Tensor, labels: Tensor, step: int) -> Tensor:
         return self.wrapped.loss(features, labels, step)
 
+    def terms(self, features: Tensor, labels: Tensor, step: int, chosen: range) -> Tensor:
+        return self.wrapped.terms(features, labels, step, chosen)
+
 
 def _build(config: DistillConfig, backbone: Backbone, classes: int, channels: int) -> Objective:
     """The objective of ``config``, with centres and images without values."""
     shape = (classes, config.ipc) if config.level == "cluster" else (classes,)
     centers = torch.empty(*shape, backbone.num_features, device=backbone.device)
+    mean = centers.new_empty(backbone.num_features)
     images = _NoImages(config.ipc * config.views_per_step * classes)
-    return METHODS[config.method].build(config, Given(backbone, classes, channels, centers, images))
+    return METHODS[config.method].build(config, Given(backbone, classes, channels, centers, mean, images))
 
 
 def predict_step(
@@ -189,13 +217,12 @@ def predict_step(
             seed=config.seed,
             micro_batch=micro_batch or count,
             staging=_SampledFromHost(device, micro_batch or count) if host_state else InPlace(),
+            images_per_term=config.images_per_term,
         )
         step.tracker = tracker
         tracker.restart()  # the peak must not include the preparation
         step.compute(0)
-    flops = objective.prepare_flops + count * (step.forward_flops + step.backward_flops)
-    if count > step.micro_batch:  # all but the last micro-batch run forward twice
-        flops += ((count - 1) // step.micro_batch) * step.micro_batch * step.forward_flops
+    flops = objective.prepare_flops + step.flops
     kept = [pyramid, *moments, *([] if average is None else [average])]
     host = sum(tensor.nbytes for tensor in kept) if host_state else 0
     return Prediction(tracker.peak, tracker.at_peak(), round(flops), host)

@@ -122,13 +122,14 @@ def class_statistics(
     backbone: Backbone,
     *,
     clusters: int = 0,
+    covariance: bool = False,
     known: tuple[Tensor, Tensor] | None = None,
     batch_size: int = 256,
     progress: bool = True,
 ) -> ClassStatistics:
     """Statistics of a data set on a backbone in one pass; ``.provenance`` records backbone, data, transform and counts.
 
-    ``known``: its `dataset_features`, if they are computed already. Raises ``InputError`` if a class has no images or no class has
+    clusters, covariance: as in `ClassStatistics`. ``known``: its `dataset_features`, if they are computed already. Raises ``InputError`` if a class has no images or no class has
     ``clusters`` of them; before the pass if the data set knows its counts.
     """
     _check_counts(source, clusters)
@@ -136,6 +137,7 @@ def class_statistics(
         len(source.class_names),
         backbone.num_features,
         clusters=clusters,
+        covariance=covariance,
         class_names=source.class_names,
         device=backbone.device,
     )

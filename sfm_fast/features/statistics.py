@@ -1,4 +1,4 @@
-"""Class statistics of real features: counts, means and optional k-means centres, computed in one pass in float64."""
+"""Class statistics of real features: counts, means, optional covariance and k-means centres, computed in one pass in float64."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from ..checks import check_labels
 from ..errors import InputError, require_package
 from ..files import Metadata, load_tensors, save_tensors
 from ..schema import BACKBONE, NAMES, check
+from .discriminant import discriminant_centers
+from .scatter import Scatter
 
 FORMAT = "sfm_fast.statistics/1"
 _METADATA = {
@@ -37,6 +39,8 @@ class ClassStatistics:
         dim: D, features per image.
         clusters: K, k-means centres per class besides its mean (scikit-learn's MiniBatchKMeans); 0 for none. A class of fewer than K
             images has its images as centres, repeated, and a warning says so; at least one class must have K images.
+        covariance: whether to compute the pooled within-class covariance too, which `discriminant_centers` needs: 2*D*D operations
+            per image and a (D, D) float64 matrix of memory (4.7 MB for D = 768), saved as float32.
         class_names: C names, used in error messages.
         device: of the (C, D) float64 sums; features are moved there.
 
@@ -49,6 +53,7 @@ class ClassStatistics:
         dim: int,
         *,
         clusters: int = 0,
+        covariance: bool = False,
         class_names: list[str] | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
@@ -68,6 +73,8 @@ class ClassStatistics:
         with torch.inference_mode(False):
             self._sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
             self._counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
+            self._scatter = Scatter(dim, device) if covariance else None
+        self._within: Tensor | None = None  # float32, computed from the scatter at the first use
         self._cluster_centers: Tensor | None = None
         self._fits = _ClusterFits(num_classes, clusters) if clusters else None
 
@@ -90,6 +97,9 @@ class ClassStatistics:
             )
         self._sums.index_add_(0, labels, features)
         self._counts += counts
+        if self._scatter is not None:
+            self._scatter.update(features)
+            self._within = None
         if self._fits is not None:
             self._fits.update(features, labels)
             self._cluster_centers = None
@@ -104,13 +114,32 @@ class ClassStatistics:
             raise InputError(f"other must have the classes {self.class_names[:5]}…, got {other.class_names[:5]}…")
         if self.clusters or other.clusters:
             raise InputError("statistics with k-means centres can't be merged: compute them in one pass")
-        self._sums += other._sums.to(self._sums.device)
-        self._counts += other._counts.to(self._counts.device)
+        if (self._scatter is None) != (other._scatter is None):
+            having = ["a covariance" if one._scatter is not None else "none" for one in (self, other)]
+            raise InputError(
+                f"other must have a covariance if these statistics do: these have {having[0]}, other {having[1]}"
+            )
+        sums, counts = other._sums.to(self._sums.device), other._counts.to(self._counts.device)
+        if self._scatter is not None and other._scatter is not None and other._scatter.point is not None:
+            point = other._scatter.point.to(self._sums.device)
+            self._scatter.move(point, self._sums.sum(0), self._counts.sum())
+            self._scatter.matrix += other._scatter.matrix.to(self._sums.device)
+            self._within = None
+        self._sums += sums
+        self._counts += counts
 
     def all_reduce(self, group: Any = None) -> None:
         """Sum over the ranks of a torch.distributed group, in place on every rank."""
         if self.clusters:
             raise InputError("statistics with k-means centres can't be reduced over ranks: compute them in one process")
+        if self._scatter is not None:
+            total, count = self._sums.sum(0), self._counts.sum()
+            mean, images = total.clone(), count.clone()
+            torch.distributed.all_reduce(mean, group=group)
+            torch.distributed.all_reduce(images, group=group)
+            self._scatter.move(mean / images.clamp(min=1), total, count)  # every rank about the same point
+            torch.distributed.all_reduce(self._scatter.matrix, group=group)
+            self._within = None
         torch.distributed.all_reduce(self._sums, group=group)
         torch.distributed.all_reduce(self._counts, group=group)
 
@@ -137,11 +166,37 @@ class ClassStatistics:
             self._cluster_centers = self._fits.finish(self._name)
         return self._cluster_centers
 
+    @property
+    def within_covariance(self) -> Tensor | None:
+        """(D, D) float32, symmetric: the pooled within-class covariance S_w, the mean over images of (x - mu_c)(x - mu_c)^T; None without ``covariance``."""
+        if self._scatter is not None and self._within is None:
+            self.centers  # noqa: B018 (raises if a class is empty)
+            self._within = self._scatter.within(self._sums, self._counts).float()
+        return self._within
+
+    def discriminant_centers(self, *, shrinkage: float | str = "auto", scale: float | str = "auto") -> Tensor:
+        """(C, D) float64 discriminant centres: targets whose nearest-target rule is the regularised linear discriminant of the real data.
+
+        They can take the place of ``centers`` in any loss. shrinkage: lambda > 0 (or 0 if the covariance is regular), in units of the
+        mean variance. scale: kappa > 0, the targets' distance from the common mean in units of the class means' distance. "auto":
+        chosen from the statistics. Formulas and rules: `sfm_fast.features.discriminant`.
+        Raises ``InputError`` without ``covariance``, for an empty class, and for values out of range.
+        """
+        within = self.within_covariance
+        if within is None:
+            raise InputError(
+                f"{self.where}: holds no covariance, which discriminant centres need: compute it with ClassStatistics(..., covariance=True) "
+                "or `sfm-fast stats` without --no-covariance"
+            )
+        return discriminant_centers(self.centers, within, shrinkage=shrinkage, scale=scale)
+
     def save(self, path: str | os.PathLike[str], provenance: Metadata | None = None) -> None:
         """Write a safetensors file (atomically): sums, counts, centres, and ``provenance`` (default: its own) as metadata."""
         tensors = {"sums": self._sums, "counts": self._counts, "centers": self.centers}
         if self.cluster_centers is not None:
             tensors["cluster_centers"] = self.cluster_centers
+        if self.within_covariance is not None:
+            tensors["within_covariance"] = self.within_covariance
         save_tensors(
             path,
             tensors,
@@ -171,11 +226,21 @@ class ClassStatistics:
                     f"{path}: damaged statistics (cluster_centers must be finite float64 ({sums.shape[0]}, centres, {sums.shape[1]}), "
                     f"got {tuple(clusters.shape)} {clusters.dtype})"
                 )
+        within = tensors.get("within_covariance")
+        if within is not None:
+            fits = within.shape == (sums.shape[1],) * 2 and within.dtype == torch.float32
+            if not fits or not within.isfinite().all() or not torch.equal(within, within.T):
+                raise InputError(
+                    f"{path}: damaged statistics (within_covariance must be symmetric finite float32 ({sums.shape[1]}, {sums.shape[1]}), "
+                    f"got {tuple(within.shape)} {within.dtype})"
+                )
         statistics = cls(*sums.shape, class_names=names)
         statistics.where = str(path)
         statistics._sums, statistics._counts = sums, counts
         if clusters is not None:
             statistics.clusters, statistics._cluster_centers = clusters.shape[1], clusters
+        if within is not None:
+            statistics._scatter, statistics._within = Scatter.from_within(within, sums, counts), within
         statistics.provenance = metadata.get("provenance", {})
         return statistics
 

@@ -94,7 +94,7 @@ def test_a_new_method_is_one_class(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "stretched: 3 steps" in done.stdout
     assert "--stretch must be in (0, 10], got 11.0" in done.stderr
-    assert "level 'cluster' is for sfm and sfm-decoupled, not for stretched" in done.stderr
+    assert "level 'cluster' is for sfm, sfm-decoupled and sfm-anchored, not for stretched" in done.stderr
     from sfm_fast.synthetic import SyntheticSet
 
     config = SyntheticSet.load(tmp_path / "run").metadata["config"]

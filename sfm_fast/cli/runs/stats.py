@@ -20,7 +20,12 @@ def run(args: argparse.Namespace) -> None:
     backbone = common.open_backbone(args)
     started = time.perf_counter()
     statistics = class_statistics(
-        source, backbone, clusters=args.clusters, batch_size=args.batch_size, progress=not args.quiet
+        source,
+        backbone,
+        clusters=args.clusters,
+        covariance=args.covariance,
+        batch_size=args.batch_size,
+        progress=not args.quiet,
     )
     statistics.provenance["split"] = args.split
     seconds = time.perf_counter() - started

@@ -1,0 +1,98 @@
+"""Discriminant centres: targets whose nearest-target rule is the regularised linear discriminant of the real data.
+
+With mu_c the class means, mu_bar their mean, S_w the pooled within-class covariance, lambda the shrinkage and kappa the scale:
+
+    P = (S_w + lambda tr(S_w)/D I)^-1,   A_c = P (mu_c - mu_bar),   n = |mu - mu_bar|_F / |A|_F,
+    t_c = mu_bar + d + kappa n A_c,
+
+where d is the shortest vector with (A_c - A_bar) . d = r_c - r_bar, r_c = (mu_c - mu_bar) . A_c / 2 - kappa n |A_c|^2 / 2.
+
+Then |x - t_c|^2 is smallest where (x - mu_bar) . A_c - (mu_c - mu_bar) . A_c / 2 is largest, which is the linear discriminant for classes of
+equal probability. With more classes than D + 1 the equations for d have no exact solution, and d is that of least squares. All of it
+depends on mu only through mu - mu_bar, so a large common mean costs no digits. Proof: docs/derivation.md.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+
+COSINE = 0.85  # between the flows to the targets and those to the class means, for shrinkage "auto"
+LEAST, MOST = 1e-3, 1e4  # limits of shrinkage "auto"
+
+
+def discriminant_centers(
+    centers: Tensor, within: Tensor, *, shrinkage: float | str = "auto", scale: float | str = "auto"
+) -> Tensor:
+    """(C, D) float64 on the device of ``centers``, from class means (C, D) and the within-class covariance (D, D) of any float dtype.
+
+    shrinkage: lambda >= 0; "auto": see `choose_shrinkage`. scale: kappa > 0; "auto": 1.
+    Raises ``InputError`` for other values, and for shrinkage 0 with a singular covariance.
+    """
+    for name, value, zero in (("shrinkage", shrinkage, True), ("scale", scale, False)):
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if value != "auto" and not (number and (float(value) > 0 or (zero and value == 0))):
+            raise InputError(f"{name} must be 'auto' or a number {'at least 0' if zero else 'above 0'}, got {value!r}")
+    # On the CPU, whose least squares finds the shortest solution of rank-deficient equations.
+    means = centers.detach().double().cpu()
+    mean = means.mean(0)
+    apart = means - mean
+    length = torch.linalg.vector_norm(apart)
+    if length == 0:
+        return means.clone().to(centers.device)
+    axes = _axes(within)
+    variances, vectors, average = axes
+    penalty = (_shrinkage(apart, axes) if shrinkage == "auto" else float(shrinkage)) * average
+    if penalty == 0 and variances[0] <= len(variances) * torch.finfo(within.dtype).eps * variances[-1]:
+        raise InputError(
+            "shrinkage must be above 0 for a singular covariance, such as that of fewer images than features, got 0"
+        )
+    directions = apart @ (vectors / (variances.clamp(min=0) + penalty)) @ vectors.T
+    directions *= (1.0 if scale == "auto" else float(scale)) * length / torch.linalg.vector_norm(directions)
+    # These are kappa n A. The equations for d are multiplied by kappa n too.
+    rule = ((apart - directions) * directions).sum(1, keepdim=True) / 2
+    offset = torch.linalg.lstsq(directions - directions.mean(0), rule - rule.mean(), driver="gelsd").solution
+    targets: Tensor = mean + offset.squeeze(1) + directions
+    return targets.to(centers.device)
+
+
+def choose_shrinkage(centers: Tensor, within: Tensor) -> float:
+    """The smallest lambda with which A, flattened, has a cosine of at least `COSINE` with mu - mu_bar, within `LEAST` and `MOST`.
+
+    The smaller lambda is, the better the targets' rule, but the farther they are from the class means: where single images can't bring
+    their features. This angle bounds that distance in the same way for every backbone (docs/derivation.md shows accuracies).
+    """
+    means = centers.detach().double().cpu()
+    return _shrinkage(means - means.mean(0), _axes(within))
+
+
+def _shrinkage(apart: Tensor, axes: _Axes) -> float:
+    variances, vectors, average = axes
+    energy = (apart @ vectors).square().sum(0)  # of the flows, on each axis
+    low, high = math.log(LEAST), math.log(MOST)
+    for _ in range(40):  # the cosine grows with lambda
+        middle = (low + high) / 2
+        weights = 1 / (variances.clamp(min=0) + math.exp(middle) * average)
+        cosine = (energy * weights).sum() / (energy.sum() * (energy * weights.square()).sum()).sqrt()
+        low, high = (low, middle) if cosine >= COSINE else (middle, high)
+    return math.exp(high)
+
+
+class _Axes(NamedTuple):
+    """Eigenvalues (D,) of the covariance in ascending order, eigenvectors (D, D) and the mean eigenvalue."""
+
+    variances: Tensor
+    vectors: Tensor
+    average: float
+
+
+def _axes(within: Tensor) -> _Axes:
+    """The axes of the covariance, or those of the identity if no class has two different images."""
+    variances, vectors = torch.linalg.eigh(within.detach().double().cpu())
+    average = float(variances.mean())
+    return _Axes(variances, vectors, average) if average > 0 else _Axes(torch.ones_like(variances), vectors, 1.0)

@@ -1,0 +1,52 @@
+"""The sum of products of features about a fixed point, from which the pooled within-class covariance follows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class Scatter:
+    """Sum of (x - s)(x - s)^T over all features x, (D, D) float64, with the first feature as the fixed point s (D,).
+
+    The fixed point is close to the data, so the sum doesn't cancel next to a large common mean, and it lets one pass suffice.
+    """
+
+    def __init__(self, dim: int, device: torch.device | str) -> None:
+        self.matrix = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        self.point: Tensor | None = None
+
+    def update(self, features: Tensor) -> None:
+        """Add features (N, D) float64."""
+        if self.point is None and len(features):
+            self.point = features[0].clone()
+        if self.point is not None:
+            apart = features - self.point
+            self.matrix.addmm_(apart.T, apart)
+
+    def move(self, point: Tensor, total: Tensor, count: Tensor) -> None:
+        """Take ``point`` (D,) as the fixed point; total (D,) and count (): the sum and number of all features so far."""
+        if self.point is not None:
+            difference = self.point - point
+            cross = torch.outer(total - count * self.point, difference)
+            self.matrix += cross + cross.T + count * torch.outer(difference, difference)
+        self.point = point.clone()
+
+    def within(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """Pooled within-class covariance (D, D): the mean over all features of (x - mean of its class)(same)^T.
+
+        sums (C, D) float64 and counts (C,) of the classes; every class has a feature.
+        """
+        assert self.point is not None
+        apart = (sums / counts.unsqueeze(1) - self.point) * counts.double().sqrt().unsqueeze(1)
+        within = torch.addmm(self.matrix, apart.T, apart, alpha=-1) / counts.sum()
+        return (within + within.T) / 2  # a product of matrices may round its two halves differently
+
+    @classmethod
+    def from_within(cls, within: Tensor, sums: Tensor, counts: Tensor) -> Scatter:
+        """The inverse of `within`."""
+        scatter = cls(len(within), within.device)
+        scatter.point = sums.sum(0) / counts.sum()
+        apart = (sums / counts.clamp(min=1).unsqueeze(1) - scatter.point) * counts.double().sqrt().unsqueeze(1)
+        scatter.matrix = torch.addmm(within.double() * counts.sum(), apart.T, apart)
+        return scatter
