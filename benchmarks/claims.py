@@ -38,6 +38,7 @@ from .suites import step
 
 MEMORY, TIME = 10.0, 4.0  # how many times less than LGM's: the paper's claims
 OWN_MEMORY, OWN_TIME = 50.0, 10.0  # and our own goals, at ImageNet-100
+OWN_OPERATIONS = 14.0  # of one contender that also has OWN_MEMORY
 OWN_MEMORY_1K = 36.0
 ACCURACY = -0.5  # points of top-1 beside LGM's at equal steps
 RIVAL = "LGM frozen"
@@ -88,7 +89,7 @@ def step_claims(rows: Sequence[Row], setting: str, goals: Mapping[str, Goals], *
             ("memory", less, "measured" if ok else "predicted", unit),
             (speed[0], faster if sound else math.nan, *speed[1:]),
         ):
-            asked = goals.get(what, Goals())  # no claim is on operations, which are not time
+            asked = goals.get(what, Goals())  # the paper claims nothing on operations, which are not time
             stands_for = asked.stands_for.get(row.contender, "")
             measured = None if math.isnan(factor) else factor
             claims.append(
@@ -113,25 +114,29 @@ def _rows(preset: str, device: torch.device, contenders: Sequence[str], *, predi
 def imagenet_claims(device: torch.device) -> list[Claim]:
     """ViT-B/14 at 224 px in bfloat16, with random weights and images: measured on a CUDA device, else predicted and counted."""
     predict = device.type != "cuda"
-    hundred = ["SFM one-shot", "SFM micro-batch 64", "SFM micro-batch 32", "SFM micro-batch 8", RIVAL]
+    best = "SFM anchored micro-batch 8"
+    hundred = ["SFM one-shot", "SFM micro-batch 64", "SFM micro-batch 32", "SFM micro-batch 8", best, RIVAL]
     goals = {
-        "memory": Goals(MEMORY, OWN_MEMORY, {"SFM micro-batch 8": "goal", "SFM micro-batch 32": "paper"}),
-        "time": Goals(TIME, OWN_TIME, {"SFM micro-batch 32": "paper"}),
+        "memory": Goals(MEMORY, OWN_MEMORY, {"SFM micro-batch 8": "goal", best: "goal", "SFM micro-batch 32": "paper"}),
+        "time": Goals(TIME, OWN_TIME, {"SFM micro-batch 32": "paper", best: "paper"}),
+        "operations": Goals(None, OWN_OPERATIONS, {best: "goal"}),
     }
     rows = _rows("imagenet-100", device, hundred, predict=predict)
     claims = step_claims(rows, "ImageNet-100, A = 10", goals, whole=True)
-    thousand = ["SFM one-shot", "SFM micro-batch 64", "SFM micro-batch 16", RIVAL]
-    goals = {"memory": Goals(MEMORY, OWN_MEMORY_1K, {"SFM micro-batch 16": "goal"})}
+    best = "SFM anchored micro-batch 16"
+    thousand = ["SFM one-shot", "SFM micro-batch 64", "SFM micro-batch 16", best, RIVAL]
+    goals = {"memory": Goals(MEMORY, OWN_MEMORY_1K, {"SFM micro-batch 16": "goal", best: "goal"})}
     rows = _rows("imagenet-1k", device, thousand, predict=predict)
     return claims + step_claims(rows, "ImageNet-1k, A = 3", goals, whole=True)
 
 
 def laptop_claims() -> list[Claim]:
     """Embedded data on the shipped backbone, measured on this machine's CPU."""
-    names = ["SFM one-shot", "SFM micro-batch 5", "SFM micro-batch 2", RIVAL]
+    best = "SFM anchored micro-batch 5"
+    names = ["SFM one-shot", "SFM micro-batch 5", "SFM micro-batch 2", best, RIVAL]
     goals = {
-        "memory": Goals(MEMORY, OWN_MEMORY, {"SFM micro-batch 5": "paper"}),
-        "time": Goals(TIME, OWN_TIME, {"SFM micro-batch 5": "paper", "SFM one-shot": "paper"}),
+        "memory": Goals(MEMORY, OWN_MEMORY, {"SFM micro-batch 5": "paper", best: "paper"}),
+        "time": Goals(TIME, OWN_TIME, {"SFM micro-batch 5": "paper", "SFM one-shot": "paper", best: "paper"}),
     }
     rows = _rows("laptop", torch.device("cpu"), names, predict=False)
     return step_claims(rows, "embedded data, A = 10", goals, whole=False)

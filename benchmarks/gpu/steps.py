@@ -25,7 +25,17 @@ from sfm_fast.measure.timing import samples, summary
 from ..harness import attempt, release
 from ..machine import card_memory, environment, matmul_rate
 from ..presets import StepShape
-from ..steps.contenders import Setting, Way, check_device, find_shape, lgm, micro_batch, one_shot, open_backbone
+from ..steps.contenders import (
+    ANCHORED,
+    Setting,
+    Way,
+    check_device,
+    find_shape,
+    lgm,
+    micro_batch,
+    one_shot,
+    open_backbone,
+)
 from .record import Record, Taken, read_rows, why
 
 FORMAT = "sfm_fast GPU steps 1"
@@ -67,7 +77,7 @@ class StepTime(Taken):
 
 def ways(shape: StepShape) -> list[Way]:
     sizes = [size for size in MICRO_BATCHES if size < shape.images] or [max(1, shape.images // 2)]
-    own = [one_shot(shape), *(micro_batch(size) for size in sizes)]
+    own = [one_shot(shape), *(micro_batch(size) for size in sizes), micro_batch(sizes[-1], method=ANCHORED)]
     return [*own, lgm(shape, "frozen"), lgm(shape, "stock"), one_shot(shape, AGAIN)]
 
 

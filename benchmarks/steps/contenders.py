@@ -18,8 +18,8 @@ from sfm_fast.data.sources import ImageSource
 from sfm_fast.data.transforms import ImageTransform
 from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.config import DistillConfig, Execution
-from sfm_fast.distill.images import SyntheticImages
-from sfm_fast.distill.objectives import LGM_VARIANTS, FlowMatching
+from sfm_fast.distill.images import SyntheticImages, class_labels
+from sfm_fast.distill.objectives import LGM_VARIANTS, AnchoredFlowMatching, FlowMatching
 from sfm_fast.distill.optimiser import BETAS
 from sfm_fast.distill.predict import Prediction, predict_step
 from sfm_fast.errors import InputError
@@ -27,6 +27,8 @@ from sfm_fast.features.statistics import ClassStatistics
 
 from ..baselines.step import PlainStep, ReferenceStep
 from ..presets import STEPS, StepShape
+
+ANCHORED = "sfm-anchored"
 
 
 def find_shape(preset: str | StepShape) -> StepShape:
@@ -128,7 +130,7 @@ class Setting:
 
     @property
     def labels(self) -> Tensor:
-        return torch.arange(self.shape.images, device=self.backbone.device) % self.shape.classes
+        return class_labels(self.shape.classes, self.shape.ipc, self.backbone.device)
 
 
 @dataclass(frozen=True)
@@ -156,8 +158,12 @@ class Way:
     ours: bool = True
 
     @property
+    def method(self) -> str:
+        return self.config.method
+
+    @property
     def is_lgm(self) -> bool:
-        return self.config.method == "lgm"
+        return self.method == "lgm"
 
     def predict(self, setting: Setting) -> Prediction | None:
         """Memory and operations of a step; None where they can't be predicted."""
@@ -199,7 +205,8 @@ def plain(setting: Setting, way: Way) -> Made:
 def reference(setting: Setting, way: Way) -> Made:
     """The definition, differentiated by autograd."""
     centers = setting.statistics.centers.to(setting.backbone.device)
-    objective = FlowMatching(centers, views=setting.shape.views, backend="torch")
+    kind = {"sfm": FlowMatching, ANCHORED: AnchoredFlowMatching}[way.method]
+    objective = kind(centers, views=setting.shape.views, backend="torch")
     augmentation = setting.config(way.config).augmentation
     step = ReferenceStep(setting.backbone, objective, setting.images(), setting.labels, augmentation)
     return Made(step, step.gradient)
@@ -209,8 +216,10 @@ def one_shot(shape: StepShape, name: str = "SFM one-shot") -> Way:
     return Way(name, distilled, shape.images)
 
 
-def micro_batch(size: int, *, host: bool = False) -> Way:
-    return Way(f"SFM micro-batch {size}" + (", state on host" if host else ""), distilled, size, host=host)
+def micro_batch(size: int, *, host: bool = False, method: str = "sfm") -> Way:
+    """``method`` `ANCHORED` has a separable loss, so nothing runs forward twice."""
+    name = f"SFM{' anchored' if method == ANCHORED else ''} micro-batch {size}{', state on host' if host else ''}"
+    return Way(name, distilled, size, DistillConfig(method=method), host)
 
 
 def lgm(shape: StepShape, variant: str) -> Way:
@@ -224,6 +233,7 @@ def ways_of(shape: StepShape) -> list[Way]:
     return [
         one_shot(shape),
         *(micro_batch(size) for size in shape.micro_batches),
+        *(micro_batch(size, method=ANCHORED) for size in shape.micro_batches),
         micro_batch(shape.micro_batches[0], host=True),
         Way("SFM reference", reference, shape.images, predictable=False),
         Way("SFM plain torch", plain, shape.images, replays_noise=False, predictable=False, ours=False),

@@ -45,7 +45,7 @@ def verdicts(
     # As loaded, because LGM stock runs in this way and folded weights of bfloat16 are others.
     plain = backbone.unprepared()
     exact = replace(plain, model=copy.deepcopy(plain.model).float(), precision="fp32", run=None)
-    expected: dict[tuple[bool, bool], Tensor] = {}
+    expected: dict[tuple[str, bool], Tensor] = {}
 
     def first_gradient(way: Way, noise: bool) -> Tensor:
         made = way.make(Setting(small, exact, noise=noise), way)
@@ -54,11 +54,11 @@ def verdicts(
 
     checked = {}
     for way in ways:
-        judge = lgm(small, "frozen") if way.is_lgm else Way("SFM reference", reference, small.images)
+        judge = lgm(small, "frozen") if way.is_lgm else Way("SFM reference", reference, small.images, way.config)
         checked[way.name] = ""
         if way.name == judge.name:
             continue
-        key = (way.is_lgm, way.replays_noise)
+        key = (way.method, way.replays_noise)
         if key not in expected:
             expected[key] = first_gradient(judge, way.replays_noise)
         part = replace(way, micro_batch=max(1, way.micro_batch * small.images // shape.images))

@@ -131,9 +131,14 @@ def test_measured_memory_is_what_was_predicted(small_rows):
 def test_micro_batches_cost_a_forward(small_rows):
     """Published as a loss: the ratio of a micro-batched step to the one-shot step is above 1, in operations and as a rule in time."""
     by_name = {row["contender"]: row for row in small_rows if row["mode"] == "step"}
-    one_shot, parts = by_name["SFM one-shot"], by_name["SFM micro-batch 2"]
+    one_shot, parts, anchored = (
+        by_name[f"SFM {name}"] for name in ("one-shot", "micro-batch 2", "anchored micro-batch 2")
+    )
     assert 1.1 < parts["flops"] / one_shot["flops"] < 1.5
     assert parts["peak_bytes"] < 0.7 * one_shot["peak_bytes"]
+    # A separable loss doesn't need the second forward.
+    assert anchored["flops"] == one_shot["flops"]
+    assert anchored["peak_bytes"] <= 1.01 * parts["peak_bytes"]
 
 
 @pytest.mark.parametrize("preset", ["laptop", TINY], ids=["laptop", "tiny"])

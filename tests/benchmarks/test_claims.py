@@ -118,6 +118,8 @@ def test_imagenet_as_predicted():
     stood = {(c.setting, c.contender, c.claim) for c in told if c.stands_for == "goal"}
     hundred = "ImageNet-100, A = 10"
     assert (hundred, "SFM micro-batch 8", "memory") in stood
+    best = (hundred, "SFM anchored micro-batch 8")
+    assert {(*best, "memory"), (*best, "operations")} <= stood
     assert ("ImageNet-1k, A = 3", "SFM micro-batch 16", "memory") in stood
     assert {c.kind for c in told if c.claim == "memory"} == {"predicted"}
     assert {c.kind for c in told if c.claim != "memory"} == {"counted"}
