@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--lr",
         type=float,
         default=0.02,
-        help="Adam's learning rate (larger than the 0.002 of `sfm-fast distill`, because the run is short)",
+        help="Adam's learning rate",
     )
     parser.add_argument(
         "--seeds", type=int, default=3, help="number of probes trained for each row of the accuracy table"
@@ -50,4 +50,4 @@ def check(args: argparse.Namespace) -> None:
 
 def config(args: argparse.Namespace) -> DistillConfig:
     """The configuration of the demo's runs."""
-    return DistillConfig(steps=args.steps, lr=args.lr, grow_every=max(1, args.steps // 15))
+    return DistillConfig(steps=args.steps, lr=args.lr)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from ..distill.methods import DECLARED
 from ..errors import InputError
 from ..units import parse_bytes
 from . import common, distill
@@ -50,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raise ``InputError`` for what is wrong before any work is done."""
     if args.method == "lgm":
-        raise InputError("--method must be sfm or sfm-decoupled, got lgm: the rows of LGM are always shown")
+        methods = ", ".join(name for name in DECLARED if name != "lgm")
+        raise InputError(f"--method must be one of {methods}, got lgm: the rows of LGM are always shown")
     for name in ("num_classes", "lgm_views"):
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")

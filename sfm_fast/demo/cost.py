@@ -43,7 +43,7 @@ class Cost(TypedDict):
 def sfm_and_lgm(config: DistillConfig) -> dict[str, DistillConfig]:
     """``config`` for SFM and for the three variants of LGM, with LGM's own number of views; SFM first."""
     forms = {
-        f"LGM {variant}": replace(config, method="lgm", level="class", lgm_variant=variant, views=None)
+        f"LGM {variant}": replace(config, method="lgm", level="class", centers="means", lgm_variant=variant, views=None)
         for variant in LGM_VARIANTS
     }
     return {"SFM": config, **forms}

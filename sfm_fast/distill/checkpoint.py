@@ -15,7 +15,7 @@ from ..errors import InputError
 from ..files import Metadata, load_tensors, save_tensors
 from ..schema import check
 from .average import IterateAverage
-from .config import DistillConfig
+from .config import DistillConfig, Schedule
 from .images import SyntheticImages
 from .optimiser import PyramidAdam
 
@@ -28,14 +28,17 @@ _METADATA = {
     "micro_batch": int,
     "micro_batch_asked?": (int, lambda value: value == "auto"),
     "live_levels": int,
+    "lr": lambda value: type(value) in (int, float) and 0 < value < float("inf"),
+    "grow_every": lambda value: type(value) is int and value >= 1,
 }
 
 
 class Progress(NamedTuple):
-    """``steps`` done; the current ``micro_batch`` size, and the one ``asked`` for in the options."""
+    """``steps`` done; the current ``micro_batch`` size, and the one ``asked`` for in the options; the run's ``schedule``."""
 
     steps: int
     micro_batch: int
+    schedule: Schedule
     asked: int | str = "auto"
 
 
@@ -58,6 +61,8 @@ def save_checkpoint(
         "provenance": provenance,
         "micro_batch": progress.micro_batch,
         "micro_batch_asked": progress.asked,
+        "lr": progress.schedule.lr,
+        "grow_every": progress.schedule.grow_every,
         "live_levels": images.live,
     }
     save_tensors(path, tensors, metadata)
@@ -123,4 +128,5 @@ def load_checkpoint(
         average.restore(tensors, images.pyramid.data, step)
     except InputError as error:
         raise InputError(f"{path}: damaged checkpoint ({error})") from error
-    return Progress(step, micro_batch, metadata.get("micro_batch_asked", "auto"))
+    schedule = Schedule(metadata["lr"], metadata["grow_every"])
+    return Progress(step, micro_batch, schedule, metadata.get("micro_batch_asked", "auto"))

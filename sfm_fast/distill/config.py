@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InputError
 from ..options import check_options, option
@@ -53,6 +53,13 @@ class Every:
         check_options(self)
 
 
+class Schedule(NamedTuple):
+    """Adam's step size, and the steps between pyramid levels."""
+
+    lr: float
+    grow_every: int
+
+
 if TYPE_CHECKING:
 
     class _MethodOptions(FlowOptions, DecoupledOptions, AnchoredOptions, MatchingOptions):
@@ -71,7 +78,8 @@ class DistillConfig(_MethodOptions):
     centers, shrinkage, center_scale: the class means, or discriminant centres (`ClassStatistics.discriminant_centers`); at cluster level they move
     each k-means centre by as much as its class's mean.
     ipc: images per class. views: augmented views per image and step (None: 1 for SFM, 10 for LGM).
-    size: side of the synthetic images (None: from the backbone). grow_every: steps between pyramid levels.
+    size: side of the synthetic images (None: from the backbone). lr, grow_every: the step size, and the steps between pyramid levels (None:
+    see `schedule`).
     average_last: the result is the mean of the pyramids after this fraction of the steps, the last ones; 0: the last pyramid, as in the papers.
     min_area: smallest area of a random crop, as a fraction of the image. noise: whether views get Gaussian noise.
     The options of single methods (alignment, metric; alpha; length_weight; lgm_variant) are declared by the methods.
@@ -105,7 +113,12 @@ class DistillConfig(_MethodOptions):
     )
     ipc: int = option(1, "synthetic images per class", least=1, most=10**6)
     steps: int = option(5000, "number of optimisation steps", least=1, most=2**32 - 1)
-    lr: float = option(2e-3, "Adam's learning rate", most=1000)
+    lr: float | None = option(
+        None,
+        "Adam's learning rate",
+        usual="10 / steps, but between 0.002, the papers' for 5000 steps, and 0.02",
+        most=1000,
+    )
     views: int | None = option(
         None,
         "augmented views per image and step",
@@ -125,7 +138,13 @@ class DistillConfig(_MethodOptions):
         least=1,
         most=MOST_PIXELS,
     )
-    grow_every: int = option(200, "steps between pyramid levels", metavar="STEPS", least=1)
+    grow_every: int | None = option(
+        None,
+        "steps between pyramid levels",
+        metavar="STEPS",
+        usual="such that all levels are there after 0.36 of the steps: 200 for 5000 steps and 256 px, as in the papers",
+        least=1,
+    )
     average_last: float = option(
         0.0,
         "average the images over the last part of the run, given as a fraction of the steps such as 0.25",
@@ -160,6 +179,12 @@ class DistillConfig(_MethodOptions):
     @property
     def views_per_step(self) -> int:
         return DECLARED[self.method].usual_views if self.views is None else self.views
+
+    def schedule(self, levels: int) -> Schedule:
+        """The step size and growth of a run whose pyramids have ``levels`` levels: those given, or in proportion to the papers' 5000 steps."""
+        lr = min(max(10 / self.steps, 2e-3), 0.02) if self.lr is None else self.lr
+        every = max(1, round(0.36 * self.steps / levels)) if self.grow_every is None else self.grow_every
+        return Schedule(lr, every)
 
     @property
     def images_per_term(self) -> int:

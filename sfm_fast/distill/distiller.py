@@ -68,7 +68,8 @@ class Distiller:
             device="cpu" if host else backbone.device,
             pinned=host and backbone.device.type == "cuda",
         )
-        self.optimiser = PyramidAdam(self.images, config.lr)
+        self.schedule = config.schedule(len(self.images.sizes))
+        self.optimiser = PyramidAdam(self.images, self.schedule.lr)
         self.average = IterateAverage(config.average_last, config.steps)
         self.staging = FromHost(backbone.device) if host else InPlace()
         self.steps_done = 0
@@ -113,7 +114,7 @@ class Distiller:
 
     def step(self) -> Tensor:
         """One step, which first adds a pyramid level when one is due. Returns the loss as a tensor on the device."""
-        due = min(1 + self.steps_done // self.config.grow_every, len(self.images.sizes))
+        due = min(1 + self.steps_done // self.schedule.grow_every, len(self.images.sizes))
         if self.images.live < due:
             self.images.grow()
             self.optimiser.restart()
@@ -130,6 +131,7 @@ class Distiller:
             "provenance": self.provenance,
             "backbone": self.backbone.describe(),
             "steps_done": self.steps_done,
+            "schedule": self.schedule._asdict(),
         }
         return SyntheticSet(self.images.pictures(self.average.mean), self.labels.cpu(), self.class_names, metadata)
 
@@ -157,13 +159,15 @@ class Distiller:
 
     def save(self, path: Path) -> None:
         """Write a checkpoint of the run."""
-        done = Progress(self.steps_done, self.micro_batch, self.execution.micro_batch)
+        done = Progress(self.steps_done, self.micro_batch, self.schedule, self.execution.micro_batch)
         save_checkpoint(path, self.images, self.optimiser, self.average, self.config, self.provenance, done)
 
     def restore(self, path: Path) -> None:
         """Continue from the checkpoint at ``path``; raises ``InputError`` if it is damaged, has other options or more than ``config.steps`` steps."""
         done = load_checkpoint(path, self.images, self.optimiser, self.average, self.config, self.provenance)
         self.steps_done = done.steps
+        # The run's own, which ``config`` determines if it says them, but which would follow a new number of steps otherwise.
+        self.schedule, self.optimiser.lr = done.schedule, done.schedule.lr
         # Another micro-batch size would round differently; the checkpoint's may have been halved since the run began.
         if self.execution.micro_batch in ("auto", done.asked):
             self._stepper = self._make_step(done.micro_batch)

@@ -149,7 +149,9 @@ def plan(
         roomy = [candidate for candidate in fitting if (candidate["micro_batch"] or count) >= min(8, count)] or fitting
         roomy[0]["recommended"] = True
     for variant in ("closed-form", "frozen", "stock"):
-        lgm = replace(config, method="lgm", level="class", average_last=0.0, lgm_variant=variant, views=lgm_views)
+        lgm = replace(
+            config, method="lgm", level="class", centers="means", average_last=0.0, lgm_variant=variant, views=lgm_views
+        )
         rows.append(row(lgm, variant, None))
         if variant == "closed-form" and fitting and roomy and roomy[0]["micro_batch"]:
             # LGM's public code has no micro-batches, but this package's step runs LGM with them.

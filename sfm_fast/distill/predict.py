@@ -202,7 +202,7 @@ def predict_step(
         images.num_images = count
         images.pyramid = nn.Parameter(torch.empty(count, 0, device="cpu" if host_state else device), False)
         images.allocate(len(images.sizes))
-        optimiser = PyramidAdam(images, config.lr)
+        optimiser = PyramidAdam(images, config.schedule(len(images.sizes)).lr)
         pyramid, *moments = optimiser.state
         average = torch.empty_like(pyramid) if config.average_last else None
         tracker.assign("" if host_state else "pyramid", [pyramid, *([] if average is None else [average])])

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..files import Metadata, check_free_space, write_json
 from ..measure.starvation import CpuShare, StarvationNotice
 from ..synthetic import SyntheticSet, save_grid, save_image_folder
-from .config import DistillConfig
+from .config import DistillConfig, Schedule
 from .config import Every as Every
 from .images import SyntheticImages, floats_per_image
 from .objectives import Objective
@@ -36,6 +36,7 @@ class Distilling(Protocol):
     labels: Tensor
     class_names: list[str]
     provenance: Metadata
+    schedule: Schedule
     steps_done: int
 
     @property
@@ -86,6 +87,7 @@ class Run:
             "config": distiller.config.to_dict(),
             "provenance": distiller.provenance,
             "steps": distiller.steps_done,
+            "schedule": distiller.schedule._asdict(),
             "steps_this_run": distiller.steps_done - first,
             "seconds_this_run": time.perf_counter() - started,
             "median_step_seconds": report.median_step(),

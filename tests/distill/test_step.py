@@ -321,7 +321,7 @@ def test_a_resumed_run_keeps_its_micro_batch(tmp_path, backbone, statistics):
     fresh = make_distiller(DistillConfig(**options), backbone, None, statistics, execution=Execution(5))
     checkpoint = tmp_path / "whole" / "checkpoint.safetensors"
     state = fresh.images, fresh.optimiser, fresh.average
-    assert load_checkpoint(checkpoint, *state, fresh.config, fresh.provenance) == (6, 3, 3)
+    assert load_checkpoint(checkpoint, *state, fresh.config, fresh.provenance) == (6, 3, fresh.schedule, 3)
 
 
 def test_auto_follows_the_budget(backbone, statistics):
