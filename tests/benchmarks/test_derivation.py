@@ -48,6 +48,29 @@ def relative_rms(found, flow):
     return ((found - flow).square().sum(1).mean().sqrt() / flow.norm()).item()
 
 
+def test_anchored_flows_are_gradients_of_one_class_against_the_real_data():
+    """At zero weights, for binary classifiers; their loss is the anchored one, averaged over classes."""
+    (syn, syn_labels), (real, _) = clustered(5, 7, 2, seed=1), clustered(5, 7, 6, seed=2)
+    targets, anchor = clustered(5, 7, 1, seed=3)[0], real.mean(0)
+
+    def gradient(images):
+        weight = torch.zeros(8, dtype=torch.float64, requires_grad=True)
+        logits = torch.cat([images, real]) @ weight[:7] + weight[7]
+        share = torch.cat([torch.full((len(one),), 0.5 / len(one), dtype=torch.float64) for one in (images, real)])
+        truth = torch.cat([torch.ones(len(images)), torch.zeros(len(real))]).double()
+        loss = (share * torch.nn.functional.binary_cross_entropy_with_logits(logits, truth, reduction="none")).sum()
+        return torch.autograd.grad(loss, weight)[0]
+
+    losses = []
+    for c in range(5):
+        ours, theirs = gradient(syn[syn_labels == c]), gradient(targets[c : c + 1])
+        torch.testing.assert_close(ours[:7], -(syn[syn_labels == c].mean(0) - anchor) / 4)
+        assert ours[7].abs() < 1e-15
+        losses.append(gradient_distance(ours, theirs))
+    expected = sfm_fast.anchored_flow_loss(syn, targets, syn_labels, anchor=anchor)
+    torch.testing.assert_close(torch.stack(losses).mean(), expected)
+
+
 @pytest.mark.parametrize(("classes", "dim", "ipc", "each"), [(2, 1, 1, 3), (2, 7, 4, 9), (10, 33, 1, 6), (13, 5, 3, 2)])
 def test_at_zero_weights_the_gradient_is_the_flow_and_the_loss_is_sfm(classes, dim, ipc, each):
     (syn, syn_labels), (real, real_labels) = clustered(classes, dim, ipc, seed=1), clustered(classes, dim, each, seed=2)
