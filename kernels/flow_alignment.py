@@ -3,8 +3,8 @@
 t_c is the mean of class c minus ``shift``, a_c its centre. Besides the loss, the forward keeps p, q (common, or one per
 class) and m, r (D,) with dL/dt_c = p_c a_c + q_c (t_c - m) + r: the backward reads the features once and writes once.
 
-All kinds except CLASS take one pass of partial sums and one program that finishes them. CLASS, a cosine per class, needs
-the mean over classes first; FLOW_MSE and PAIR_MSE of labelled features need the mean of class 0, their pivot. The order of
+Most kinds take one pass of partial sums and one program that finishes them. CLASS and ANCHORED have a cosine per class
+(`class_alignment`), for which CLASS needs the mean over classes first; FLOW_MSE and PAIR_MSE of labelled features need the mean of class 0, their pivot. The order of
 every sum is fixed by the shape, without atomics.
 """
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from sfm_fast.reference import flow_alignment as reference
 
 from .checks import check_floats, check_labelled
-from .class_alignment import class_alignment
+from .class_alignment import anchored_alignment, class_alignment
 from .class_means import class_means
 from .reductions import CLASS, DECOUPLED, FLOW_MSE, GLOBAL, finish_kernel, pivot_row
 from .segments import class_mean, labelled, store_per_item, tile_warps, tiles_for
@@ -131,24 +131,30 @@ def flow_alignment(
     offsets: Tensor | None,
     centers: Tensor,
     shift: Tensor,
+    anchor: Tensor | None,
     kind: int,
     eps: float,
-    alpha: float,
+    weight: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Loss () float32, rows (2, R) = (p, q) and columns (2, D) = (m, r) float32; R = C for CLASS, else 1.
+    """Loss () float32, rows (2, R) = (p, q) and columns (2, D) = (m, r) float32; R = C for CLASS and ANCHORED, else 1.
 
     features (N, D) float32, bfloat16 or float16, any strides; order (N,) and offsets (C + 1,) int64 or None; centers
     (C, D) and shift (D,) float32. Kinds: 0 cosine of all flows together, 1 mean of a cosine per class, 2 mean squared
-    error of flows, 3 of pair flows (centers centred, all four), 4 decoupled with weight ``alpha`` (centers shifted).
+    error of flows, 3 of pair flows (centers centred, all four), 4 decoupled with alpha ``weight`` (centers shifted),
+    5 anchored with length weight ``weight`` (centers relative to the anchor; anchor (D,) float32, the anchor minus shift).
     """
     check_labelled(features, order, offsets, shift, centers)
-    if kind not in range(reference.GLOBAL, reference.DECOUPLED + 1):
-        raise ValueError(f"kind must be {reference.GLOBAL} to {reference.DECOUPLED}, got {kind}")
+    if kind not in range(reference.GLOBAL, reference.ANCHORED + 1):
+        raise ValueError(f"kind must be {reference.GLOBAL} to {reference.ANCHORED}, got {kind}")
+    if (anchor is not None) != (kind == reference.ANCHORED):
+        raise ValueError(f"anchor belongs to kind {reference.ANCHORED}, got kind {kind}")
+    if anchor is not None:
+        check_floats("anchor", anchor, features.shape[1], device=features.device)
     if centers.numel() == 0:
         raise ValueError(f"centers must not be empty, got {tuple(centers.shape)}")
     (classes, dim), device, centers = centers.shape, features.device, centers.contiguous()
     loss = torch.empty((), dtype=torch.float32, device=device)
-    rows = torch.empty((2, classes if kind == reference.CLASS else 1), dtype=torch.float32, device=device)
+    rows = torch.empty((2, classes if kind in reference.PER_CLASS else 1), dtype=torch.float32, device=device)
     columns = torch.empty((2, dim), dtype=torch.float32, device=device)
     first_mean = (
         class_means(features, order, offsets[:2], shift)
@@ -159,6 +165,10 @@ def flow_alignment(
         features = features.new_full((1, dim), float("nan"))
     source = labelled(features, order, offsets, shift)
     tiles = tiles_for(features.shape[0], classes, dim, order is not None)
+    if anchor is not None:
+        with torch.cuda.device_of(features):
+            anchored_alignment(source, centers, anchor.contiguous(), tiles, eps, weight, loss, rows, columns)
+        return loss, rows, columns
     chunks, classes_per_chunk = tiles.chunks(classes, dim)
     programs = chunks * tiles.column_blocks(dim)
     sums = torch.empty((1 + (kind == reference.GLOBAL), chunks, dim), dtype=torch.float32, device=device)
@@ -199,7 +209,7 @@ def flow_alignment(
             chunks,
             programs,
             eps,
-            alpha,
+            weight,
             KIND=kind,
             ROWS=min(8, triton.next_power_of_2(chunks)),
             BLOCK_D=block,

@@ -10,6 +10,7 @@ CLASS = tl.constexpr(reference.CLASS)
 FLOW_MSE = tl.constexpr(reference.FLOW_MSE)
 PAIR_MSE = tl.constexpr(reference.PAIR_MSE)
 DECOUPLED = tl.constexpr(reference.DECOUPLED)
+ANCHORED = tl.constexpr(reference.ANCHORED)
 
 
 @triton.jit
@@ -63,11 +64,19 @@ def sum_chunks(
 
 
 @triton.jit
-def safe_cosine(dot: tl.tensor, squares_a: tl.tensor, squares_b: tl.tensor, C: tl.tensor, eps: tl.tensor) -> tl.tuple:
-    """cos, -1/(|a||b|) and cos/|b|^2 in float64; 0 if a flow, C/(C-1) times the vector, is shorter than eps."""
-    limit = tl.cast(eps, tl.float64) * (C - 1) / C
-    squared_limit = limit * limit
-    short = (squares_a < squared_limit) | (squares_b < squared_limit)
+def are_short(
+    squares_a: tl.tensor, squares_b: tl.tensor, C: tl.tensor, eps: tl.tensor, KIND: tl.constexpr
+) -> tl.tensor:
+    """Whether a or b is shorter than eps; a flow is C/(C-1) times the vector, except for ANCHORED."""
+    limit = tl.cast(eps, tl.float64)
+    if KIND != ANCHORED:
+        limit = limit * (C - 1) / C
+    return (squares_a < limit * limit) | (squares_b < limit * limit)
+
+
+@triton.jit
+def safe_cosine(dot: tl.tensor, squares_a: tl.tensor, squares_b: tl.tensor, short: tl.tensor) -> tl.tuple:
+    """cos, -1/(|a||b|) and cos/|b|^2 in float64; 0 where a or b is ``short``."""
     length = tl.sqrt(tl.where(short, 1.0, squares_a)) * tl.sqrt(tl.where(short, 1.0, squares_b))
     # dot * 0, not 0: NaN and infinity must give NaN even if the other flow is short.
     # + 0 * length: squares that overflow float32 give NaN instead of a cosine of 0.
@@ -90,17 +99,18 @@ def finish_kernel(
     chunks: tl.tensor,
     programs: tl.tensor,
     eps: tl.tensor,
-    alpha: tl.tensor,
+    weight: tl.tensor,
     KIND: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ) -> None:
-    """All kinds except CLASS, one program: loss (), rows (2, 1) = p, q, columns (2, D) = m, r; computed in float64."""
+    """The kinds without a cosine per class, one program: loss (), rows (2, 1) = p, q, columns (2, D) = m, r; computed in float64."""
     C = tl.cast(classes, tl.float64)
     D = tl.cast(dim, tl.float64)
-    own = tl.cast(alpha, tl.float64) / (C * D)
-    others = (1 - tl.cast(alpha, tl.float64)) / ((C - 1) * (C - 1) * C * D)
+    own = tl.cast(weight, tl.float64) / (C * D)
+    rest = tl.maximum(C - 1, 1.0)  # a single class has no others, and alpha 1
+    others = (1 - tl.cast(weight, tl.float64)) / (rest * rest * C * D)
     mean_squares = tl.zeros([BLOCK_D], tl.float64)
     correction = tl.zeros([BLOCK_D], tl.float64)
     for start in range(0, dim, BLOCK_D):
@@ -135,7 +145,8 @@ def finish_kernel(
         if KIND == GLOBAL:
             dot = sum_scalars(scalars + programs, programs, BLOCK_P) - tl.sum(correction, axis=0)
             center_squares = sum_scalars(scalars + 2 * programs, programs, BLOCK_P)
-            cosine, p, q = safe_cosine(dot, center_squares, squares, C, eps)
+            short = are_short(center_squares, squares, C, eps, KIND)
+            cosine, p, q = safe_cosine(dot, center_squares, squares, short)
             value = 1 - cosine
         else:
             scale = C / (C - 1) * (2 if KIND == PAIR_MSE else C / (C - 1)) / (C * D)

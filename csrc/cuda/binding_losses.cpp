@@ -34,23 +34,32 @@ struct Labelled {
 
 std::tuple<Tensor, Tensor, Tensor> flow_alignment(const Tensor& features, const std::optional<Tensor>& order,
                                                   const std::optional<Tensor>& offsets, const Tensor& centers,
-                                                  const Tensor& shift, int64_t kind, double eps, double alpha) {
+                                                  const Tensor& shift, const std::optional<Tensor>& anchor,
+                                                  int64_t kind, double eps, double weight) {
   const DeviceGuard guard(features.get_device_index());
   const Labelled rows(features, order, offsets);
-  STD_TORCH_CHECK(kind >= sfm::GLOBAL_COSINE && kind <= sfm::DECOUPLED_MSE, "kind must be 0 to 4");
+  STD_TORCH_CHECK(kind >= sfm::GLOBAL_COSINE && kind <= sfm::ANCHORED_COSINE, "kind must be 0 to 5");
+  STD_TORCH_CHECK(anchor.has_value() == (kind == sfm::ANCHORED_COSINE), "anchor belongs to kind 5");
   const Tensor a = checked(centers, features, ScalarType::Float, 2, "centers"),
                s = checked(shift, features, ScalarType::Float, 1, "shift");
   STD_TORCH_CHECK(a.size(0) == rows.classes && a.size(1) == rows.dims && s.size(0) == rows.dims,
                   "centers and shift must fit the features");
-  STD_TORCH_CHECK(rows.classes >= 2 && rows.dims >= 1, "two classes and one dimension at least");
+  std::optional<Tensor> point;
+  if (anchor.has_value()) {
+    point = checked(*anchor, features, ScalarType::Float, 1, "anchor");
+    STD_TORCH_CHECK(point->size(0) == rows.dims, "anchor must fit the features");
+  }
+  const int fewest = sfm::fewest_classes(int(kind), weight);
+  STD_TORCH_CHECK(rows.classes >= fewest && rows.dims >= 1, "one dimension at least, and of classes ", fewest);
+  const bool per_class = kind == sfm::CLASS_COSINE || kind == sfm::ANCHORED_COSINE;
   const Tensor loss = torch::stable::new_empty(features, {}, ScalarType::Float);
   const Tensor factors =
-      torch::stable::new_empty(features, {2, kind == sfm::CLASS_COSINE ? rows.classes : 1}, ScalarType::Float);
+      torch::stable::new_empty(features, {2, per_class ? rows.classes : 1}, ScalarType::Float);
   const Tensor columns = torch::stable::new_empty(features, {2, rows.dims}, ScalarType::Float);
   const Tensor space = workspace(features, sfm::flow_alignment_workspace_bytes(rows.classes, rows.dims));
-  check_launch(sfm::flow_alignment(rows.view, read<float>(a), read<float>(s), rows.classes, rows.dims, int(kind),
-                                   float(eps), float(alpha), write<float>(loss), write<float>(factors),
-                                   write<float>(columns), space.mutable_data_ptr(), new_kernels(), current_stream(features)),
+  check_launch(sfm::flow_alignment(rows.view, read<float>(a), read<float>(s), point ? read<float>(*point) : nullptr,
+                                   rows.classes, rows.dims, int(kind), float(eps), float(weight), write<float>(loss),
+                                   write<float>(factors), write<float>(columns), space.mutable_data_ptr(), new_kernels(), current_stream(features)),
                "flow_alignment");
   return {loss, factors, columns};
 }

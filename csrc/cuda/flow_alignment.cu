@@ -1,5 +1,5 @@
-// Flow alignment in O(C * D): one pass over the features for the loss (two for the class cosine), one read and one
-// write in the backward.
+// Flow alignment in O(C * D): one pass over the features for the loss (two for the class cosine, whose second one is the
+// only one of the anchored cosine), one read and one write in the backward.
 //
 // Every kernel divides the C x D rows into tiles of 32 * VEC columns and chunks of classes; a warp takes one class at a
 // time. Chunks write partial sums to the workspace, and the finish kernel adds them in a fixed order. There are no
@@ -10,7 +10,8 @@
 namespace sfm {
 namespace {
 
-constexpr int CLASS_CHUNKS = 1024;  // maximum number of chunks in the class cosine's second pass
+constexpr size_t FINISH_SHARED = 2 * THREADS * sizeof(double) + 16;
+constexpr int CLASS_CHUNKS = 1024;  // maximum number of chunks in the pass with a cosine per class
 
 // Writes grad_output / n_c * (p_c a_c + q_c (t_c - m) + r) for every item of class c.
 template <typename T, int VEC>
@@ -74,18 +75,38 @@ Sizes largest(int64_t classes, int64_t dims) {
   return sizes;
 }
 
+// The pass with a cosine per class and the sum of its partial results; arguments as in flow_classes.
+template <typename T, int VEC, bool ANCHORED>
+cudaError_t class_pass(const Features& features, const float* centers, const float* origin, const float* mean,
+                       const float* shift, int64_t classes, int dims, float eps, float length_weight, float* loss,
+                       float* factors, float* columns, Workspace work, cudaStream_t stream) {
+  const int64_t chunk_rows = round_up(divide_up(classes, CLASS_CHUNKS), WARPS), chunks = divide_up(classes, chunk_rows);
+  const auto kernel = flow_classes<T, VEC, ANCHORED>;
+  SFM_LAUNCH(kernel, dim3(unsigned(chunks)), dim3(THREADS), WARPS * 16, stream, typed_rows<T>(features), centers,
+             origin, mean, work.kept_mean, classes, dims, chunk_rows, eps, length_weight, factors, columns, work);
+  SFM_RETURN_IF_ERROR(cudaGetLastError());
+  const int stage = CLASS_END, summed = ANCHORED ? 0 : dims;  // columns
+  const dim3 grid(unsigned(ANCHORED ? 1 : divide_up(dims, FINISH_COLUMNS)));
+  SFM_LAUNCH(flow_finish, grid, dim3(THREADS), FINISH_SHARED, stream, stage, classes, summed, chunks, chunks, eps,
+             length_weight, shift, loss, factors, columns, work);
+  return cudaGetLastError();
+}
+
 template <typename T, int VEC, bool FUSED>
-cudaError_t flow_forward(const Features& features, const float* centers, const float* shift, int64_t classes, int dims,
-                         int kind, float eps, float alpha, float* loss, float* factors, float* columns, Workspace work,
-                         cudaStream_t stream) {
+cudaError_t flow_forward(const Features& features, const float* centers, const float* shift, const float* anchor,
+                         int64_t classes, int dims, int kind, float eps, float weight, float* loss, float* factors,
+                         float* columns, Workspace work, cudaStream_t stream) {
+  if (kind == ANCHORED_COSINE) {
+    return class_pass<T, VEC, true>(features, centers, shift, anchor, shift, classes, dims, eps, weight, loss, factors,
+                                    columns, work, stream);
+  }
   const Partition cut = partition(classes, dims, VEC);
   const Rows<T> rows = typed_rows<T>(features);
   const dim3 grid(unsigned(cut.tiles), unsigned(cut.chunks)), finish_grid(unsigned(divide_up(dims, FINISH_COLUMNS)));
   const size_t sums_shared = FUSED ? WARPS * 64 * VEC * sizeof(double) + 16
                                    : WARPS * 64 * VEC * sizeof(float) + WARPS * 3 * sizeof(double);
-  const size_t finish_shared = 2 * THREADS * sizeof(double) + 16, classes_shared = WARPS * 16;
   const int first_stage = kind == CLASS_COSINE ? int(MEAN_ONLY) : kind;
-  const Finish finish{first_stage, eps, alpha, loss, factors, columns};
+  const Finish finish{first_stage, eps, weight, loss, factors, columns};
   if constexpr (FUSED) {
     SFM_RETURN_IF_ERROR(cudaMemsetAsync(work.counter, 0, size_t(1 + cut.tiles) * sizeof(unsigned), stream));
   }
@@ -94,20 +115,13 @@ cudaError_t flow_forward(const Features& features, const float* centers, const f
              finish, work);
   SFM_RETURN_IF_ERROR(cudaGetLastError());
   if constexpr (!FUSED) {
-    SFM_LAUNCH(flow_finish, finish_grid, dim3(THREADS), finish_shared, stream, first_stage, classes, dims, cut.chunks,
-               cut.chunks * cut.tiles, eps, alpha, shift, loss, factors, columns, work);
+    SFM_LAUNCH(flow_finish, finish_grid, dim3(THREADS), FINISH_SHARED, stream, first_stage, classes, dims, cut.chunks,
+               cut.chunks * cut.tiles, eps, weight, shift, loss, factors, columns, work);
     SFM_RETURN_IF_ERROR(cudaGetLastError());
   }
   if (kind != CLASS_COSINE) return cudaSuccess;
-  const int64_t chunk_rows = round_up(divide_up(classes, CLASS_CHUNKS), WARPS), chunks = divide_up(classes, chunk_rows);
-  const auto second = flow_classes<T, VEC>;
-  SFM_LAUNCH(second, dim3(unsigned(chunks)), dim3(THREADS), classes_shared, stream, rows, centers, work.origin,
-             work.mean, work.kept_mean, classes, dims, chunk_rows, eps, factors, work);
-  SFM_RETURN_IF_ERROR(cudaGetLastError());
-  const int last_stage = CLASS_END;
-  SFM_LAUNCH(flow_finish, finish_grid, dim3(THREADS), finish_shared, stream, last_stage, classes, dims, chunks, chunks,
-             eps, alpha, shift, loss, factors, columns, work);
-  return cudaGetLastError();
+  return class_pass<T, VEC, false>(features, centers, work.origin, work.mean, shift, classes, dims, eps, 0.f, loss,
+                                   factors, columns, work, stream);
 }
 
 template <typename T, int VEC>
@@ -131,9 +145,9 @@ size_t flow_alignment_workspace_bytes(int64_t classes, int64_t dims) {
                 sizes.finish_blocks * 16 + round_up((1 + sizes.tiles) * 4, 16) + 3 * round_up(dims * 4, 16));
 }
 
-cudaError_t flow_alignment(const Features& features, const float* centers, const float* shift, int64_t classes,
-                           int64_t dims, int kind, float eps, float alpha, float* loss, float* rows, float* columns,
-                           void* workspace, bool fused, cudaStream_t stream) {
+cudaError_t flow_alignment(const Features& features, const float* centers, const float* shift, const float* anchor,
+                           int64_t classes, int64_t dims, int kind, float eps, float weight, float* loss, float* rows,
+                           float* columns, void* workspace, bool fused, cudaStream_t stream) {
   const Sizes sizes = largest(classes, dims);
   char* at = static_cast<char*>(workspace);
   Workspace work;
@@ -147,10 +161,10 @@ cudaError_t flow_alignment(const Features& features, const float* centers, const
   work.kept_mean = reinterpret_cast<float*>(at);
   return with_type(features.dtype, [&](auto element) {
     using T = decltype(element);
-    const bool wide = wide_rows<T>(features, centers, shift, dims) && aligned16(columns);
+    const bool wide = wide_rows<T>(features, centers, shift, dims) && aligned16(anchor) && aligned16(columns);
     const auto run = wide ? (fused ? flow_forward<T, WIDE<T>, true> : flow_forward<T, WIDE<T>, false>)
                           : (fused ? flow_forward<T, 1, true> : flow_forward<T, 1, false>);
-    return run(features, centers, shift, classes, int(dims), kind, eps, alpha, loss, rows, columns, work, stream);
+    return run(features, centers, shift, anchor, classes, int(dims), kind, eps, weight, loss, rows, columns, work, stream);
   });
 }
 

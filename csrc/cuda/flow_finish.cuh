@@ -7,7 +7,7 @@ namespace sfm {
 
 // Adds the chunks' column sums (a block has 32 columns); the last block to finish computes the loss, p and q from them.
 static __global__ void __launch_bounds__(THREADS, RESIDENT)
-    flow_finish(int stage, int64_t classes, int dims, int64_t chunks, int64_t blocks, float eps, float alpha,
+    flow_finish(int stage, int64_t classes, int dims, int64_t chunks, int64_t blocks, float eps, float weight,
                 const float* __restrict__ shift, float* __restrict__ loss, float* __restrict__ factors,
                 float* __restrict__ columns, Workspace work) {
   SFM_SHARED(shared);
@@ -27,7 +27,7 @@ static __global__ void __launch_bounds__(THREADS, RESIDENT)
     for (int w = 1; w < WARPS; ++w) sum_t += parts[w * 32 + lane], sum_a += parts[THREADS + w * 32 + lane];
     ColumnShare share{};
     if (column < dims) {
-      share = finish_column(stage, classes, dims, alpha, shift, work.origin[column], column, sum_t, sum_a, columns, work);
+      share = finish_column(stage, classes, dims, weight, shift, work.origin[column], column, sum_t, sum_a, columns, work);
     }
     __threadfence();  // the last block also reads the columns
     __syncwarp();
@@ -42,7 +42,7 @@ static __global__ void __launch_bounds__(THREADS, RESIDENT)
   __syncthreads();
   if (*done + 1 != gridDim.x) return;  // only the last block continues
   __threadfence();
-  finish_loss(stage, classes, dims, blocks, gridDim.x, eps, alpha, loss, factors, columns, work, parts);
+  finish_loss(stage, classes, dims, blocks, gridDim.x, eps, weight, loss, factors, columns, work, parts);
 }
 
 }  // namespace sfm

@@ -1,4 +1,4 @@
-// Kernels of flow alignment's forward that read the features: one pass, and the second one of the class cosine.
+// Kernels of flow alignment's forward that read the features: one pass of sums, and one with a cosine per class.
 #pragma once
 
 #include "flow_totals.cuh"
@@ -27,7 +27,7 @@ __device__ __forceinline__ void first_row(const Rows<T>& rows, const float* cent
 // What blocks that finish themselves need besides their rows.
 struct Finish {
   int stage;
-  float eps, alpha;
+  float eps, weight;
   float *loss, *factors, *columns;
 };
 
@@ -76,7 +76,7 @@ __device__ __forceinline__ void finish_tile(const float* __restrict__ shift, int
     double t = parts[index], a = parts[WARPS * 32 * VEC + index];
     for (int w = 1; w < WARPS; ++w) t += parts[w * 32 * VEC + index], a += parts[(WARPS + w) * 32 * VEC + index];
     const volatile float* const origin = work.origin;
-    const ColumnShare share = finish_column(finish.stage, classes, dims, finish.alpha, shift, origin[column], column, t,
+    const ColumnShare share = finish_column(finish.stage, classes, dims, finish.weight, shift, origin[column], column, t,
                                             a, finish.columns, work);
     square += share.square, cross += share.cross;
   }
@@ -90,7 +90,7 @@ __device__ __forceinline__ void finish_tile(const float* __restrict__ shift, int
     work.tiles[blockIdx.x * 2] = square, work.tiles[blockIdx.x * 2 + 1] = cross;
   }
   if (!last_to_arrive(work.counter, tiles, flag)) return;
-  finish_loss(finish.stage, classes, dims, int64_t(chunks) * tiles, tiles, finish.eps, finish.alpha, finish.loss,
+  finish_loss(finish.stage, classes, dims, int64_t(chunks) * tiles, tiles, finish.eps, finish.weight, finish.loss,
               finish.factors, finish.columns, work, parts);
 }
 
@@ -166,18 +166,21 @@ __global__ void __launch_bounds__(THREADS, FUSED ? (VEC == 8 ? 2 : 4) : RESIDENT
   if constexpr (FUSED) finish_tile<VEC>(shift, classes, dims, finish, work, shared);
 }
 
-// Second pass of the class cosine: p, q and 1 - cos of every class, and the column sums of p a + q b of this chunk.
-template <typename T, int VEC>
+// The loss, p and q of every class, b = t - mean. Second pass of the class cosine: `mean` is that of all t about the
+// origin, and column sums of p a + q b of this chunk follow. ANCHORED, the only pass: `mean` is the anchor, `origin`
+// the shift, and the columns m, r are written here.
+template <typename T, int VEC, bool ANCHORED>
 __global__ void __launch_bounds__(THREADS, RESIDENT)
     flow_classes(Rows<T> rows, const float* __restrict__ centers, const float* __restrict__ origin,
                  const float* __restrict__ mean, const float* __restrict__ kept_mean, int64_t classes, int dims,
-                 int64_t chunk_rows, float eps, float* __restrict__ factors, Workspace work) {
+                 int64_t chunk_rows, float eps, float length_weight, float* __restrict__ factors,
+                 float* __restrict__ columns, Workspace work) {
   SFM_SHARED(shared);
   float* block_factors = reinterpret_cast<float*>(shared);                // (WARPS, 2): p, q of the current classes
   double* losses = reinterpret_cast<double*>(block_factors + 2 * WARPS);  // (WARPS,)
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t start = blockIdx.x * chunk_rows, stop = min(classes, start + chunk_rows);
-  const double ratio = double(classes) / double(classes - 1), scale = ratio * ratio;
+  const double ratio = ANCHORED ? 1 : double(classes) / double(classes - 1), scale = ratio * ratio;
   if (blockIdx.x == 0 && threadIdx.x == 0) *work.counter = 0;
   float* partial = work.sums + int64_t(blockIdx.x) * 2 * dims;  // a thread reads back only its own writes
   double loss = 0;
@@ -203,29 +206,46 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
         const bool is_short = scale * square_a < limit || scale * square_b < limit;
         const double cosine = is_short ? double(dot) * 0 : dot / length + 0 * length;  // NaN for NaN and infinity
         const float p = is_short ? 0.f : float(-1 / (classes * length));
-        const float q = is_short ? 0.f : float(cosine / (double(classes) * square_b));
+        double slope = cosine;  // of the loss with log |b|
         loss += 1 - cosine;
+        if constexpr (ANCHORED) {
+          if (!is_short && length_weight != 0.f) {
+            const double logarithm = log(double(square_b) / double(square_a)) / 2;
+            loss += double(length_weight) * logarithm * logarithm;
+            slope += 2 * double(length_weight) * logarithm;
+          }
+        }
+        const float q = is_short ? 0.f : float(slope / (double(classes) * square_b));
         factors[c] = p, factors[classes + c] = q;
         block_factors[warp * 2] = p, block_factors[warp * 2 + 1] = q;
       }
     }
-    __syncthreads();
-    for (int column = threadIdx.x * VEC; column < dims; column += THREADS * VEC) {
-      float offset[VEC], centre[VEC], sum[VEC] = {};
-      load<VEC>(origin + column, offset);
-      load<VEC>(kept_mean + column, centre);
-      if (base > start) load<VEC>(partial + column, sum);
-      for (int w = 0; w < WARPS && base + w < stop; ++w) {
-        float a[VEC], t[VEC];
-        load<VEC>(centers + (base + w) * dims + column, a);
-        class_mean<VEC>(rows, base + w, column, offset, t);
-        const float p = block_factors[w * 2], q = block_factors[w * 2 + 1];
-#pragma unroll
-        for (int k = 0; k < VEC; ++k) sum[k] += p * a[k] + q * (t[k] - centre[k]);
+    if constexpr (!ANCHORED) {
+      __syncthreads();
+      for (int column = threadIdx.x * VEC; column < dims; column += THREADS * VEC) {
+        float offset[VEC], centre[VEC], sum[VEC] = {};
+        load<VEC>(origin + column, offset);
+        load<VEC>(kept_mean + column, centre);
+        if (base > start) load<VEC>(partial + column, sum);
+        for (int w = 0; w < WARPS && base + w < stop; ++w) {
+          float a[VEC], t[VEC];
+          load<VEC>(centers + (base + w) * dims + column, a);
+          class_mean<VEC>(rows, base + w, column, offset, t);
+          const float p = block_factors[w * 2], q = block_factors[w * 2 + 1];
+  #pragma unroll
+          for (int k = 0; k < VEC; ++k) sum[k] += p * a[k] + q * (t[k] - centre[k]);
+        }
+        store<VEC>(partial + column, sum);
       }
-      store<VEC>(partial + column, sum);
+      __syncthreads();
     }
-    __syncthreads();
+  }
+  if constexpr (ANCHORED) {
+    if (blockIdx.x == 0) {
+      for (int column = threadIdx.x; column < dims; column += THREADS) {
+        columns[column] = mean[column], columns[dims + column] = 0.f;
+      }
+    }
   }
   if (lane == 0) losses[warp] = loss;
   __syncthreads();

@@ -13,7 +13,7 @@ enum Stage : int { MEAN_ONLY = 8, CLASS_END = 9 };  // what the finish kernel do
 // What the forward kernels write for the finish kernel.
 struct Workspace {
   float* sums;        // (chunks, 2, dims): column sums of t (or t - a) about the origin, and of a
-  double* scalars;    // (blocks, 3): sums of a.t, a.a, t.t; for the class cosine (chunks, 1) of 1 - cos
+  double* scalars;    // (blocks, 3): sums of a.t, a.a, t.t; for a cosine per class (chunks, 1) of the loss
   double* tiles;      // (finish blocks, 2): |mean|^2 and mean . sum a
   unsigned* counter;  // finish blocks (or tiles) that are done
   unsigned* arrived;  // (tiles,): blocks of each tile of columns that have written their sums, if they finish themselves
@@ -22,9 +22,15 @@ struct Workspace {
   float* kept_mean;   // (dims,) and the same as the backward reads it, after m has been rounded to float32
 };
 
-// The loss, p and q from the sums a.t, a.a, t.t, |mean|^2, mean . sum a; returns q. Not for the class cosine.
+// Weight of a squared sum over the other classes in the decoupled kind; a single class has none, and alpha 1.
+__device__ __forceinline__ double others_factor(double count, int dims, float alpha) {
+  const double rest = count > 1 ? count - 1 : 1;
+  return (1 - double(alpha)) / (rest * rest * count * dims);
+}
+
+// The loss, p and q from the sums a.t, a.a, t.t, |mean|^2, mean . sum a; returns q. Not for a cosine per class.
 __device__ __forceinline__ double finish_scalars(const double (&total)[5], int stage, double count, int dims, float eps,
-                                                 float alpha, float* loss, float* factors) {
+                                                 float weight, float* loss, float* factors) {
   const double elements = count * dims, scale = count / (count - 1) * (count / (count - 1));
   double p = 0, q = 0, result = 0;
   if (stage == GLOBAL_COSINE) {
@@ -37,9 +43,9 @@ __device__ __forceinline__ double finish_scalars(const double (&total)[5], int s
     p = is_short ? 0 : -1 / length;
     q = is_short ? 0 : cosine / square_b;
   } else if (stage == DECOUPLED_MSE) {
-    const double others = (1 - double(alpha)) / ((count - 1) * (count - 1) * elements);
-    result = alpha * total[2] / elements + others * ((count - 2) * total[3] + total[2]);
-    q = 2 * double(alpha) / elements + 2 * others;
+    const double others = others_factor(count, dims, weight);
+    result = weight * total[2] / elements + others * ((count - 2) * total[3] + total[2]);
+    q = 2 * double(weight) / elements + 2 * others;
     p = -q;
   } else {
     const double factor = stage == FLOW_MSE ? scale : 2 * count / (count - 1);
@@ -57,14 +63,14 @@ __device__ __forceinline__ double finish_scalars(const double (&total)[5], int s
 struct ColumnShare {
   double square, cross;
 };
-__device__ __forceinline__ ColumnShare finish_column(int stage, int64_t classes, int dims, float alpha,
+__device__ __forceinline__ ColumnShare finish_column(int stage, int64_t classes, int dims, float weight,
                                                      const float* __restrict__ shift, float origin, int column,
                                                      double sum_t, double sum_a, float* columns, const Workspace& work) {
   const double count = double(classes), mean = sum_t / count;
   if (stage == CLASS_END) {
     columns[dims + column] = float(-mean);
   } else if (stage == DECOUPLED_MSE) {
-    const double decoupled = 2 * (1 - double(alpha)) * (count - 2) / ((count - 1) * (count - 1) * count * dims);
+    const double decoupled = 2 * others_factor(count, dims, weight) * (count - 2);
     columns[column] = 0.f, columns[dims + column] = float(decoupled * sum_t);
   } else {
     const double pivot = double(origin) - shift[column];
@@ -84,7 +90,7 @@ __device__ __forceinline__ ColumnShare finish_column(int stage, int64_t classes,
 // Loss, p and q from the partial sums of all blocks; called by all THREADS of the last block to write its own. parts:
 // 5 * WARPS doubles of shared memory.
 __device__ __forceinline__ void finish_loss(int stage, int64_t classes, int dims, int64_t blocks, unsigned shares,
-                                            float eps, float alpha, float* loss, float* factors, float* columns,
+                                            float eps, float weight, float* loss, float* factors, float* columns,
                                             const Workspace& work, double* parts) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const volatile double *tiles = work.tiles, *scalars = work.scalars;
@@ -107,9 +113,9 @@ __device__ __forceinline__ void finish_loss(int stage, int64_t classes, int dims
       for (int w = 1; w < WARPS; ++w) total[k] += parts[k * WARPS + w];
     }
     if (stage == CLASS_END) {
-      *loss = float(total[0] / classes);  // the class cosine's factors are already written
+      *loss = float(total[0] / classes);  // the factors of a cosine per class are already written
     } else {
-      parts[0] = finish_scalars(total, stage, double(classes), dims, eps, alpha, loss, factors);
+      parts[0] = finish_scalars(total, stage, double(classes), dims, eps, weight, loss, factors);
     }
   }
   if (stage != GLOBAL_COSINE) return;

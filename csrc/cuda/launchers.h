@@ -31,10 +31,11 @@ struct Features {
 
 // loss (), rows (2, classes or 1) = p, q and columns (2, dims) = m, r: dL/dt_c = p_c a_c + q_c (t_c - m) + r. fused:
 // the last blocks of the first kernel finish, instead of a second kernel; both are kept until measured on a GPU.
+// anchor (dims,) is null for every kind but the anchored cosine.
 size_t flow_alignment_workspace_bytes(int64_t classes, int64_t dims);
-cudaError_t flow_alignment(const Features& features, const float* centers, const float* shift, int64_t classes,
-                           int64_t dims, int kind, float eps, float alpha, float* loss, float* rows, float* columns,
-                           void* workspace, bool fused, cudaStream_t stream);
+cudaError_t flow_alignment(const Features& features, const float* centers, const float* shift, const float* anchor,
+                           int64_t classes, int64_t dims, int kind, float eps, float weight, float* loss, float* rows,
+                           float* columns, void* workspace, bool fused, cudaStream_t stream);
 
 // gradient (items, dims) contiguous, of the features' dtype. row_count is 1 or `classes`, the second size of `rows`.
 cudaError_t flow_alignment_backward(const float* grad_output, const Features& features, const float* centers,

@@ -105,17 +105,18 @@ void losses() {
       const Features features{floats(size_t(items) * dims), Dtype::float32, dims, labelled ? placed(order) : nullptr,
                               labelled ? placed(offsets) : nullptr};
       const size_t cells = size_t(classes) * dims, written = size_t(items) * dims;
-      float *const centers = floats(cells), *const shift = floats(dims), *const one = floats(1);
+      float *const centers = floats(cells), *const shift = floats(dims), *const point = floats(dims), *const one = floats(1);
       void* const work = device(flow_alignment_workspace_bytes(classes, dims));
-      for (int kind = GLOBAL_COSINE; kind <= DECOUPLED_MSE; ++kind) {
+      for (int kind = GLOBAL_COSINE; kind <= ANCHORED_COSINE; ++kind) {
         for (const bool fused : {true, false}) {
-          const int64_t count = kind == CLASS_COSINE ? classes : 1;
+          const int64_t count = kind == CLASS_COSINE || kind == ANCHORED_COSINE ? classes : 1;
+          const float* const anchor = kind == ANCHORED_COSINE ? point : nullptr;
           float *const loss = empty(1), *const rows = empty(2 * count), *const columns = empty(2 * dims);
           float* const gradient = empty(written);
           clear(work, flow_alignment_workspace_bytes(classes, dims));
           say(fused ? "flow_alignment fused" : "flow_alignment", classes, dims,
-              flow_alignment(features, centers, shift, classes, dims, kind, 1e-8f, 0.3f, loss, rows, columns, work,
-                             fused, nullptr),
+              flow_alignment(features, centers, shift, anchor, classes, dims, kind, 1e-8f, 0.3f, loss, rows, columns,
+                             work, fused, nullptr),
               loss, 1);
           say("flow_alignment columns", classes, kind, cudaSuccess, columns, 2 * dims);
           say("flow_alignment_backward", classes, kind,
@@ -226,7 +227,7 @@ void profile() {
   const size_t cells = size_t(classes) * dims;
   float *const a = floats(cells), *const b = floats(cells), *const gradient = empty(cells), *const shift = floats(dims);
   const Features features{b, Dtype::float32, dims, nullptr, nullptr};
-  flow_alignment(features, a, shift, classes, dims, GLOBAL_COSINE, 1e-8f, 1.f, empty(1), empty(2), empty(2 * dims),
+  flow_alignment(features, a, shift, nullptr, classes, dims, GLOBAL_COSINE, 1e-8f, 1.f, empty(1), empty(2), empty(2 * dims),
                  device(flow_alignment_workspace_bytes(classes, dims)), true, nullptr);
   const int images = 16, size = 256, view = 224;
   Levels levels{};

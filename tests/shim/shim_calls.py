@@ -67,7 +67,7 @@ class Call:
 
 @dataclass
 class Problem:
-    """Features with labels or without, and the centres as an operation takes them."""
+    """Features with labels or without, and the centres with their mean."""
 
     features: Tensor
     centers: Tensor
@@ -75,7 +75,6 @@ class Problem:
     order: Tensor | None
     offsets: Tensor | None
     shift: Tensor
-    shifted: Tensor
 
 
 def make(
@@ -99,5 +98,5 @@ def make(
     order = torch.argsort(labels, stable=True)
     offsets = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(labels, minlength=classes).cumsum(0)])
     if not labelled:
-        return Problem(features, centers, None, None, None, shift, centers - shift)
-    return Problem(features, centers, labels, order, offsets, shift, centers - shift)
+        return Problem(features, centers, None, None, None, shift)
+    return Problem(features, centers, labels, order, offsets, shift)

@@ -36,12 +36,12 @@ void set_rounding_products(int value) { emu::rounding_products = value != 0; }
 const char* last_message() { return emu::message.c_str(); }
 
 int flow_alignment(const void* features, int dtype, int64_t stride, const int64_t* order, const int64_t* offsets,
-                   const float* centers, const float* shift, int64_t classes, int64_t dims, int kind, float eps,
-                   float alpha, float* loss, float* rows, float* columns, int fused) {
+                   const float* centers, const float* shift, const float* anchor, int64_t classes, int64_t dims,
+                   int kind, float eps, float weight, float* loss, float* rows, float* columns, int fused) {
   {
     Memory work(sfm::flow_alignment_workspace_bytes(classes, dims));
-    sfm::flow_alignment(view(features, dtype, stride, order, offsets), centers, shift, classes, dims, kind, eps, alpha,
-                        loss, rows, columns, work.data, fused != 0, nullptr);
+    sfm::flow_alignment(view(features, dtype, stride, order, offsets), centers, shift, anchor, classes, dims, kind, eps,
+                        weight, loss, rows, columns, work.data, fused != 0, nullptr);
   }
   return finish();
 }

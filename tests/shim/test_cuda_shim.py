@@ -12,23 +12,28 @@ import torch
 from shim_calls import DTYPES, ROUNDING, Call, Problem, build, make
 from torch import Tensor
 
+from sfm_fast.losses.evaluate import Constants, prepare
 from sfm_fast.reference import flow_alignment as reference
 
+# Names of tests/definitions.py: alignment and metric.
 KINDS = {
-    "global": (0, "global", "cosine"),
-    "class": (1, "class", "cosine"),
-    "mse": (2, "global", "mse"),
-    "pair_mse": (3, "pair", "mse"),
+    "global": ("global", "cosine"),
+    "class": ("class", "cosine"),
+    "mse": ("global", "mse"),
+    "pair_mse": ("pair", "mse"),
+    "anchored": ("anchored", "cosine"),
+    "anchored-lengths": ("anchored-lengths", "cosine"),
 }
+ALPHA = 0.3
+WEIGHTS = {"decoupled": ALPHA, "anchored-lengths": definitions.LENGTH_WEIGHT}
 
 
 def flow(
     shim: ctypes.CDLL,
     problem: Problem,
-    kind: int,
+    kind: str,
     upstream: float | None = None,
     eps: float = 1e-8,
-    alpha: float = 0.3,
     off: int = 0,
     fused: bool = True,
 ) -> tuple[Tensor, Tensor]:
@@ -39,19 +44,21 @@ def flow(
     call = Call(shim)
     classes, dims = problem.centers.shape
     upstream = float(classes * dims) if upstream is None else upstream
-    centers = problem.shifted if kind == 4 else problem.shifted - problem.shifted.double().mean(0).float()
+    number, anchor, constants = NUMBERS[kind], None, prepared(problem, kind)
     features, centers, shift = (
         call.place(problem.features, off),
-        call.place(centers, off),
-        call.place(problem.shift, off),
+        call.place(constants.rows, off),
+        call.place(constants.shift, off),
     )
+    if constants.anchor is not None:
+        anchor = call.place(constants.anchor.float(), off)
     order = None if problem.order is None else call.place(problem.order)
     offsets = None if problem.offsets is None else call.place(problem.offsets)
-    count = classes if kind == 1 else 1
+    count = classes if number in reference.PER_CLASS else 1
     loss, rows, columns = call.poisoned((1,)), call.poisoned((2, count)), call.poisoned((2, dims), shift=off)
     common = (features, DTYPES[features.dtype], features.stride(0), order, offsets, centers, shift)
     call.run(
-        "flow_alignment", *common, classes, dims, kind, eps, alpha, loss, rows, columns, fused,
+        "flow_alignment", *common, anchor, classes, dims, number, eps, WEIGHTS.get(kind, 0.0), loss, rows, columns, fused,
         writes=(loss, rows, columns),
     )  # fmt: skip
     grad_output, gradient = (
@@ -63,12 +70,20 @@ def flow(
     return loss[0].clone(), gradient.clone()
 
 
-def defined(problem: Problem, kind: str, eps: float = 1e-8, alpha: float = 0.3) -> tuple[Tensor, Tensor]:
+def prepared(problem: Problem, kind: str) -> Constants:
+    """What the package hands to the operation."""
+    alignment = "decoupled" if kind == "decoupled" else KINDS[kind][0]
+    if alignment == "anchored-lengths":
+        return prepare(problem.centers, "anchored", definitions.anchor_of(problem.centers))
+    return prepare(problem.centers, alignment)
+
+
+def defined(problem: Problem, kind: str, eps: float = 1e-8) -> tuple[Tensor, Tensor]:
     features = problem.features.double().requires_grad_()
     if kind == "decoupled":
-        loss = definitions.decoupled(features, problem.centers, problem.labels, alpha)
+        loss = definitions.decoupled(features, problem.centers, problem.labels, ALPHA)
     else:
-        loss = definitions.flow_alignment(features, problem.centers, problem.labels, *KINDS[kind][1:], eps)
+        loss = definitions.flow_alignment(features, problem.centers, problem.labels, *KINDS[kind], eps)
     (gradient,) = torch.autograd.grad(loss, features)
     return loss.detach(), gradient * problem.centers.numel()
 
@@ -85,7 +100,8 @@ def assert_flow(
     assert ((gradient.double() - expected_gradient).abs() <= bound).all()
 
 
-NUMBERS = {name: number for name, (number, *_) in KINDS.items()} | {"decoupled": 4}
+NUMBERS = {kind: reference.KINDS[name.removesuffix("-lengths"), metric] for kind, (name, metric) in KINDS.items()}
+NUMBERS["decoupled"] = reference.DECOUPLED
 
 
 @pytest.mark.parametrize("kind", NUMBERS)
@@ -96,7 +112,7 @@ def test_flow_alignment(shim: ctypes.CDLL, kind: str, labelled: bool, classes: i
         problem = make(classes, dims, dtype, labelled)
         expected = defined(problem, kind)
         for fused in (True, False):
-            assert_flow(flow(shim, problem, NUMBERS[kind], fused=fused), expected, dtype)
+            assert_flow(flow(shim, problem, kind, fused=fused), expected, dtype)
 
 
 @pytest.mark.parametrize("kind", NUMBERS)
@@ -104,15 +120,22 @@ def test_flow_alignment(shim: ctypes.CDLL, kind: str, labelled: bool, classes: i
 def test_many_classes(both_orders: ctypes.CDLL, kind: str, fused: bool) -> None:
     """Several chunks and tiles; the same bits again, and in the other order of threads."""
     problem = make(60, 136, labelled=True)
-    first = flow(both_orders, problem, NUMBERS[kind], fused=fused)
+    first = flow(both_orders, problem, kind, fused=fused)
     assert_flow(first, defined(problem, kind), torch.float32)
     both_orders.set_reversed(0)
-    for one, two in zip(first, flow(both_orders, problem, NUMBERS[kind], fused=fused), strict=True):
+    for one, two in zip(first, flow(both_orders, problem, kind, fused=fused), strict=True):
         assert torch.equal(one, two)
 
 
 @pytest.mark.parametrize(
-    ("kind", "classes", "dims"), [("class", 8211, 3), ("global", 90, 32769), ("mse", 90, 32769), ("decoupled", 8211, 2)]
+    ("kind", "classes", "dims"),
+    [
+        ("class", 8211, 3),
+        ("anchored-lengths", 8211, 3),
+        ("global", 90, 32769),
+        ("mse", 90, 32769),
+        ("decoupled", 8211, 2),
+    ],
 )
 def test_long_chunks(both_orders: ctypes.CDLL, kind: str, classes: int, dims: int) -> None:
     """Shapes at which a block takes many classes in turn; the definitions would take hours, so the float64 reference."""
@@ -121,13 +144,16 @@ def test_long_chunks(both_orders: ctypes.CDLL, kind: str, classes: int, dims: in
     centers, means = problem.centers.double() - problem.shift.double(), features - problem.shift.double()
     centred = reference.centre_rows(centers)
     if kind == "decoupled":
-        loss = reference.decoupled_mse(centers, means, 0.3)
+        loss = reference.decoupled_mse(centers, means, ALPHA)
+    elif kind == "anchored-lengths":
+        anchor = definitions.anchor_of(problem.centers.double()) - problem.shift.double()
+        loss = reference.anchored_cosine(centers - anchor, means - anchor, 1e-8, definitions.LENGTH_WEIGHT)
     elif kind == "mse":
         loss = reference.flow_mse(centred, means)
     else:
         loss = {"class": reference.class_cosine, "global": reference.global_cosine}[kind](centred, means, 1e-8)
     (gradient,) = torch.autograd.grad(loss, features)
-    result = flow(both_orders, problem, NUMBERS[kind])
+    result = flow(both_orders, problem, kind)
     assert_flow(result, (loss.detach(), gradient * classes * dims), torch.float32)
 
 
@@ -143,20 +169,18 @@ def test_layouts(shim: ctypes.CDLL, kind: str, layout: str) -> None:
         wide = torch.full((11, 32 if layout == "row_stride" else 29), float("nan"))
         wide[:, :24] = problem.features
         problem.features = wide[:, :24]
-    assert_flow(
-        flow(shim, problem, NUMBERS[kind], off=int(layout == "misaligned")), defined(problem, kind), torch.float32
-    )
+    assert_flow(flow(shim, problem, kind, off=int(layout == "misaligned")), defined(problem, kind), torch.float32)
 
 
 @pytest.mark.parametrize("kind", NUMBERS)
 def test_common_mean(shim: ctypes.CDLL, kind: str) -> None:
     """A mean 1000 times the spread: the inputs are exact in float32, the shift comes off before anything is summed."""
     problem = make(13, 48, labelled=True, mean=1000.0)
-    assert_flow(flow(shim, problem, NUMBERS[kind]), defined(problem, kind), torch.float32, slack=20)
+    assert_flow(flow(shim, problem, kind), defined(problem, kind), torch.float32, slack=20)
 
 
 def assert_close_rows(shim: ctypes.CDLL, problem: Problem, kind: str, gradient_bound: float = 1e-4) -> None:
-    (loss, gradient), (expected, expected_gradient) = flow(shim, problem, NUMBERS[kind]), defined(problem, kind)
+    (loss, gradient), (expected, expected_gradient) = flow(shim, problem, kind), defined(problem, kind)
     assert (loss.double() - expected).abs() <= 1e-5 * expected.abs().clamp(max=1)
     assert (gradient.double() - expected_gradient).norm() <= gradient_bound * expected_gradient.norm()
 
@@ -194,7 +218,7 @@ def test_identical_rows(shim: ctypes.CDLL, kind: str, labelled: bool) -> None:
     """Exactly no flow, whatever the row and at any eps."""
     problem = make(40, 32, labelled=labelled)
     problem.features = (problem.features[:1] + 3).repeat(len(problem.features), 1)
-    loss, gradient = flow(shim, problem, NUMBERS[kind])
+    loss, gradient = flow(shim, problem, kind)
     assert loss == 1
     assert (gradient == 0).all()
 
@@ -204,15 +228,15 @@ def test_identical_rows(shim: ctypes.CDLL, kind: str, labelled: bool) -> None:
 def test_not_finite(shim: ctypes.CDLL, kind: str, value: float) -> None:
     problem = make(10, 20, labelled=True)
     problem.features[3, 7] = value
-    loss, _ = flow(shim, problem, NUMBERS[kind])
-    assert loss.isnan() or (kind not in ("global", "class") and loss.isinf())
+    loss, _ = flow(shim, problem, kind)
+    assert loss.isnan() or (kind in ("mse", "pair_mse", "decoupled") and loss.isinf())
 
 
 @pytest.mark.parametrize("kind", ["global", "class"])
 def test_short_flows(shim: ctypes.CDLL, kind: str) -> None:
     problem = make(6, 16)
     problem.features = torch.ones(6, 16)
-    loss, gradient = flow(shim, problem, NUMBERS[kind], eps=0.1)
+    loss, gradient = flow(shim, problem, kind, eps=0.1)
     assert loss == 1
     assert (gradient == 0).all()
 
@@ -220,8 +244,8 @@ def test_short_flows(shim: ctypes.CDLL, kind: str) -> None:
 def test_upstream_gradient(shim: ctypes.CDLL) -> None:
     problem = make(8, 12, labelled=True)
     for kind in NUMBERS:
-        _, one = flow(shim, problem, NUMBERS[kind], upstream=1.0)
-        _, scaled = flow(shim, problem, NUMBERS[kind], upstream=-2.0)
+        _, one = flow(shim, problem, kind, upstream=1.0)
+        _, scaled = flow(shim, problem, kind, upstream=-2.0)
         assert torch.equal(scaled, -2 * one)
 
 
@@ -230,7 +254,7 @@ def test_empty_class(shim: ctypes.CDLL, kind: str) -> None:
     problem = make(5, 8, labelled=True)
     assert problem.offsets is not None
     problem.offsets[3] = problem.offsets[2]  # class 2 loses its items to class 3
-    assert flow(shim, problem, NUMBERS[kind])[0].isnan()
+    assert flow(shim, problem, kind)[0].isnan()
 
 
 @pytest.mark.parametrize("kind", NUMBERS)
@@ -242,7 +266,7 @@ def test_empty_first_class(shim: ctypes.CDLL, kind: str, items: str) -> None:
     problem.offsets[1] = 0
     if items == "none":
         problem.features, problem.order, problem.offsets = torch.empty(0, 8), None, torch.zeros(6, dtype=torch.int64)
-    assert flow(shim, problem, NUMBERS[kind])[0].isnan()
+    assert flow(shim, problem, kind)[0].isnan()
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -279,4 +303,4 @@ def test_missing_barriers_are_noticed_here_too(tmp_path: Path) -> None:
     if shutil.which("g++") is None:
         pytest.skip("needs g++")
     broken = build(tmp_path / "broken.so", "-DSFM_SHIM_NO_BARRIERS")
-    assert not torch.isfinite(flow(broken, make(40, 40), 0)[0])
+    assert not torch.isfinite(flow(broken, make(40, 40), "global")[0])

@@ -19,7 +19,7 @@ import sys, torch
 torch.set_num_threads(2)
 torch.ops.load_library(sys.argv[1])
 ops = torch.ops.sfm_fast
-for classes, dim in ((2, 1), (3, 5), (17, 33), (70, 100), (300, 129)):
+for classes, dim in ((1, 3), (2, 1), (3, 5), (17, 33), (70, 100), (300, 129)):
     items = classes + 7
     labels = torch.cat([torch.arange(classes), torch.arange(7) % classes])
     ordered, order = labels.sort(stable=True)
@@ -30,9 +30,12 @@ for classes, dim in ((2, 1), (3, 5), (17, 33), (70, 100), (300, 129)):
             features = features.to(dtype)
             means = ops.class_means(features, *segments, shift)
             ops.class_means_backward(means, *segments, len(features), dtype)
-            for kind in range(5):
-                _, rows, columns = ops.flow_alignment(features, *segments, centers, shift, kind, 1e-8, 0.5)
+            for kind in range(6) if classes > 1 else (5,):
+                anchor = torch.randn(dim) if kind == 5 else None
+                _, rows, columns = ops.flow_alignment(features, *segments, centers, shift, anchor, kind, 1e-8, 0.5)
                 ops.flow_alignment_backward(torch.tensor(1.0), features, *segments, centers, shift, rows, columns)
+    if classes == 1:
+        continue
     groups = torch.arange(classes) // 2
     ops.pair_alignment(centers, means, None, 0, classes, 1e-8, True, False)
     ops.pair_alignment(centers, means, groups, classes // 3, classes - 1, 1e-8, True, False)

@@ -25,7 +25,7 @@ FLAGS = ("-std=c++17", "-O3", "-Xcompiler", "-fPIC")
 TYPES = {"float": "float32", "sfm::Bfloat16": "bfloat16", "sfm::Float16": "float16"}
 
 # What a kernel's bool parameter says, false and true; of pairs, the precision.
-SWITCHES = {"flow_sums": ("", "fused"), "render_images": ("", "quads")}
+SWITCHES = {"flow_sums": ("", "fused"), "flow_classes": ("", "anchored"), "render_images": ("", "quads")}
 
 # Dynamic shared memory is chosen at the launch; a program prints what the launchers of the pair kernels ask for, and the
 # backward of the rendering for RGB canvases of 256 and, with 4 columns a thread, 1024 pixels.

@@ -23,6 +23,7 @@ from triton.compiler import ASTSource, make_backend
 from triton.runtime.jit import JITFunction, create_function_from_signature
 
 from sfm_fast.kernels import augment, class_means, flow_alignment, pair_alignment, render, segments
+from sfm_fast.reference import flow_alignment as reference
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -38,15 +39,18 @@ def _meta(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _flow(kind: int, dtype: torch.dtype, labels: bool, forward: bool, classes: int = CLASSES) -> None:
+def _flow(
+    kind: int, dtype: torch.dtype, labels: bool, forward: bool, classes: int = CLASSES, weight: float = 0.5
+) -> None:
     features = _meta(ITEMS if labels else classes, DIM, dtype=dtype)
     order = _meta(ITEMS, dtype=torch.int64) if labels else None
     offsets = _meta(classes + 1, dtype=torch.int64) if labels else None
     centers, shift = _meta(classes, DIM), _meta(DIM)
+    anchor = _meta(DIM) if kind == reference.ANCHORED else None
     if forward:
-        flow_alignment.flow_alignment(features, order, offsets, centers, shift, kind, 1e-8, 0.5)
+        flow_alignment.flow_alignment(features, order, offsets, centers, shift, anchor, kind, 1e-8, weight)
     else:
-        rows, columns = _meta(2, classes if kind == 1 else 1), _meta(2, DIM)
+        rows, columns = _meta(2, classes if kind in reference.PER_CLASS else 1), _meta(2, DIM)
         flow_alignment.flow_alignment_backward(_meta(), features, order, offsets, centers, shift, rows, columns)
 
 
@@ -90,6 +94,8 @@ CALLS: dict[str, Callable[[], None]] = {
     "global fp32": lambda: _flow(0, FP32, False, True),
     "global bf16 labels": lambda: _flow(0, BF16, True, True),
     "class bf16": lambda: _flow(1, BF16, False, True),
+    "anchored bf16": lambda: _flow(5, BF16, False, True, weight=0.0),
+    "anchored bf16, lengths": lambda: _flow(5, BF16, False, True),
     "decoupled bf16": lambda: _flow(4, BF16, False, True),
     "bf16": lambda: _flow(0, BF16, False, False),
     "fp32": lambda: _flow(0, FP32, False, False),
