@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 from sfm_fast.backbones.names import DEFAULT
 from sfm_fast.data.spec import EMBEDDED
+from sfm_fast.settings import ALIGNMENTS
 
 from .names import PRESETS as PRESETS
 from .names import SUITES as SUITES
@@ -42,16 +43,19 @@ LOSS_SHAPES: dict[str, tuple[LossShape, ...]] = {
             LossShape("global", 21_841, 1024),
             *_losses("class", (10, 100, 1000, 10_000), (384, 1024)),
             LossShape("class", 1000, 768, 10),
+            LossShape("anchored", 1000, 768),
+            LossShape("anchored", 1000, 768, 10),
             *_losses("pair", (10, 100, 1000, 4000), (384, 1024)),
         ),
     ),
     # The most useful shapes for a few minutes on a GPU.
-    "imagenet-100": tuple(LossShape(alignment, 100, 768) for alignment in ("global", "class", "pair")),
+    "imagenet-100": tuple(LossShape(alignment, 100, 768) for alignment in ALIGNMENTS),
     "imagenet-1k": (
         LossShape("global", 1000, 768, compiled=True),
         LossShape("global", 21_841, 1024),
         LossShape("global", 200_000, 1024),
         LossShape("class", 21_841, 1024),
+        LossShape("anchored", 21_841, 1024),
         LossShape("pair", 1000, 768, compiled=True),
         LossShape("pair", 21_841, 1024),
     ),
@@ -59,7 +63,7 @@ LOSS_SHAPES: dict[str, tuple[LossShape, ...]] = {
         ("global 10x384", "global 1000x768", "global 21841x1024", "class 1000x768", "pair 10x384", "pair 1000x768"),
         tuple(
             LossShape(alignment, classes, dim, ipc, keops=alignment == "pair" and (classes, dim) in ((10, 384), (1000, 768)))
-            for alignment in ("global", "class", "pair")
+            for alignment in ALIGNMENTS
             for classes in (10, 100, 1000, 10_000, 21_841)
             for dim in (384, 768, 1024)
             for ipc in ((1, 10) if alignment != "pair" else (1,))

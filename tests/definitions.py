@@ -46,7 +46,8 @@ def cosine(f: Tensor, g: Tensor, eps: float) -> Tensor:
 
 
 def anchor_of(centers: Tensor) -> Tensor:
-    """A point for "anchored-lengths" that isn't the centres' mean, and is of about the distance of a centre from it."""
+    """A point for "anchored-lengths" away from the centres' mean: float64, so that the part that float32 can't hold isn't 0."""
+    centers = centers.double()
     return centers.mean(0) + 0.25 * (centers[0] - centers[1])
 
 

@@ -131,9 +131,7 @@ def loss_case(
         return run
 
     cells, wide = shape.classes * shape.dim, features.element_size()
-    passes = {"global": 2, "class": 3, "pair": 2}[
-        shape.alignment
-    ]  # reads of features and centres; one write of the gradient
+    passes = 3 if shape.alignment == "class" else 2  # reads of features and centres; one write of the gradient
     name = f"{shape.name} {str(dtype).removeprefix('torch.')}"
     if shape.alignment != "pair":
         close = 1e-3 if dtype == torch.float32 else 1e-2
@@ -212,6 +210,7 @@ def cases(device: torch.device) -> Iterator[Callable[[], Iterator[Case]]]:
     yield losses("global", 1000, 768)
     yield losses("global", 21_841, 1024)
     yield losses("class", 21_841, 1024)
+    yield losses("anchored", 21_841, 1024)
     yield losses("pair", 1000, 768, precision="highest")
     yield losses("global", 200_000, 1024)
     yield losses("global", 21_841, 1024, dtype=torch.bfloat16)

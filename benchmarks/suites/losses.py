@@ -79,7 +79,7 @@ def _baselines(shape: LossShape, centers: Tensor) -> dict[str, Entry]:
             # The centres' part once, as in ours, but in the first call, since it may run out of memory.
             constants, gram = functools.cache(lambda: baseline.gram_constants(centers)), wrap(baseline.gram_pair)
             return Entry(lambda features, labels: gram(features, constants(), labels), compiled=compiled)
-        eager = wrap(baseline.paper_global if shape.alignment == "global" else baseline.paper_class)
+        eager = wrap(baseline.EAGER[shape.alignment])
         return Entry(lambda features, labels: eager(features, centers, labels), compiled=compiled)
 
     every = {name: entry(compiled=False)}

@@ -33,8 +33,7 @@ def loss_calls(shape: LossShape):
     leaf = features.requires_grad_()
     ours = sfm_fast.FlowAlignmentLoss(centers, alignment=shape.alignment, backend="cpu")
     real = flow_alignment.gram_constants(centers) if shape.alignment == "pair" else centers
-    names = {"global": "paper_global", "class": "paper_class", "pair": "gram_pair"}
-    eager = getattr(flow_alignment, names[shape.alignment])
+    eager = (flow_alignment.EAGER | {"pair": flow_alignment.gram_pair})[shape.alignment]
     return (
         lambda: torch.autograd.grad(ours(leaf, labels), leaf),
         lambda: torch.autograd.grad(eager(leaf, real, labels), leaf),
@@ -57,6 +56,7 @@ def image_calls(shape: ImageShape):
         # The gradient, C x D numbers, and little else.
         (LossShape("global", 1000, 768), 1.01 * 4 * 1000 * 768),
         (LossShape("class", 1000, 768), 1.01 * 4 * 1000 * 768),
+        (LossShape("anchored", 1000, 768), 1.01 * 4 * 1000 * 768),
         (LossShape("global", 500, 768, 4), 1.01 * 4 * 2000 * 768),
         # Centred means, their gradient and tiles: never the 4 MB of one C x C matrix more.
         (LossShape("pair", 1000, 384), 3.0 * 4 * 1000 * 384),

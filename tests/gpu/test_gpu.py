@@ -11,16 +11,14 @@ import definitions
 import pytest
 import torch
 from cases.losses import LOSS_CASES
-from definitions import value_and_gradient
+from definitions import KINDS, NAMES, value_and_gradient
 from gpu_device import BACKENDS, DEVICE, DRY_RUN, DTYPES, moved, needs_device, needs_gpu
 
 import sfm_fast
 from sfm_fast.measure.memory import peak_memory
 from sfm_fast.measure.timing import captured
-from sfm_fast.ops.backends import ALIGNMENTS, METRICS
 
 pytestmark = needs_device
-KINDS = [(alignment, metric) for alignment in ALIGNMENTS for metric in METRICS]
 
 
 def on_gpu(case, dtype):
@@ -43,9 +41,7 @@ def test_as_accurate_as_torch(case, alignment, metric, dtype, backend):
 
     def run(which):
         return value_and_gradient(
-            lambda z: sfm_fast.flow_alignment_loss(
-                z, centers, labels, alignment=alignment, metric=metric, backend=which
-            ),
+            lambda z: definitions.loss(z, centers, labels, alignment=alignment, metric=metric, backend=which),
             features,
         )
 
@@ -72,6 +68,23 @@ def test_decoupled(backend, alpha):
     )
     torch.testing.assert_close(loss.double(), expected, rtol=1e-5, atol=1e-7)
     assert (gradient - expected_gradient).norm() <= 1e-5 * expected_gradient.norm()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_single_class(backend):
+    features, centers, _ = on_gpu(LOSS_CASES[5], torch.float32)
+    anchor = definitions.anchor_of(centers)
+
+    def run(which, z):
+        one = sfm_fast.anchored_flow_loss(z, centers[:1], anchor=anchor, length_weight=0.7, backend=which)
+        return one + sfm_fast.decoupled_flow_loss(z, centers[:1], backend=which)
+
+    (exact, exact_gradient), (loss, gradient) = (
+        value_and_gradient(lambda z: run("torch", z), features[:1].double()),
+        value_and_gradient(lambda z: run(backend, z), features[:1]),
+    )
+    assert (loss - exact).abs() <= 1e-5 * exact
+    assert (gradient - exact_gradient).norm() <= 1e-5 * exact_gradient.norm()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -124,13 +137,13 @@ def test_clusters_of_close_classes(backend):
 
 @needs_gpu
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", NAMES)
 @pytest.mark.parametrize("labelled", [False, True])
 def test_cuda_graph(backend, alignment, labelled):
     features, centers, labels = on_gpu(LOSS_CASES[5], torch.float32)
     if not labelled:
         features, labels = features[:10].contiguous(), None
-    module = sfm_fast.FlowAlignmentLoss(centers, alignment=alignment, backend=backend)
+    module = definitions.module(centers, alignment=alignment, backend=backend)
     static = features.clone().requires_grad_()
 
     def step():
@@ -149,7 +162,7 @@ def test_cuda_graph(backend, alignment, labelled):
 
 @needs_gpu
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", NAMES)
 def test_same_bits_on_every_run_and_stream(backend, alignment):
     generator = torch.Generator().manual_seed(2)
     centers, features = (
@@ -157,7 +170,7 @@ def test_same_bits_on_every_run_and_stream(backend, alignment):
         torch.randn(1500, 256, generator=generator).to(DEVICE),
     )
     labels = torch.cat([torch.arange(700), torch.randint(0, 700, (800,), generator=generator)]).to(DEVICE)
-    module = sfm_fast.FlowAlignmentLoss(centers, alignment=alignment, backend=backend)
+    module = definitions.module(centers, alignment=alignment, backend=backend)
     first = value_and_gradient(lambda z: module(z, labels), features)
     for stream in (torch.cuda.current_stream(), torch.cuda.Stream(), torch.cuda.Stream()):
         stream.wait_stream(torch.cuda.current_stream())
@@ -169,12 +182,12 @@ def test_same_bits_on_every_run_and_stream(backend, alignment):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("alignment", ALIGNMENTS)
+@pytest.mark.parametrize("alignment", NAMES)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_nan_in_nan_out(backend, alignment, bad):
     features, centers, labels = on_gpu(LOSS_CASES[5], torch.float32)
     features[3, 2] = bad
-    assert sfm_fast.flow_alignment_loss(features, centers, labels, alignment=alignment, backend=backend).isnan()
+    assert definitions.loss(features, centers, labels, alignment=alignment, backend=backend).isnan()
 
 
 @needs_gpu
