@@ -90,7 +90,7 @@ class DistillConfig(_MethodOptions):
     )
     level: str = option(
         "class",
-        "for sfm and sfm-decoupled: match the mean of a class's images with the class mean, or each image with one of the class's k-means centres, of which there are --ipc",
+        "for sfm and its variants: match the mean of a class's images with the class mean, or each image with one of the class's k-means centres, of which there are --ipc",
         choices=LEVELS,
     )
     centers: str = option(

@@ -101,7 +101,7 @@ def test_statistics_must_hold_as_many_centres_as_images() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"method": "lgm"}, "level 'cluster' is for sfm and sfm-decoupled"),
+        ({"method": "lgm"}, "level 'cluster' is for sfm, sfm-decoupled and sfm-anchored"),
         ({"method": "sfm-decoupled", "alpha": 0.5}, "alpha must be 1 with .* got 0.5"),
         ({"method": "sfm"}, "alignment must be 'pair' .* got 'global'"),
         ({"method": "sfm-decoupled", "level": "image"}, "level must be one of"),

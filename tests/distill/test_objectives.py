@@ -24,7 +24,13 @@ def given():
 
 
 @pytest.mark.parametrize(
-    "options", [{"method": "sfm"}, {"method": "sfm-decoupled"}, {"method": "sfm-decoupled", "alpha": 0.5}]
+    "options",
+    [
+        {"method": "sfm"},
+        {"method": "sfm-decoupled"},
+        {"method": "sfm-decoupled", "alpha": 0.5},
+        {"method": "sfm-anchored"},
+    ],
 )
 def test_a_separable_loss_is_a_sum_over_classes(given, options):
     """The gradient of a class's features doesn't change with those of the others, exactly where the method says so."""
