@@ -232,7 +232,7 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
           load<VEC>(centers + (base + w) * dims + column, a);
           class_mean<VEC>(rows, base + w, column, offset, t);
           const float p = block_factors[w * 2], q = block_factors[w * 2 + 1];
-  #pragma unroll
+#pragma unroll
           for (int k = 0; k < VEC; ++k) sum[k] += p * a[k] + q * (t[k] - centre[k]);
         }
         store<VEC>(partial + column, sum);

@@ -17,11 +17,6 @@ class _Watched(NamedTuple):
     state: tuple[Any, ...]
     contents: Tensor | None
 
-    def unchanged(self, tensor: Tensor) -> bool:
-        if self.owner() is not tensor or self.state != _state(tensor):
-            return False
-        return self.contents is None or torch.equal(tensor, self.contents)
-
 
 class _Entry(NamedTuple):
     watched: tuple[_Watched, ...]
@@ -48,21 +43,35 @@ class TensorCache(Generic[Value]):
     def __call__(self, *arguments: Any) -> Value:
         if torch.compiler.is_compiling():
             return self.compute(*arguments)
-        tensors = [argument for argument in arguments if isinstance(argument, Tensor)]
-        if not all(map(_plain, tensors)):
-            return self.compute(*arguments)
-        name = tuple(id(argument) if isinstance(argument, Tensor) else argument for argument in arguments)
+        # Loops instead of comprehensions and methods, since this is a good part of what a call of a small loss takes.
+        tensors: list[Tensor] = []
+        values: list[Any] = []
+        for argument in arguments:
+            if isinstance(argument, Tensor):
+                if not _plain(argument):
+                    return self.compute(*arguments)
+                tensors.append(argument)
+                values.append(id(argument))
+            else:
+                values.append(argument)
+        name = tuple(values)
         entry = self._entries.get(name)
-        if entry is not None and all(map(_Watched.unchanged, entry.watched, tensors)):
-            value: Value = entry.value
-            return value
+        if entry is not None:
+            for tensor, (owner, state, contents) in zip(tensors, entry.watched, strict=True):
+                if owner() is not tensor or state != _state(tensor):
+                    break
+                if contents is not None and not torch.equal(tensor, contents):
+                    break
+            else:
+                value: Value = entry.value
+                return value
         # Not as inference tensors, which autograd couldn't save in later calls.
         with torch.inference_mode(False), torch.no_grad():
-            contents = [tensor.detach().clone() if tensor.device.type == "cpu" else None for tensor in tensors]
+            copies = [tensor.detach().clone() if tensor.device.type == "cpu" else None for tensor in tensors]
             value = self.compute(*arguments)
         watched = tuple(
-            _Watched(weakref.ref(tensor, lambda _: self._entries.pop(name, None)), _state(tensor), content)
-            for tensor, content in zip(tensors, contents, strict=True)
+            _Watched(weakref.ref(tensor, lambda _: self._entries.pop(name, None)), _state(tensor), copied)
+            for tensor, copied in zip(tensors, copies, strict=True)
         )
         self._entries[name] = _Entry(watched, value)
         return value

@@ -52,7 +52,8 @@ sfm_fast.flow_alignment_loss(torch.randn(3, 4), torch.randn(3, 4))
 spans = [line.split()[0].split("-") for line in open("/proc/self/maps") if line.rstrip().endswith(sys.argv[1])]
 assert spans, "the library isn't loaded"
 low, high = min(int(a, 16) for a, _ in spans), max(int(b, 16) for _, b in spans)
-for shape in (LossShape("global", 2000, 1024, 3), LossShape("class", 2000, 1024), LossShape("pair", 700, 768), ImageShape(6, 256, 224)):
+losses = LossShape("global", 2000, 1024, 3), LossShape("class", 2000, 1024), LossShape("anchored", 2000, 1024), LossShape("pair", 700, 768)
+for shape in (*losses, ImageShape(6, 256, 224)):
     if isinstance(shape, LossShape):
         features, centers, labels = shape.inputs(torch.device("cpu"))
         made = features.requires_grad_()
@@ -79,5 +80,5 @@ def test_scratch_past_the_allocator_is_small(tmp_path):
     done = subprocess.run([sys.executable, "-c", RUN, str(found)], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     peaks = {name: int(count) for name, count in (line.split(";") for line in done.stdout.splitlines())}
-    assert len(peaks) == 4
+    assert len(peaks) == 5
     assert all(0 < count < 1 << 20 for count in peaks.values()), peaks
