@@ -21,7 +21,7 @@ CASE = ("odd", torch.float32, "global", "cosine")
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Filled with one case; ``definitions.expected`` remembers nothing."""
-    assert expected.fill(tmp_path, ["odd"]) == 18
+    assert expected.fill(tmp_path, ["odd"]) == 24
     monkeypatch.setenv(expected_cache.VARIABLE, str(tmp_path))
     definitions.expected.cache_clear()
     yield tmp_path
@@ -112,9 +112,9 @@ def test_without_a_folder_nothing_is_read_or_written(monkeypatch, computed, tmp_
 def test_the_command(tmp_path, monkeypatch):
     script = Path(expected.__file__)
     code = f"import sys; sys.path.insert(0, {str(script.parent)!r}); import expected; expected.LOSS_CASES = expected.LOSS_CASES[:1]; expected.main()"
-    for made in (18, 0):
+    for made in (24, 0):
         done = subprocess.run(
             [sys.executable, "-P", "-c", code, str(tmp_path / "kept")], capture_output=True, text=True
         )
         assert done.stdout == f"{made} new files in {tmp_path / 'kept'}\n", done.stderr
-    assert len(list((tmp_path / "kept").glob("*.pt"))) == 18
+    assert len(list((tmp_path / "kept").glob("*.pt"))) == 24

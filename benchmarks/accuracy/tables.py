@@ -80,7 +80,7 @@ def full_tables(result: Result) -> str:
                     cells.append([label, *(_cell(by_pair.get((a, b))) for a in names for b in names)])
             if not cells:
                 continue
-            header = ["trained on", *(f"{_short(a)} → {_short(b)}" for a in names for b in names)]
+            header = ["trained on", *(f"{short_name(a)} → {short_name(b)}" for a in names for b in names)]
             plural = "image" if ipc == 1 else "images"
             parts.append(f"### {ipc} {plural} a class: {title}\n\n{text_table(header, cells)}")
     return "\n\n".join(parts)
@@ -96,7 +96,7 @@ def stored_table(result: Result) -> str:
         seen.add(pair)
         cells.append(
             [
-                f"{_short(pair[0])} → {_short(pair[1])}",
+                f"{short_name(pair[0])} → {short_name(pair[1])}",
                 f"{row['parameters']:,}",
                 f"{row['bytes_fp32'] / 1e6:.2f} MB",
                 f"{row['bytes_bf16'] / 1e6:.2f} MB",
@@ -125,12 +125,12 @@ def verdicts(result: Result) -> str:
                 a, b = (points(one, ipc, "probe", (phi, phi)) for one in (label, other))
                 if a is not None and b is not None:
                     met = a - b >= least if least else a - b > 0
-                    lines.append(_verdict(f"{label} against {other}", ipc, _short(phi), a - b, least, met))
+                    lines.append(_verdict(f"{label} against {other}", ipc, short_name(phi), a - b, least, met))
         for label in (OURS, LONG):
             for phi, psi in itertools.permutations(names, 2):
                 a, b = (points(label, ipc, mode, (phi, psi)) for mode in ("inherit", "probe"))
                 if a is not None and b is not None:
-                    pair = f"{_short(phi)} → {_short(psi)}"
+                    pair = f"{short_name(phi)} → {short_name(psi)}"
                     met = a - b >= INHERIT_GAIN
                     lines.append(_verdict(f"inherit against probe, {label}", ipc, pair, a - b, INHERIT_GAIN, met))
     return text_table(("claim", "images a class", "on", "wanted", "measured, points", ""), lines)
@@ -163,6 +163,6 @@ def _cell(row: Row | None) -> str:
     return "" if row is None else f"{100 * row['top1_mean']:.1f} ± {100 * row['top1_std']:.1f}"
 
 
-def _short(name: str) -> str:
+def short_name(name: str) -> str:
     """A backbone's name, short enough for a column."""
     return name.removeprefix("fashion_").removeprefix("tf_").removesuffix("_lite0")

@@ -158,6 +158,10 @@ def test_recommended_options_and_what_comes_after_them() -> None:
         min_area=0.5, noise=True
     )
     assert config("--method", "sfm", "--recommended").method == "sfm"
+    assert config("--method", "lgm", "--recommended").centers == "means"
+    assert config("--centers", "means", "--recommended").centers == "means"
+    with pytest.raises(InputError, match="method must be one of"):
+        DistillConfig.recommended(method="best")
 
 
 def test_the_plan_of_a_recommended_run_has_lgm_beside_it(tmp_path, capsys) -> None:
@@ -167,7 +171,10 @@ def test_the_plan_of_a_recommended_run_has_lgm_beside_it(tmp_path, capsys) -> No
     assert {row["method"] for row in rows} == {"sfm", "lgm"}
     advice = capsys.readouterr().out.strip().splitlines()[-1]
     for words in (
-        "--method sfm-decoupled",
+        "--method sfm-anchored",
+        "--centers discriminant",
+        "--length-weight 1.0",
+        "--lr 0.02",
         "--level cluster",
         "--average-last 0.25",
         "--min-area 0.3",

@@ -185,7 +185,7 @@ def test_the_command(tmp_path, capsys):
         (["--backbone", "vit_tinny"], "backbone must be"),
         (["--num-classes", "0"], "--num-classes must be at least 1"),
         (["--memory", "much"], "amount of memory"),
-        (["--method", "lgm"], "--method must be sfm"),
+        (["--method", "lgm"], "--method must be one of sfm, sfm-decoupled, sfm-anchored, got lgm"),
         (["--micro-batch", "0"], "--micro-batch must be at least 1"),
         (["--ipc", "0"], "ipc must be at least 1"),
         (["--num-classes", "1"], "at least 2"),
