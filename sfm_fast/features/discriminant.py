@@ -15,6 +15,7 @@ depends on mu only through mu - mu_bar, so a large common mean costs no digits. 
 from __future__ import annotations
 
 import math
+import numbers
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,7 @@ from ..errors import InputError
 
 COSINE = 0.85  # between the flows to the targets and those to the class means, for shrinkage "auto"
 LEAST, MOST = 1e-3, 1e4  # limits of shrinkage "auto"
+LARGEST = 1e6  # of shrinkage and scale
 
 
 def discriminant_centers(
@@ -31,13 +33,16 @@ def discriminant_centers(
 ) -> Tensor:
     """(C, D) float64 on the device of ``centers``, from class means (C, D) and the within-class covariance (D, D) of any float dtype.
 
-    shrinkage: lambda >= 0; "auto": see `choose_shrinkage`. scale: kappa > 0; "auto": 1.
-    Raises ``InputError`` for other values, and for shrinkage 0 with a singular covariance.
+    shrinkage: lambda in 0..1e6; "auto": see `choose_shrinkage`. scale: kappa above 0, up to 1e6; "auto": 1.
+    Raises ``InputError`` for other values, and for a shrinkage that leaves the covariance singular.
     """
     for name, value, zero in (("shrinkage", shrinkage, True), ("scale", scale, False)):
-        number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-        if value != "auto" and not (number and (float(value) > 0 or (zero and value == 0))):
-            raise InputError(f"{name} must be 'auto' or a number {'at least 0' if zero else 'above 0'}, got {value!r}")
+        if isinstance(value, str) and value == "auto":
+            continue
+        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+        if not number or not 0 <= value <= LARGEST or (value == 0 and not zero):  # type: ignore[operator]
+            least = "from 0" if zero else "above 0 and"
+            raise InputError(f"{name} must be 'auto' or a number {least} up to {LARGEST:g}, got {value!r}")
     # On the CPU, whose least squares finds the shortest solution of rank-deficient equations.
     means = centers.detach().double().cpu()
     mean = means.mean(0)
@@ -45,19 +50,20 @@ def discriminant_centers(
     length = torch.linalg.vector_norm(apart)
     if length == 0:
         return means.clone().to(centers.device)
+    apart /= length  # from here on in units in which the flows and the mean variance are 1, so that nothing overflows
     axes = _axes(within)
-    variances, vectors, average = axes
-    penalty = (_shrinkage(apart, axes) if shrinkage == "auto" else float(shrinkage)) * average
-    if penalty == 0 and variances[0] <= len(variances) * torch.finfo(within.dtype).eps * variances[-1]:
-        raise InputError(
-            "shrinkage must be above 0 for a singular covariance, such as that of fewer images than features, got 0"
+    penalty = _shrinkage(apart, axes) if isinstance(shrinkage, str) else float(shrinkage)
+    if axes.variances[0] + penalty <= 8 * torch.finfo(torch.float32).eps * axes.variances[-1]:
+        raise InputError(  # that is the covariance's own precision
+            "shrinkage must be larger for a singular covariance, as of fewer images than features or of features that depend on each "
+            f"other, got {shrinkage!r}"
         )
-    directions = apart @ (vectors / (variances.clamp(min=0) + penalty)) @ vectors.T
-    directions *= (1.0 if scale == "auto" else float(scale)) * length / torch.linalg.vector_norm(directions)
+    directions = apart @ (axes.vectors / (axes.variances + penalty)) @ axes.vectors.T
+    directions *= (1.0 if isinstance(scale, str) else float(scale)) / torch.linalg.vector_norm(directions)
     # These are kappa n A. The equations for d are multiplied by kappa n too.
     rule = ((apart - directions) * directions).sum(1, keepdim=True) / 2
     offset = torch.linalg.lstsq(directions - directions.mean(0), rule - rule.mean(), driver="gelsd").solution
-    targets: Tensor = mean + offset.squeeze(1) + directions
+    targets: Tensor = mean + length * (offset.squeeze(1) + directions)
     return targets.to(centers.device)
 
 
@@ -68,31 +74,33 @@ def choose_shrinkage(centers: Tensor, within: Tensor) -> float:
     their features. This angle bounds that distance in the same way for every backbone (docs/derivation.md shows accuracies).
     """
     means = centers.detach().double().cpu()
-    return _shrinkage(means - means.mean(0), _axes(within))
+    apart = means - means.mean(0)
+    return _shrinkage(apart / torch.linalg.vector_norm(apart), _axes(within))
 
 
 def _shrinkage(apart: Tensor, axes: _Axes) -> float:
-    variances, vectors, average = axes
-    energy = (apart @ vectors).square().sum(0)  # of the flows, on each axis
+    energy = (apart @ axes.vectors).square().sum(0)  # of the flows, on each axis
     low, high = math.log(LEAST), math.log(MOST)
     for _ in range(40):  # the cosine grows with lambda
         middle = (low + high) / 2
-        weights = 1 / (variances.clamp(min=0) + math.exp(middle) * average)
+        weights = 1 / (axes.variances + math.exp(middle))
         cosine = (energy * weights).sum() / (energy.sum() * (energy * weights.square()).sum()).sqrt()
         low, high = (low, middle) if cosine >= COSINE else (middle, high)
     return math.exp(high)
 
 
 class _Axes(NamedTuple):
-    """Eigenvalues (D,) of the covariance in ascending order, eigenvectors (D, D) and the mean eigenvalue."""
+    """Eigenvalues (D,) of the covariance divided by their mean, in ascending order, and eigenvectors (D, D)."""
 
     variances: Tensor
     vectors: Tensor
-    average: float
 
 
 def _axes(within: Tensor) -> _Axes:
     """The axes of the covariance, or those of the identity if no class has two different images."""
-    variances, vectors = torch.linalg.eigh(within.detach().double().cpu())
-    average = float(variances.mean())
-    return _Axes(variances, vectors, average) if average > 0 else _Axes(torch.ones_like(variances), vectors, 1.0)
+    covariance = within.detach().double().cpu()
+    average = covariance.diagonal().mean()
+    if average <= 0:
+        covariance, average = torch.eye(len(covariance), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    variances, vectors = torch.linalg.eigh(covariance / average)
+    return _Axes(variances.clamp(min=0), vectors)

@@ -35,11 +35,17 @@ class Scatter:
     def within(self, sums: Tensor, counts: Tensor) -> Tensor:
         """Pooled within-class covariance (D, D): the mean over all features of (x - mean of its class)(same)^T.
 
-        sums (C, D) float64 and counts (C,) of the classes; every class has a feature.
+        sums (C, D) float64 and counts (C,) of the classes; every class has a feature. Exactly 0 if it is no more than the rounding of
+        the total scatter, from which it is a difference, and of the means: no class has two different features then.
         """
         assert self.point is not None
         apart = (sums / counts.unsqueeze(1) - self.point) * counts.double().sqrt().unsqueeze(1)
-        within = torch.addmm(self.matrix, apart.T, apart, alpha=-1) / counts.sum()
+        within, images = torch.addmm(self.matrix, apart.T, apart, alpha=-1), counts.sum()
+        total = self.matrix.trace()
+        rounding = torch.finfo(torch.float64).eps * (total + self.point.norm() * (images * total).sqrt())
+        if within.trace() <= 64 * rounding:
+            return torch.zeros_like(within)
+        within /= images
         return (within + within.T) / 2  # a product of matrices may round its two halves differently
 
     @classmethod

@@ -18,6 +18,7 @@ from .discriminant import discriminant_centers
 from .scatter import Scatter
 
 FORMAT = "sfm_fast.statistics/1"
+LARGEST = 1e140  # of features for a covariance
 _METADATA = {
     "class_names?": (NAMES, None),
     "provenance?": {
@@ -74,7 +75,8 @@ class ClassStatistics:
             self._sums = torch.zeros(num_classes, dim, dtype=torch.float64, device=device)
             self._counts = torch.zeros(num_classes, dtype=torch.int64, device=device)
             self._scatter = Scatter(dim, device) if covariance else None
-        self._within: Tensor | None = None  # float32, computed from the scatter at the first use
+        # The covariance divided by its mean variance, float32, and that variance, float64: computed from the scatter at the first use.
+        self._within: tuple[Tensor, Tensor] | None = None
         self._cluster_centers: Tensor | None = None
         self._fits = _ClusterFits(num_classes, clusters) if clusters else None
 
@@ -94,6 +96,10 @@ class ClassStatistics:
             row = int((~finite).nonzero()[0, 0])
             raise InputError(
                 f"features: row {row} of the batch (class {self._name(int(labels[row]))}) holds NaN or infinity"
+            )
+        if self._scatter is not None and len(features) and (largest := float(features.abs().max())) > LARGEST:
+            raise InputError(
+                f"features must be at most {LARGEST:g} for a covariance, whose squares overflow otherwise, got {largest:.3g}"
             )
         self._sums.index_add_(0, labels, features)
         self._counts += counts
@@ -168,10 +174,20 @@ class ClassStatistics:
 
     @property
     def within_covariance(self) -> Tensor | None:
-        """(D, D) float32, symmetric: the pooled within-class covariance S_w, the mean over images of (x - mu_c)(x - mu_c)^T; None without ``covariance``."""
+        """(D, D) float64, symmetric: the pooled within-class covariance S_w, the mean over images of (x - mu_c)(x - mu_c)^T; None without ``covariance``.
+
+        Its entries have the precision of float32 relative to the mean variance, as in the file.
+        """
+        within = self._unit_covariance()
+        return None if within is None else within[0].double() * within[1]
+
+    def _unit_covariance(self) -> tuple[Tensor, Tensor] | None:
         if self._scatter is not None and self._within is None:
             self.centers  # noqa: B018 (raises if a class is empty)
-            self._within = self._scatter.within(self._sums, self._counts).float()
+            exact = self._scatter.within(self._sums, self._counts)
+            variance = exact.diagonal().mean()
+            # Relative to the mean variance, because the squares of small or large features don't fit into float32.
+            self._within = (exact / torch.where(variance > 0, variance, 1)).float(), variance
         return self._within
 
     def discriminant_centers(self, *, shrinkage: float | str = "auto", scale: float | str = "auto") -> Tensor:
@@ -195,8 +211,8 @@ class ClassStatistics:
         tensors = {"sums": self._sums, "counts": self._counts, "centers": self.centers}
         if self.cluster_centers is not None:
             tensors["cluster_centers"] = self.cluster_centers
-        if self.within_covariance is not None:
-            tensors["within_covariance"] = self.within_covariance
+        if (within := self._unit_covariance()) is not None:
+            tensors["within_covariance"], tensors["within_variance"] = within
         save_tensors(
             path,
             tensors,
@@ -226,21 +242,28 @@ class ClassStatistics:
                     f"{path}: damaged statistics (cluster_centers must be finite float64 ({sums.shape[0]}, centres, {sums.shape[1]}), "
                     f"got {tuple(clusters.shape)} {clusters.dtype})"
                 )
-        within = tensors.get("within_covariance")
+        within, variance = tensors.get("within_covariance"), tensors.get("within_variance", torch.tensor(-1.0))
         if within is not None:
             fits = within.shape == (sums.shape[1],) * 2 and within.dtype == torch.float32
-            if not fits or not within.isfinite().all() or not torch.equal(within, within.T):
+            fits = (
+                fits and variance.shape == () and variance.dtype == torch.float64 and bool(0 <= variance < float("inf"))
+            )
+            if not fits or not within.isfinite().all() or not torch.equal(within, within.T) or within.trace() < 0:
                 raise InputError(
-                    f"{path}: damaged statistics (within_covariance must be symmetric finite float32 ({sums.shape[1]}, {sums.shape[1]}), "
-                    f"got {tuple(within.shape)} {within.dtype})"
+                    f"{path}: damaged statistics (within_covariance must be symmetric finite float32 ({sums.shape[1]}, {sums.shape[1]}), with a "
+                    f"float64 within_variance of at least 0, got {tuple(within.shape)} {within.dtype} and {variance.tolist()} {variance.dtype})"
                 )
         statistics = cls(*sums.shape, class_names=names)
         statistics.where = str(path)
-        statistics._sums, statistics._counts = sums, counts
+        with torch.inference_mode(False):  # as in the constructor
+            statistics._sums, statistics._counts = sums.clone(), counts.clone()
         if clusters is not None:
             statistics.clusters, statistics._cluster_centers = clusters.shape[1], clusters
         if within is not None:
-            statistics._scatter, statistics._within = Scatter.from_within(within, sums, counts), within
+            statistics._within = within, variance
+            with torch.inference_mode(False):
+                exact = within.double().clone() * variance.clone()
+                statistics._scatter = Scatter.from_within(exact, statistics._sums, statistics._counts)
         statistics.provenance = metadata.get("provenance", {})
         return statistics
 

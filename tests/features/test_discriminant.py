@@ -46,14 +46,14 @@ def test_the_covariance_is_exact_next_to_a_large_common_mean(batch):
     order = torch.randperm(300, generator=torch.Generator().manual_seed(1))
     statistics = filled(features[order], labels[order], 4, batch)
     expected = within(features, labels)
-    torch.testing.assert_close(statistics.within_covariance, expected.float(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(statistics.within_covariance, expected, rtol=1e-6, atol=1e-6)
     assert torch.equal(statistics.within_covariance, statistics.within_covariance.T)
     assert torch.equal(statistics.centers, filled(features[order], labels[order], 4, 17).centers)
     features[0] += 100
     statistics.update(features[:1], labels[:1])  # the covariance follows
     more = torch.cat([drawn(300, 6, 4)[0], features[:1]])
     expected = within(more, torch.cat([labels, labels[:1]]))
-    torch.testing.assert_close(statistics.within_covariance, expected.float(), rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(statistics.within_covariance, expected, rtol=1e-6, atol=1e-5)
 
 
 def test_statistics_without_it_take_none():
@@ -209,8 +209,10 @@ def test_singular_covariances():
     statistics = filled(features, labels, 4)
     expected = discriminant(features, statistics.centers, within(features, labels), 0.5)
     assert torch.equal(nearest(features, statistics.discriminant_centers(shrinkage=0.5)), expected)
-    with pytest.raises(InputError, match="shrinkage must be above 0 for a singular covariance"):
+    with pytest.raises(InputError, match=r"shrinkage must be larger for a singular covariance.* got 0"):
         statistics.discriminant_centers(shrinkage=0)
+    with pytest.raises(InputError, match=r"shrinkage must be larger for a singular covariance.* got 1e-12"):
+        statistics.discriminant_centers(shrinkage=1e-12)
     regular = filled(*drawn(400, 3, 4), 4)
     assert regular.discriminant_centers(shrinkage=0).isfinite().all()
     single = filled(features[:4], labels[:4], 4)  # one image of each class: the covariance is 0
@@ -228,15 +230,67 @@ def test_the_rule_bounds_the_angle_to_the_class_means():
     torch.testing.assert_close(found, torch.tensor(COSINE).double(), rtol=0, atol=0.02)
 
 
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize(
+    ("classes", "dim", "times", "scale", "shift"),
+    [(100, 64, 1, 1.0, 0.0), (10, 5, 3, 1.0, 3.0), (10, 5, 1, 100.0, 6.0), (10, 64, 3, 1.0, FAR)],
+)
+def test_rounding_is_no_covariance(classes, dim, times, scale, shift, seed):
+    """One image of each class, or the same one several times: the targets are the class means."""
+    generator = torch.Generator().manual_seed(seed)
+    features = (scale * torch.randn(classes, dim, dtype=torch.float64, generator=generator) + shift).repeat(times, 1)
+    for dtype in (torch.float64, torch.float32):
+        statistics = filled(features.to(dtype), torch.arange(classes).repeat(times), classes, 17)
+        assert not statistics.within_covariance.any()
+        torch.testing.assert_close(statistics.discriminant_centers(), statistics.centers, rtol=0, atol=1e-7 * scale)
+
+
+@pytest.mark.parametrize("unit", [1e-100, 1e-25, 1e25, 1e100])
+def test_the_unit_of_features_makes_no_difference(tmp_path, unit):
+    features, labels = drawn(200, 5, 4)
+    features = features - FAR
+    expected = filled(features, labels, 4)
+    statistics = filled(features * unit, labels, 4)
+    torch.testing.assert_close(
+        statistics.within_covariance / unit / unit, expected.within_covariance, rtol=1e-5, atol=1e-6
+    )
+    torch.testing.assert_close(
+        statistics.discriminant_centers() / unit, expected.discriminant_centers(), rtol=1e-5, atol=1e-5
+    )
+    statistics.save(tmp_path / "s.safetensors")
+    loaded = ClassStatistics.load(tmp_path / "s.safetensors")
+    assert torch.equal(loaded.discriminant_centers(), statistics.discriminant_centers())
+    with pytest.raises(InputError, match=r"features must be at most 1e\+140 for a covariance"):
+        statistics.update(torch.full((1, 5), 1e200, dtype=torch.float64), torch.tensor([0]))
+    assert statistics.counts.sum() == 200
+
+
+def test_what_is_returned_and_loaded_is_ones_own(tmp_path):
+    features, labels = drawn(200, 5, 4)
+    statistics = filled(features, labels, 4)
+    before = statistics.discriminant_centers()
+    statistics.within_covariance.zero_()
+    assert torch.equal(statistics.discriminant_centers(), before)
+    statistics.save(tmp_path / "s.safetensors")
+    with torch.inference_mode():
+        loaded = ClassStatistics.load(tmp_path / "s.safetensors")
+    loaded.update(features, labels)
+    loaded.merge(statistics)
+    assert loaded.counts.sum() == 600
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"shrinkage": -1}, "shrinkage must be 'auto' or a number at least 0, got -1"),
+        ({"shrinkage": -1}, "shrinkage must be 'auto' or a number from 0 up to 1e\\+06, got -1"),
         ({"shrinkage": float("nan")}, "shrinkage must be"),
         ({"shrinkage": True}, "shrinkage must be"),
         ({"shrinkage": "best"}, "shrinkage must be"),
-        ({"scale": 0}, "scale must be 'auto' or a number above 0, got 0"),
+        ({"scale": 0}, "scale must be 'auto' or a number above 0 and up to 1e\\+06, got 0"),
         ({"scale": float("inf")}, "scale must be"),
+        ({"shrinkage": 1e300}, "shrinkage must be"),
+        ({"shrinkage": 10**400}, "shrinkage must be"),
+        ({"scale": [1.0]}, "scale must be"),
     ],
 )
 def test_bad_settings(options, message):
