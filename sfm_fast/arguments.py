@@ -88,10 +88,10 @@ def given_options(args: argparse.Namespace, kind: type) -> dict[str, Any]:
     return {name: value for name, value in values if value is not None}
 
 
-def made(args: argparse.Namespace, kind: type[Made], **more: Any) -> Made:
-    """An object of the dataclass ``kind`` from the options given and from ``more``; errors name the option as on the command line."""
+def made(args: argparse.Namespace, kind: type[Made], make: Callable[..., Made] | None = None) -> Made:
+    """An object of the dataclass ``kind`` from the options given, by ``make`` instead of its constructor; errors name the option as on the command line."""
     try:
-        return kind(**given_options(args, kind), **more)
+        return (make or kind)(**given_options(args, kind))
     except InputError as error:
         name, _, rest = str(error).partition(" ")
         if name not in options_of(kind):

@@ -56,7 +56,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
 def method_config(args: argparse.Namespace) -> DistillConfig:
     """The configuration from the options of `add_method_arguments`."""
     if args.recommended:
-        return DistillConfig.recommended(**common.given_options(args, DistillConfig))
+        return common.made(args, DistillConfig, DistillConfig.recommended)
     return common.made(args, DistillConfig)
 
 

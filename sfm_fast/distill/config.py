@@ -172,6 +172,9 @@ class DistillConfig(_MethodOptions):
     def __post_init__(self) -> None:
         check_options(self)
         DECLARED[self.method].check(self)
+        for name in ("shrinkage", "center_scale"):
+            if getattr(self, name) is not None and self.centers != "discriminant":
+                raise InputError(f"centers must be 'discriminant' if {name} is given, got {self.centers!r}")
         if self.centers != "means" and DECLARED[self.method].needs_images:
             raise InputError(
                 f"centers must be 'means' for method {self.method!r}, which uses no centres, got {self.centers!r}"
@@ -184,10 +187,12 @@ class DistillConfig(_MethodOptions):
         ``options`` take precedence; with a method that can't use centres, or clusters, those of the paper stay.
         """
         chosen = RECOMMENDED | options
-        kind = DECLARED.get(chosen["method"], DECLARED["sfm"])
-        if kind.needs_images:
+        if chosen["method"] == "lgm":
             chosen |= {"centers": options.get("centers", "means")}
-        clusters = chosen.get("ipc", 1) > 1 and chosen["method"] in ("sfm-anchored", "sfm-decoupled")
+        separable = chosen["method"] == "sfm-anchored" or (
+            chosen["method"] == "sfm-decoupled" and chosen.get("alpha", 1.0) == 1
+        )
+        clusters = separable and chosen.get("ipc", 1) not in (1, None)
         return cls(**({"level": "cluster" if clusters else "class"} | chosen))
 
     @property

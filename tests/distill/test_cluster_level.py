@@ -160,8 +160,16 @@ def test_recommended_options_and_what_comes_after_them() -> None:
     assert config("--method", "sfm", "--recommended").method == "sfm"
     assert config("--method", "lgm", "--recommended").centers == "means"
     assert config("--centers", "means", "--recommended").centers == "means"
-    with pytest.raises(InputError, match="method must be one of"):
-        DistillConfig.recommended(method="best")
+    assert config("--recommended", "--method", "sfm-decoupled", "--ipc", "2", "--alpha", "0.5").level == "class"
+    with pytest.raises(InputError, match="--shrinkage must be in"):
+        config("--recommended", "--shrinkage", "-1")
+    for wrong, message in (
+        ({"method": "best"}, "method must be one of"),
+        ({"method": ["x"]}, "method must be one of"),
+        ({"ipc": "2"}, "ipc must be"),
+    ):
+        with pytest.raises(InputError, match=message):
+            DistillConfig.recommended(**wrong)
 
 
 def test_the_plan_of_a_recommended_run_has_lgm_beside_it(tmp_path, capsys) -> None:

@@ -85,6 +85,8 @@ def test_what_cannot_be_combined(backbone):
         ({"shrinkage": -1.0}, "shrinkage must be in"),
         ({"center_scale": 0.0}, "center_scale must be in"),
         ({"length_weight": -0.1}, "length_weight must be in"),
+        ({"shrinkage": 1.0}, "centers must be 'discriminant' if shrinkage is given"),
+        ({"center_scale": 1.0, "method": "sfm-anchored"}, "centers must be 'discriminant' if center_scale is given"),
     ):
         with pytest.raises(InputError, match=message):
             DistillConfig(**options)

@@ -1,0 +1,241 @@
+"""Targets for one image per class: accuracy along lambda and kappa, on features and on images, and full runs beside LGM.
+
+    python -m sfm_fast.benchmarks.accuracy.targets --out benchmarks/results/cpu --figure docs/figures/targets.svg
+
+Three parts, on each backbone. "features": a linear probe trained on the targets themselves, with no images, along the shrinkage lambda and the
+scale kappa of discriminant centres. "images": the same along lambda with images of short runs. Both are evaluated on every sixth
+*training* image, which the statistics then leave out, so that settings are never chosen by test images. "runs": full runs of one
+setting for all backbones and their rivals, on the test images, over several seeds. Finished cells are kept in WORK.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sfm_fast.arguments import add_list, check_names
+from sfm_fast.distill.build import make_distiller
+from sfm_fast.distill.config import DistillConfig, Execution
+from sfm_fast.evaluation.evaluator import ProbeConfig
+from sfm_fast.evaluation.modes import Features, fit
+from sfm_fast.features.compute import view_features
+from sfm_fast.features.discriminant import choose_shrinkage
+from sfm_fast.features.statistics import ClassStatistics
+from sfm_fast.files import write_json
+from sfm_fast.views import Augmentation
+
+from ..cells import Cell, fill, in_parallel
+from ..machine import environment
+from . import runs
+from .target_tables import run_table, write_figure
+
+FORMAT = "sfm_fast targets 1"
+EVERY = 6  # of the training images, every sixth is held out
+SHRINKAGES, SCALES = (1.0, 3.0, 10.0, 30.0, 100.0), (0.8, 1.0, 1.2, 1.5)
+SHORT_STEPS, STEPS = 500, 2000
+# One setting for all backbones: what `--recommended` takes.
+OURS = DistillConfig.recommended()
+
+
+class Place(NamedTuple):
+    """The data set by name, and the folder of features and finished cells."""
+
+    data: str
+    work: Path
+
+
+class Data(NamedTuple):
+    """Statistics of the images that targets are made of, and the features and labels of those that judge them."""
+
+    statistics: ClassStatistics
+    features: Tensor
+    labels: Tensor
+
+
+@functools.cache
+def data(place: Place, phi: str, split: str) -> Data:
+    """split: "held out" (training images judge, the others make the statistics) or "test"."""
+    model, known = runs.backbone(phi), runs.features(place.work)
+    features, labels = known.features(runs.source(place.data, "train"), model, progress=False)
+    if split == "test":
+        judged = known.features(runs.source(place.data, "test"), model, progress=False)
+    else:
+        held = torch.arange(len(labels)) % EVERY == 0
+        judged = features[held], labels[held]
+        features, labels = features[~held], labels[~held]
+    statistics = ClassStatistics(int(labels.max()) + 1, model.num_features, covariance=True)
+    for part in zip(features.split(4096), labels.split(4096), strict=True):
+        statistics.update(*part)
+    statistics.provenance = {"channels": runs.source(place.data, "train").channels}
+    return Data(statistics, *judged)
+
+
+def probe(of: Data, views: Tensor, labels: Tensor, seed: int, config: ProbeConfig = ProbeConfig(seeds=1)) -> float:
+    """Top-1 in percent of a linear probe trained on features (views, N, D)."""
+    fitted = fit("probe", Features(views.float(), None, labels), of.statistics.num_classes, None, config, seed)
+    return 100 * fitted.score(of.features, of.labels)[0]
+
+
+def on_features(place: Place, phi: str) -> list[dict[str, Any]]:
+    """The rows of part "features" on one backbone."""
+    of = data(place, phi, "held out")
+    statistics, labels = of.statistics, torch.arange(of.statistics.num_classes)
+    covariance = statistics.within_covariance
+    assert covariance is not None
+    chosen = choose_shrinkage(statistics.centers, covariance)
+    rows = [{"shrinkage": None, "scale": None, "top1": probe(of, statistics.centers.unsqueeze(0), labels, 0)}]
+    for shrinkage in (*SHRINKAGES, chosen):
+        for scale in SCALES:
+            targets = statistics.discriminant_centers(shrinkage=shrinkage, scale=scale)
+            top1 = probe(of, targets.unsqueeze(0), labels, 0)
+            rows.append({"shrinkage": shrinkage, "scale": scale, "top1": top1, "chosen": shrinkage == chosen})
+    return rows
+
+
+def distil(place: Place, phi: str, split: str, config: DistillConfig) -> dict[str, Any]:
+    """Distil, and judge the images by a probe; the run's seed is the probe's too."""
+    of, model = data(place, phi, split), runs.backbone(phi)
+    source = runs.source(place.data, "train") if config.method == "lgm" else None
+    execution = Execution(memory_budget=runs.MEMORY)
+    distiller = make_distiller(config, model, source, None if source else of.statistics, execution=execution)
+    started = time.perf_counter()
+    while distiller.steps_done < config.steps:
+        distiller.step()
+    seconds = time.perf_counter() - started
+    made, judge = distiller.result(), ProbeConfig(seeds=1, views=100)
+    views = view_features(
+        model, made.images, judge.views, Augmentation(min_area=judge.min_area, noise=False), seed=config.seed
+    )
+    row = {"steps": config.steps, "seed": config.seed, "seconds": seconds, "config": config.to_dict()}
+    return row | {"top1": probe(of, views, made.labels, config.seed, judge)}
+
+
+def on_images(place: Place, phi: str, steps: int, shrinkage: float | None) -> dict[str, Any]:
+    """The row of part "images" for one lambda; None: the one that the rule chooses."""
+    statistics = data(place, phi, "held out").statistics
+    covariance = statistics.within_covariance
+    assert covariance is not None
+    number = choose_shrinkage(statistics.centers, covariance) if shrinkage is None else shrinkage
+    row = distil(place, phi, "held out", ours(steps, 0, shrinkage=number))
+    return row | {"shrinkage": number, "chosen": shrinkage is None}
+
+
+def ours(steps: int, seed: int, **options: Any) -> DistillConfig:
+    return DistillConfig.recommended(steps=steps, seed=seed, **options)
+
+
+def runs_on(phi: str, steps: int, seed: int, lgm_steps: int) -> Iterator[tuple[str, DistillConfig]]:
+    """The full runs on one backbone by label. Plain `sfm` and LGM have the papers' views, and our step size."""
+    yield "recommended", ours(steps, seed)
+    yield "recommended, class means", ours(steps, seed, centers="means")
+    yield "sfm-decoupled, discriminant centres", ours(steps, seed, method="sfm-decoupled")
+    yield "sfm-decoupled, class means", ours(steps, seed, method="sfm-decoupled", centers="means")
+    yield "sfm", DistillConfig(steps=steps, lr=runs.LR, seed=seed)
+    yield "lgm, time of recommended", DistillConfig(method="lgm", steps=lgm_steps, lr=runs.LR, seed=seed)
+
+
+def cells(
+    args: argparse.Namespace, place: Place, lgm_steps: Mapping[str, int]
+) -> Iterator[tuple[dict[str, Any], Cell]]:
+    """Every cell, whose name has all that its result depends on, with the common fields of its rows."""
+    for phi in args.backbones:
+        tag = f"{place.data} {phi} {runs.backbone(phi).fingerprint}"
+        if "features" in args.parts:
+            yield (
+                {"part": "features", "backbone": phi},
+                Cell(f"features, {tag}", functools.partial(on_features, place, phi)),
+            )
+        if "images" in args.parts:
+            for shrinkage in (*SHRINKAGES, None):
+                name = f"images, {tag}, {shrinkage}, {_key(ours(args.short_steps, 0))}"
+                call = functools.partial(on_images, place, phi, args.short_steps, shrinkage)
+                yield {"part": "images", "backbone": phi}, Cell(name, call)
+        if "runs" in args.parts:
+            for seed in range(args.seeds):
+                for label, config in runs_on(phi, args.steps, seed, lgm_steps[phi]):
+                    name = f"runs, {tag}, {_key(config)}"
+                    call = functools.partial(distil, place, phi, "test", config)
+                    yield {"part": "runs", "backbone": phi, "label": label}, Cell(name, call)
+
+
+def _key(config: DistillConfig) -> str:
+    return json.dumps(config.to_dict(), sort_keys=True)
+
+
+def lgm_steps_of(place: Place, args: argparse.Namespace, kept: dict[str, Any]) -> dict[str, int]:
+    """Steps of LGM that take as long as ours, by backbone: both steps are timed in turn, once."""
+    from sfm_fast.demo.cost import compare_methods
+
+    found = {}
+    for phi in args.backbones:
+        name = f"costs, {place.data} {phi} {runs.backbone(phi).fingerprint}, {_key(OURS)}"
+        if name not in kept:
+            configs = {"ours": OURS, "lgm": DistillConfig(method="lgm")}
+            statistics = data(place, phi, "test").statistics
+            costs = compare_methods(configs, runs.backbone(phi), runs.source(place.data, "train"), statistics, rounds=7)
+            kept[name] = {cost["name"]: [cost["step_seconds"], cost["peak_bytes"]] for cost in costs}
+        found[phi] = max(1, round(args.steps * kept[name]["ours"][0] / kept[name]["lgm"][0]))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--out", required=True, help="folder of targets.json")
+    parser.add_argument("--figure", help="file of the figure, .svg or .png")
+    parser.add_argument("--work", default="runs/accuracy", help="folder of features and finished cells")
+    add_list(parser, "--backbones", default=runs.BACKBONES, help=f"of {', '.join(runs.BACKBONES)}")
+    add_list(parser, "--parts", default=("features", "images", "runs"), help="of features, images and runs")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the full runs")
+    parser.add_argument("--short-steps", type=int, default=SHORT_STEPS, help="of part images")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    args = parser.parse_args()
+    args.backbones = check_names("--backbones", args.backbones, runs.BACKBONES)
+    args.parts = check_names("--parts", args.parts, ("features", "images", "runs"))
+    out, work = Path(args.out), Path(args.work).resolve()
+    place = Place(args.data, work)
+    for folder in (out, work / "features"):
+        folder.mkdir(parents=True, exist_ok=True)
+    store = work / "targets-kept.json"
+    kept: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
+    save = functools.partial(write_json, store, kept)
+    for phi in args.backbones:  # once, before several processes want them
+        data(place, phi, "test")
+    lgm_steps = lgm_steps_of(place, args, kept) if "runs" in args.parts else {}
+    save()
+    wanted = list(cells(args, place, lgm_steps))
+    # The longest first, so that all processes end at about the same time.
+    todo = [cell for about, cell in sorted(wanted, key=lambda one: "efficientnet" not in one[0]["backbone"])]
+    run = in_parallel(args.jobs, max(1, (os.cpu_count() or 1) // args.jobs), "targets")
+    for _ in fill(kept, todo, save, run=run):
+        pass
+    values = [(about, kept[cell.name]) for about, cell in wanted]
+    result = {
+        "format": FORMAT,
+        "data": args.data,
+        "environment": environment(),
+        "recommended": OURS.to_dict(),
+        "backbones": args.backbones,
+        "rows": [about | row for about, value in values for row in (value if isinstance(value, list) else [value])],
+        "costs": {
+            phi: kept[name] for phi in args.backbones for name in kept if name.startswith(f"costs, {args.data} {phi} ")
+        },
+    }
+    write_json(out / "targets.json", result)
+    if args.figure:
+        write_figure(result, Path(args.figure))
+    print(run_table(result))
+
+
+if __name__ == "__main__":
+    main()
