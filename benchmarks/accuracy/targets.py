@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sfm_fast.arguments import add_list, check_names
+from sfm_fast.demo.cost import compare_methods
 from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.config import DistillConfig, Execution
 from sfm_fast.evaluation.evaluator import ProbeConfig
@@ -85,13 +86,18 @@ def probe(of: Data, views: Tensor, labels: Tensor, seed: int, config: ProbeConfi
     return 100 * fitted.score(of.features, of.labels)[0]
 
 
+def chosen_shrinkage(statistics: ClassStatistics) -> float:
+    """The lambda of the rule."""
+    covariance = statistics.within_covariance
+    assert covariance is not None
+    return choose_shrinkage(statistics.centers, covariance)
+
+
 def on_features(place: Place, phi: str) -> list[dict[str, Any]]:
     """The rows of part "features" on one backbone."""
     of = data(place, phi, "held out")
     statistics, labels = of.statistics, torch.arange(of.statistics.num_classes)
-    covariance = statistics.within_covariance
-    assert covariance is not None
-    chosen = choose_shrinkage(statistics.centers, covariance)
+    chosen = chosen_shrinkage(statistics)
     rows = [{"shrinkage": None, "scale": None, "top1": probe(of, statistics.centers.unsqueeze(0), labels, 0)}]
     for shrinkage in (*SHRINKAGES, chosen):
         for scale in SCALES:
@@ -122,9 +128,7 @@ def distil(place: Place, phi: str, split: str, config: DistillConfig) -> dict[st
 def on_images(place: Place, phi: str, steps: int, shrinkage: float | None) -> dict[str, Any]:
     """The row of part "images" for one lambda; None: the one that the rule chooses."""
     statistics = data(place, phi, "held out").statistics
-    covariance = statistics.within_covariance
-    assert covariance is not None
-    number = choose_shrinkage(statistics.centers, covariance) if shrinkage is None else shrinkage
+    number = chosen_shrinkage(statistics) if shrinkage is None else shrinkage
     row = distil(place, phi, "held out", ours(steps, 0, shrinkage=number))
     return row | {"shrinkage": number, "chosen": shrinkage is None}
 
@@ -173,8 +177,6 @@ def _key(config: DistillConfig) -> str:
 
 def lgm_steps_of(place: Place, args: argparse.Namespace, kept: dict[str, Any]) -> dict[str, int]:
     """Steps of LGM that take as long as ours, by backbone: both steps are timed in turn, once."""
-    from sfm_fast.demo.cost import compare_methods
-
     found = {}
     for phi in args.backbones:
         name = f"costs, {place.data} {phi} {runs.backbone(phi).fingerprint}, {_key(OURS)}"

@@ -62,13 +62,12 @@ def make_distiller(
             batch_size=batch_size,
             progress=progress,
         )
-    centers = targets(statistics, config).to(backbone.device)
+    means, centers = (one.to(backbone.device) for one in (_centers(statistics, config), targets(statistics, config)))
     mean = statistics.centers.mean(0).to(backbone.device)
     names = statistics.class_names or [str(c) for c in range(statistics.num_classes)]
     channels = min(int(statistics.provenance.get("channels", 3)), backbone.in_channels)
     objective = kind.build(config, Given(backbone, len(names), channels, centers, mean, source))
     # Of the means, because the covariance may differ in its last bits between computations of the same statistics.
-    means = _centers(statistics, config).to(backbone.device)
     return Distiller(config, backbone, objective, names, channels, {"centers": _digest(means)}, execution)
 
 

@@ -39,7 +39,7 @@ class Scatter:
         the total scatter, from which it is a difference, and of the means: no class has two different features then.
         """
         assert self.point is not None
-        apart = (sums / counts.unsqueeze(1) - self.point) * counts.double().sqrt().unsqueeze(1)
+        apart = self._weighted_means(sums, counts)
         within, images = torch.addmm(self.matrix, apart.T, apart, alpha=-1), counts.sum()
         total = self.matrix.trace()
         rounding = torch.finfo(torch.float64).eps * (total + self.point.norm() * (images * total).sqrt())
@@ -48,11 +48,16 @@ class Scatter:
         within /= images
         return (within + within.T) / 2  # a product of matrices may round its two halves differently
 
+    def _weighted_means(self, sums: Tensor, counts: Tensor) -> Tensor:
+        """(C, D) whose product with itself, transposed first, is the scatter of the class means about the point; a class without features counts 0."""
+        assert self.point is not None
+        return (sums / counts.clamp(min=1).unsqueeze(1) - self.point) * counts.double().sqrt().unsqueeze(1)
+
     @classmethod
     def from_within(cls, within: Tensor, sums: Tensor, counts: Tensor) -> Scatter:
         """The inverse of `within`."""
         scatter = cls(len(within), within.device)
         scatter.point = sums.sum(0) / counts.sum()
-        apart = (sums / counts.clamp(min=1).unsqueeze(1) - scatter.point) * counts.double().sqrt().unsqueeze(1)
+        apart = scatter._weighted_means(sums, counts)
         scatter.matrix = torch.addmm(within.double() * counts.sum(), apart.T, apart)
         return scatter
