@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeGuard
 
 from .errors import InputError
 
@@ -32,7 +32,7 @@ class Option:
             return "" if isinstance(value, str) and value in self.choices else f"one of {self.choices}"
         if self.within:
             low, high = (float(end) for end in self.within[1:-1].split(","))
-            above = _is_number(value) and (value > low or (value == low and self.within[0] == "["))
+            above = is_number(value) and (value > low or (value == low and self.within[0] == "["))
             return "" if above and (value < high or (value == high and self.within[-1] == "]")) else f"in {self.within}"
         if self.least is not None:
             if not isinstance(value, numbers.Integral) or isinstance(value, bool):
@@ -41,11 +41,12 @@ class Option:
                 return f"at least {self.least}"
             return f"at most {self.most}" if self.most is not None and int(value) > self.most else ""
         if self.most is not None:
-            return "" if _is_number(value) and 0 < value <= self.most else f"positive and at most {self.most:g}"
+            return "" if is_number(value) and 0 < value <= self.most else f"positive and at most {self.most:g}"
         return ""
 
 
-def _is_number(value: Any) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether ``value`` is a real number; NumPy's count, True and False don't."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
@@ -73,7 +74,7 @@ def check_options(value: Any) -> None:
         wanted = one.problem(given)
         if isinstance(default, bool) and not isinstance(given, bool):
             wanted = "True or False"
-        elif isinstance(default, float) and not _is_number(given):
+        elif isinstance(default, float) and not is_number(given):
             wanted = wanted or "a number"
         if wanted:
             raise InputError(f"{name} must be {wanted}, got {given!r}")

@@ -18,24 +18,55 @@ COLORS = {"fashion_vit": "#0072B2", "fashion_cnn": "#C65102", "tf_efficientnet_l
 STYLES = {0.8: (0, (1, 1.6)), 1.0: "-", 1.2: (0, (5, 3)), 1.5: (0, (5, 1.5, 1, 1.5))}  # by scale
 
 
+TITLES = {
+    "recommended": "SFM, recommended",
+    "lgm-equal-time": "LGM, as long",
+    "decoupled-discriminant": "SFM decoupled, discriminant centres",
+    "decoupled-means": "SFM decoupled, class means",
+    "recommended-means": "SFM, recommended but class means",
+    "sfm": "SFM as in the paper",
+}
+
+
 def run_table(result: Mapping[str, Any]) -> str:
-    """One row per label: top-1 on the distilling backbone, steps, and the seconds of a run on each backbone; the class means first."""
-    rows, names = result["rows"], result["backbones"]
-    header = ["trained on", *map(short_name, names), *(f"{short_name(name)}: steps, time" for name in names)]
-    lines = []
-    means = [next((row["top1"] for row in _of(rows, "features", name) if row["scale"] is None), None) for name in names]
-    if any(value is not None for value in means):
-        told = ["" if value is None else f"{value:.1f}" for value in means]
-        lines.append(["class means, no images (held-out training images)", *told, *[""] * len(names)])
-    for label in dict.fromkeys(row["label"] for row in rows if row["part"] == "runs"):
-        cells, costs = [], []
-        for name in names:
+    """One row per backbone and kind of run: top-1 on that backbone, the mean over the two others, steps and seconds; the class means first."""
+    rows, lines = result["rows"], []
+    for name in result["backbones"]:
+        for row in _of(rows, "features", name):
+            if row["scale"] is None:
+                lines.append(
+                    [
+                        short_name(name),
+                        "class means, no images (held-out training images)",
+                        f"{row['top1']:.1f}",
+                        "",
+                        "",
+                        "",
+                    ]
+                )
+        for label in dict.fromkeys(row["label"] for row in rows if row["part"] == "runs"):
             mine = [row for row in _of(rows, "runs", name) if row["label"] == label]
-            cells.append(_spread([row["top1"] for row in mine]))
-            seconds = [row["seconds"] for row in mine]
-            costs.append(f"{mine[0]['steps']}, {statistics.fmean(seconds):.0f} s" if mine else "")
-        lines.append([label, *cells, *costs])
-    return text_table(header, lines)
+            if mine:
+                own = _spread([row["top1"] for row in mine])
+                others = _spread([statistics.fmean(row["others"].values()) for row in mine])
+                seconds = statistics.fmean(row["seconds"] for row in mine)
+                lines.append([short_name(name), TITLES[label], own, others, str(mine[0]["steps"]), f"{seconds:.0f} s"])
+    return text_table(("distilled on", "trained on", "own backbone", "other backbones", "steps", "time"), lines)
+
+
+def weight_table(result: Mapping[str, Any]) -> str:
+    """Top-1 of short runs along the length weight: one row per weight; own backbone and the mean over the others, for each backbone."""
+    names, lines = result["backbones"], []
+    rows = [row for row in result["rows"] if row["part"] == "images" and row["chosen"]]
+    for weight in sorted({row["length_weight"] for row in rows}):
+        cells = [f"{weight:g}"]
+        for name in names:
+            row = next(row for row in rows if (row["backbone"], row["length_weight"]) == (name, weight))
+            cells += [f"{row['top1']:.1f}", f"{statistics.fmean(row['others'].values()):.1f}"]
+        lines.append(cells)
+    return text_table(
+        ["length weight", *(f"{short_name(name)}: {of}" for name in names for of in ("own", "others"))], lines
+    )
 
 
 def _of(rows: Iterable[Row], part: str, backbone: str) -> list[Row]:
@@ -92,6 +123,8 @@ def _features(axes: Any, rows: list[Row], name: str) -> None:
 
 
 def _images(axes: Any, rows: list[Row], name: str) -> None:
+    weight = next(row["length_weight"] for row in rows if not row["chosen"])
+    rows = [row for row in rows if row["length_weight"] == weight]
     points = [(row["shrinkage"], row["top1"]) for row in rows]
     axes.plot(*zip(*sorted(points), strict=True), color=COLORS[name], marker=".", linewidth=1.4)
     for row in rows:

@@ -3,9 +3,9 @@
     python -m sfm_fast.benchmarks.accuracy.targets --out benchmarks/results/cpu --figure docs/figures/targets.svg
 
 Three parts, on each backbone. "features": a linear probe trained on the targets themselves, with no images, along the shrinkage lambda and the
-scale kappa of discriminant centres. "images": the same along lambda with images of short runs. Both are evaluated on every sixth
-*training* image, which the statistics then leave out, so that settings are never chosen by test images. "runs": full runs of one
-setting for all backbones and their rivals, on the test images, over several seeds. Finished cells are kept in WORK.
+scale kappa of discriminant centres. "images": the same with images of short runs, along lambda and along the length weight. Both are evaluated on
+every sixth *training* image, which the statistics then leave out, so that settings are never chosen by test images. "runs": full runs of
+one setting for all backbones and their rivals, on the test images, over several seeds. Finished cells are kept in WORK.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import functools
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,11 +37,12 @@ from sfm_fast.views import Augmentation
 from ..cells import Cell, fill, in_parallel
 from ..machine import environment
 from . import runs
-from .target_tables import run_table, write_figure
+from .target_tables import run_table, weight_table, write_figure
 
 FORMAT = "sfm_fast targets 1"
 EVERY = 6  # of the training images, every sixth is held out
 SHRINKAGES, SCALES = (1.0, 3.0, 10.0, 30.0, 100.0), (0.8, 1.0, 1.2, 1.5)
+WEIGHTS = (0.0, 0.1, 0.3, 3.0)  # of the lengths; the recommended one is among the rows along lambda
 SHORT_STEPS, STEPS = 500, 2000
 # One setting for all backbones: what `--recommended` takes.
 OURS = DistillConfig.recommended()
@@ -108,7 +109,7 @@ def on_features(place: Place, phi: str) -> list[dict[str, Any]]:
 
 
 def distil(place: Place, phi: str, split: str, config: DistillConfig) -> dict[str, Any]:
-    """Distil, and judge the images by a probe; the run's seed is the probe's too."""
+    """Distil, and judge the images by a probe on each backbone; the run's seed is the probe's too."""
     of, model = data(place, phi, split), runs.backbone(phi)
     source = runs.source(place.data, "train") if config.method == "lgm" else None
     execution = Execution(memory_budget=runs.MEMORY)
@@ -118,33 +119,37 @@ def distil(place: Place, phi: str, split: str, config: DistillConfig) -> dict[st
         distiller.step()
     seconds = time.perf_counter() - started
     made, judge = distiller.result(), ProbeConfig(seeds=1, views=100)
-    views = view_features(
-        model, made.images, judge.views, Augmentation(min_area=judge.min_area, noise=False), seed=config.seed
-    )
+    augmentation = Augmentation(min_area=judge.min_area, noise=False)
+    top1 = {}
+    for name in runs.BACKBONES:
+        views = view_features(runs.backbone(name), made.images, judge.views, augmentation, seed=config.seed)
+        top1[name] = probe(data(place, name, split), views, made.labels, config.seed, judge)
     row = {"steps": config.steps, "seed": config.seed, "seconds": seconds, "config": config.to_dict()}
-    return row | {"top1": probe(of, views, made.labels, config.seed, judge)}
+    return row | {"top1": top1.pop(phi), "others": top1}
 
 
-def on_images(place: Place, phi: str, steps: int, shrinkage: float | None) -> dict[str, Any]:
+def on_images(place: Place, phi: str, steps: int, shrinkage: float | None, **options: Any) -> dict[str, Any]:
     """The row of part "images" for one lambda; None: the one that the rule chooses."""
     statistics = data(place, phi, "held out").statistics
     number = chosen_shrinkage(statistics) if shrinkage is None else shrinkage
-    row = distil(place, phi, "held out", ours(steps, 0, shrinkage=number))
-    return row | {"shrinkage": number, "chosen": shrinkage is None}
+    config = ours(steps, 0, shrinkage=number, **options)
+    row = distil(place, phi, "held out", config)
+    return row | {"shrinkage": number, "chosen": shrinkage is None, "length_weight": config.length_weight}
 
 
 def ours(steps: int, seed: int, **options: Any) -> DistillConfig:
     return DistillConfig.recommended(steps=steps, seed=seed, **options)
 
 
-def runs_on(phi: str, steps: int, seed: int, lgm_steps: int) -> Iterator[tuple[str, DistillConfig]]:
-    """The full runs on one backbone by label. Plain `sfm` and LGM have the papers' views, and our step size."""
-    yield "recommended", ours(steps, seed)
-    yield "recommended, class means", ours(steps, seed, centers="means")
-    yield "sfm-decoupled, discriminant centres", ours(steps, seed, method="sfm-decoupled")
-    yield "sfm-decoupled, class means", ours(steps, seed, method="sfm-decoupled", centers="means")
-    yield "sfm", DistillConfig(steps=steps, lr=runs.LR, seed=seed)
-    yield "lgm, time of recommended", DistillConfig(method="lgm", steps=lgm_steps, lr=runs.LR, seed=seed)
+# The full runs by label: LGM with as many steps as fit into the time of the first. It and `sfm` have the papers' views, and our step size.
+RUNS: dict[str, Callable[[int, int, int], DistillConfig]] = {
+    "recommended": lambda steps, seed, _: ours(steps, seed),
+    "lgm-equal-time": lambda _, seed, lgm: DistillConfig(method="lgm", steps=lgm, lr=runs.LR, seed=seed),
+    "decoupled-discriminant": lambda steps, seed, _: ours(steps, seed, method="sfm-decoupled"),
+    "decoupled-means": lambda steps, seed, _: ours(steps, seed, method="sfm-decoupled", centers="means"),
+    "recommended-means": lambda steps, seed, _: ours(steps, seed, centers="means"),
+    "sfm": lambda steps, seed, _: DistillConfig(steps=steps, lr=runs.LR, seed=seed),
+}
 
 
 def cells(
@@ -159,13 +164,15 @@ def cells(
                 Cell(f"features, {tag}", functools.partial(on_features, place, phi)),
             )
         if "images" in args.parts:
-            for shrinkage in (*SHRINKAGES, None):
-                name = f"images, {tag}, {shrinkage}, {_key(ours(args.short_steps, 0))}"
-                call = functools.partial(on_images, place, phi, args.short_steps, shrinkage)
+            along: list[tuple[float | None, dict[str, float]]] = [(None, {}), *((number, {}) for number in SHRINKAGES)]
+            for shrinkage, options in [*along, *((None, {"length_weight": weight}) for weight in WEIGHTS)]:
+                name = f"images, {tag}, {shrinkage}, {_key(ours(args.short_steps, 0, **options))}"
+                call = functools.partial(on_images, place, phi, args.short_steps, shrinkage, **options)
                 yield {"part": "images", "backbone": phi}, Cell(name, call)
         if "runs" in args.parts:
             for seed in range(args.seeds):
-                for label, config in runs_on(phi, args.steps, seed, lgm_steps[phi]):
+                for label in args.labels:
+                    config = RUNS[label](args.steps, seed, lgm_steps[phi])
                     name = f"runs, {tag}, {_key(config)}"
                     call = functools.partial(distil, place, phi, "test", config)
                     yield {"part": "runs", "backbone": phi, "label": label}, Cell(name, call)
@@ -197,6 +204,7 @@ def main() -> None:
     parser.add_argument("--work", default="runs/accuracy", help="folder of features and finished cells")
     add_list(parser, "--backbones", default=runs.BACKBONES, help=f"of {', '.join(runs.BACKBONES)}")
     add_list(parser, "--parts", default=("features", "images", "runs"), help="of features, images and runs")
+    add_list(parser, "--labels", default=tuple(RUNS), help=f"full runs, of {', '.join(RUNS)}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS, help="of the full runs")
     parser.add_argument("--short-steps", type=int, default=SHORT_STEPS, help="of part images")
@@ -204,6 +212,7 @@ def main() -> None:
     args = parser.parse_args()
     args.backbones = check_names("--backbones", args.backbones, runs.BACKBONES)
     args.parts = check_names("--parts", args.parts, ("features", "images", "runs"))
+    args.labels = check_names("--labels", args.labels, tuple(RUNS))
     out, work = Path(args.out), Path(args.work).resolve()
     place = Place(args.data, work)
     for folder in (out, work / "features"):
@@ -237,6 +246,7 @@ def main() -> None:
     if args.figure:
         write_figure(result, Path(args.figure))
     print(run_table(result))
+    print(weight_table(result))
 
 
 if __name__ == "__main__":

@@ -15,13 +15,13 @@ depends on mu only through mu - mu_bar, so a large common mean costs no digits. 
 from __future__ import annotations
 
 import math
-import numbers
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import InputError
+from ..options import is_number
 
 COSINE = 0.85  # between the flows to the targets and those to the class means, for shrinkage "auto"
 LEAST, MOST = 1e-3, 1e4  # limits of shrinkage "auto"
@@ -39,8 +39,7 @@ def discriminant_centers(
     for name, value, zero in (("shrinkage", shrinkage, True), ("scale", scale, False)):
         if isinstance(value, str) and value == "auto":
             continue
-        number = isinstance(value, numbers.Real) and not isinstance(value, bool)
-        if not number or not 0 <= value <= LARGEST or (value == 0 and not zero):  # type: ignore[operator]
+        if not is_number(value) or not 0 <= value <= LARGEST or (value == 0 and not zero):
             least = "from 0" if zero else "above 0 and"
             raise InputError(f"{name} must be 'auto' or a number {least} up to {LARGEST:g}, got {value!r}")
     # On the CPU, whose least squares finds the shortest solution of rank-deficient equations.
@@ -103,4 +102,8 @@ def _axes(within: Tensor) -> _Axes:
     if average <= 0:
         covariance, average = torch.eye(len(covariance), dtype=torch.float64), torch.ones((), dtype=torch.float64)
     variances, vectors = torch.linalg.eigh(covariance / average)
+    if variances[0] < -1e-3 * variances[-1]:  # far above the rounding of float32
+        raise InputError(
+            f"within must be a covariance, without negative eigenvalues, got {variances[0]:.3g} times the mean variance"
+        )
     return _Axes(variances.clamp(min=0), vectors)

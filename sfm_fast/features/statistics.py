@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks import check_labels
+from ..checks import check_labels, kind_of
 from ..errors import InputError, require_package
 from ..files import Metadata, load_tensors, save_tensors
 from ..schema import BACKBONE, NAMES, check
@@ -64,6 +64,8 @@ class ClassStatistics:
             raise InputError(f"dim must be at least 1, got {dim}")
         if clusters < 0:
             raise InputError(f"clusters must be at least 0, got {clusters}")
+        if not isinstance(covariance, bool):
+            raise InputError(f"covariance must be True or False, got {covariance!r}")
         if class_names is not None and len(class_names) != num_classes:
             raise InputError(f"class_names has {len(class_names)} names for {num_classes} classes")
         self.num_classes, self.dim, self.clusters = num_classes, dim, clusters
@@ -84,6 +86,9 @@ class ClassStatistics:
         """Add a batch: features (N, D) of any float dtype, labels (N,) int64. If an argument is bad, nothing is added."""
         if self.clusters and self._fits is None:
             raise InputError("statistics with k-means centres can't be updated after loading them from a file")
+        for name, tensor in (("features", features), ("labels", labels)):
+            if not isinstance(tensor, Tensor) or tensor.is_meta:
+                raise InputError(f"{name} must be a tensor that holds values, got {kind_of(tensor)}")
         if features.ndim != 2 or not features.is_floating_point() or features.shape[1] != self.dim:
             raise InputError(
                 f"features must be (items, {self.dim}) floats, got {tuple(features.shape)} {features.dtype}"
@@ -112,6 +117,8 @@ class ClassStatistics:
 
     def merge(self, other: ClassStatistics) -> None:
         """Add the sums and counts of ``other``; k-means centres can't be merged, so neither may have any."""
+        if not isinstance(other, ClassStatistics):
+            raise InputError(f"other must be ClassStatistics, got {kind_of(other)}")
         if (other.num_classes, other.dim) != (self.num_classes, self.dim):
             raise InputError(
                 f"other must have {self.num_classes} classes x {self.dim} features, got {other.num_classes} x {other.dim}"
@@ -248,7 +255,12 @@ class ClassStatistics:
             fits = (
                 fits and variance.shape == () and variance.dtype == torch.float64 and bool(0 <= variance < float("inf"))
             )
-            if not fits or not within.isfinite().all() or not torch.equal(within, within.T) or within.trace() < 0:
+            if (
+                not fits
+                or not within.isfinite().all()
+                or not torch.equal(within, within.T)
+                or within.diagonal().min() < 0
+            ):
                 raise InputError(
                     f"{path}: damaged statistics (within_covariance must be symmetric finite float32 ({sums.shape[1]}, {sums.shape[1]}), with a "
                     f"float64 within_variance of at least 0, got {tuple(within.shape)} {within.dtype} and {variance.tolist()} {variance.dtype})"

@@ -15,6 +15,7 @@ from ..ops.flow_alignment import flow_alignment
 from ..ops.pair_alignment import Pairs, pair_alignment
 from ..ops.render import no_autocast
 from ..ops.segments import Segments, segments_of
+from ..options import is_number
 from ..reference import flow_alignment as reference
 from ..reference.class_means import class_means
 from ..reference.pair_alignment import count_pairs, grouped_pair_mse, pair_cosine
@@ -158,6 +159,7 @@ def compute_dtype(features: Tensor) -> torch.dtype:
 
 
 PRECISIONS = ("highest", "high")
+LEAST_EPS = 1e-18  # its square is a float32 number that isn't subnormal
 
 
 _count_pairs = TensorCache(count_pairs)
@@ -187,11 +189,11 @@ def check_options(
     backends.check_names(alignment, metric, backend)
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
-    if isinstance(eps, bool) or not isinstance(eps, (int, float)) or not 0 < eps <= 1e30:
-        raise InputError(f"eps must be a positive number up to 1e30, got {eps!r}")
+    if not is_number(eps) or not LEAST_EPS <= eps <= 1e30:
+        raise InputError(f"eps must be a number from {LEAST_EPS:g} to 1e30, got {eps!r}")
     if groups is not None and alignment != "pair":
         raise InputError(f"alignment must be 'pair' if groups is given, got {alignment!r}")
-    if isinstance(length_weight, bool) or not isinstance(length_weight, (int, float)) or not 0 <= length_weight <= 1e30:
+    if not is_number(length_weight) or not 0 <= length_weight <= 1e30:
         raise InputError(f"length_weight must be a number from 0 to 1e30, got {length_weight!r}")
     if length_weight and alignment != "anchored":
         raise InputError(f"alignment must be 'anchored' if length_weight is given, got {alignment!r}")

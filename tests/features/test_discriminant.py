@@ -132,8 +132,9 @@ COVARIANCE = torch.eye(4)
         COVARIANCE * float("nan"),
         COVARIANCE + torch.ones(4, 4).triu(1),
         COVARIANCE[None],
+        torch.tensor([-1.0, 2.0, 2.0, 2.0]).diag(),
     ],
-    ids=["narrow", "float64", "NaN", "not symmetric", "three dimensions"],
+    ids=["narrow", "float64", "NaN", "not symmetric", "three dimensions", "negative variance"],
 )
 def test_damaged_files_are_named(tmp_path, damaged):
     path = tmp_path / "s.safetensors"
@@ -296,6 +297,31 @@ def test_what_is_returned_and_loaded_is_ones_own(tmp_path):
 def test_bad_settings(options, message):
     with pytest.raises(InputError, match=message):
         discriminant_centers(torch.randn(3, 4), torch.eye(4), **options)
+
+
+def test_a_matrix_with_negative_eigenvalues_is_no_covariance():
+    indefinite = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
+    with pytest.raises(InputError, match="within must be a covariance, without negative eigenvalues, got -1 times"):
+        discriminant_centers(torch.randn(3, 2), indefinite)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda statistics: ClassStatistics(2, 4, covariance="no"), "covariance must be True or False, got 'no'"),
+        (lambda statistics: statistics.update([[1.0]], torch.tensor([0])), "features must be a tensor.*, got a builtins.list"),
+        (lambda statistics: statistics.update(torch.ones(1, 4), [0]), "labels must be a tensor.*, got a builtins.list"),
+        (lambda statistics: statistics.update(torch.ones(1, 4, device="meta"), torch.tensor([0])), "features must be a tensor that holds"),
+        (lambda statistics: statistics.merge(None), "other must be ClassStatistics, got a builtins.NoneType"),
+    ],
+)  # fmt: skip
+def test_arguments_of_other_kinds(call, message):
+    statistics = filled(*drawn(20, 4, 2), 2)
+    before = statistics.within_covariance
+    with pytest.raises(InputError, match=message):
+        call(statistics)
+    assert statistics.counts.sum() == 20
+    assert torch.equal(statistics.within_covariance, before)
 
 
 def test_low_precision_and_devices_of_inputs():

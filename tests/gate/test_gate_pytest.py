@@ -71,10 +71,11 @@ def test_planted_regressions_fail_and_are_reported(pytester):
     result.assert_outcomes(passed=2, failed=2)
     result.stdout.fnmatch_lines(
         [
-            "*AssertionError: peak memory: 5.* MB of at most 2.00 MB, 3.* MB (+15*%) over",
+            # The buffer takes 4 MB and the pairs about 0.6 MB for each thread, so the machine decides about the rest.
+            "*AssertionError: peak memory: *.* MB of at most 2.00 MB, *.* MB (+*%) over",
             "*AssertionError: time ratio 1.* is +* % over the limit: limit 1.15; ratio 1.*",
             "*= performance gate =*",
-            "passed *::test_memory  peak memory: 1.* MB of at most 2.00 MB",
+            "passed *::test_memory  peak memory: *.* MB of at most 2.00 MB",
             "failed *::test_memory_grown  peak memory: *",
             "passed *::test_time  time ratio: limit 1; ratio 0.*, control *rounds",
             "failed *::test_time_grown  time ratio: *",
@@ -83,6 +84,7 @@ def test_planted_regressions_fail_and_are_reported(pytester):
     content = json.loads((pytester.path / "out.json").read_text())
     assert content["format"] == gate_files.RECORDS_FORMAT
     assert [each["verdict"] for each in content["measurements"]] == ["passed", "failed", "passed", "failed"]
+    assert content["measurements"][1]["measured"] > 4e6
     assert content["measurements"][3]["low"] > 1.15
 
 

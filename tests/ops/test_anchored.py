@@ -10,6 +10,7 @@ import functools
 import io
 
 import definitions
+import numpy as np
 import pytest
 import torch
 from cases.losses import LOSS_CASES
@@ -261,6 +262,12 @@ def test_bad_arguments_are_named(name, form):
     changes, message = BAD[name]
     with pytest.raises(sfm_fast.InputError, match=message):
         form(**({"centers": torch.ones(3, 4)} | changes))
+
+
+def test_numpy_numbers_are_numbers():
+    features, centers = torch.randn(3, 4), torch.randn(3, 4)
+    expected = sfm_fast.anchored_flow_loss(features, centers, length_weight=0.5)
+    assert sfm_fast.anchored_flow_loss(features, centers, length_weight=np.float32(0.5)) == expected
 
 
 @pytest.mark.parametrize("options", [dict(anchor=POINT), dict(length_weight=0.5)])
