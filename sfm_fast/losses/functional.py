@@ -34,7 +34,7 @@ def flow_alignment_loss(
             (`anchored_flow_loss` about the mean of the centres).
         metric: "cosine" (1 - cosine) or "mse", which "anchored" doesn't have.
         backend: "auto", "torch", "cpu", "triton" or "cuda"; see `explain`.
-        eps: a flow shorter than this (in feature units; for "global" all flows flattened) counts as cosine 0 with zero
+        eps: from 1e-18; a flow shorter than this (in feature units; for "global" all flows flattened) counts as cosine 0 with zero
             gradient.
         precision: of the matrix products of "pair" with "cosine" on a GPU: "highest" is as accurate as float32,
             "high" uses one TF32 product. CPU and plain torch always compute "highest".

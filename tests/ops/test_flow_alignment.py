@@ -295,7 +295,7 @@ BAD_CALLS = {
     "backend": (dict(backend="tpu"), "backend must be"),
     "absent backend": (dict(backend="cuda"), "can't run this call"),
     "eps": (dict(eps=-1.0), "eps must be"),
-    "eps whose square is 0 in float32": (dict(eps=1e-30), "eps must be a number from 1e-18 to 1e\\+30, got 1e-30"),
+    "eps whose square is 0 in float32": (dict(eps=1e-30), "eps must be a number from 1e-18 to 1e30, got 1e-30"),
     "centers need grad": (dict(centers=CENTERS.clone().requires_grad_()), "detach"),
     "no items": (dict(features=torch.zeros(0, 4), labels=LABELS[:0]), "at least one item"),
 }
