@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from sfm_fast.errors import require_package
-from sfm_fast.files import write_atomically
 from sfm_fast.report.tables import text_table
 
+from ..report.drawing import save_figure, tidy
 from .tables import short_name
 
 Row = Mapping[str, Any]
@@ -80,33 +80,31 @@ def _spread(values: list[float]) -> str:
 
 
 def write_figure(result: Mapping[str, Any], path: Path) -> None:
-    """Two panels, accuracy along lambda of probes trained on the targets and on short runs' images, as .svg or .png by ``path``'s ending."""
+    """Three panels, as .svg or .png by ``path``'s ending: probes trained on the targets themselves, and on images of short runs along lambda and the length weight."""
     require_package("matplotlib", "the figure", "distill")
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "targets", "font.size": 10, "axes.axisbelow": True}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(9.6, 4.2), layout="constrained")
-        FigureCanvasAgg(figure)
-        left, right = figure.subplots(1, 2, sharey=True)
-        for name in result["backbones"]:
-            _features(left, _of(result["rows"], "features", name), name)
-            _images(right, _of(result["rows"], "images", name), name)
-        left.set_title("a  a probe trained on the targets themselves", loc="left")
-        right.set_title("b  on images distilled to them", loc="left")
-        left.set_ylabel("top-1 on held-out training images, %")
-        for axes in (left, right):
-            axes.set_xscale("log")
-            axes.set_xlabel("shrinkage λ")
-            axes.grid(alpha=0.3, linewidth=0.6)
-            for side in ("top", "right"):
-                axes.spines[side].set_visible(False)
-        left.legend(frameon=False, fontsize=8.5, ncols=2)
-        write_atomically(
-            path, lambda temporary: figure.savefig(temporary, format=path.suffix[1:], metadata={"Date": None})
-        )
+    figure = Figure(figsize=(13.5, 4.7), layout="constrained")
+    FigureCanvasAgg(figure)
+    first, second, third = figure.subplots(1, 3)
+    for name in result["backbones"]:
+        _features(first, _of(result["rows"], "features", name), name)
+        images = _of(result["rows"], "images", name)
+        _images(second, images, name)
+        _weights(third, [row for row in images if row["chosen"]], name)
+    first.set_title("a  A probe trained on the targets, without images", loc="left", fontsize=11)
+    second.set_title(f"b  On images of {images[0]['steps']} steps", loc="left", fontsize=11)
+    third.set_title("c  The same along the weight of lengths", loc="left", fontsize=11)
+    first.set_ylabel("top-1 on held-out training images, %")
+    for axes in (first, second):
+        axes.set(xscale="log", xlabel="shrinkage λ")
+    third.set_xlabel("length weight")
+    for axes in (first, second, third):
+        tidy(axes, "both")
+    first.legend(frameon=False, fontsize=8.5)
+    third.legend(frameon=False, fontsize=8.5)
+    save_figure(figure, path, "targets")
 
 
 def _features(axes: Any, rows: list[Row], name: str) -> None:
@@ -130,3 +128,21 @@ def _images(axes: Any, rows: list[Row], name: str) -> None:
     for row in rows:
         if row["chosen"]:
             axes.plot(row["shrinkage"], row["top1"], color=COLORS[name], marker="o", markersize=6)
+
+
+def _weights(axes: Any, rows: list[Row], name: str) -> None:
+    rows = sorted(rows, key=lambda row: row["length_weight"])
+    places = range(len(rows))  # not to scale, because the first weight is 0
+    others = [statistics.fmean(row["others"].values()) for row in rows]
+    axes.plot(
+        places, [row["top1"] for row in rows], color=COLORS[name], marker=".", linewidth=1.4, label=short_name(name)
+    )
+    axes.plot(
+        places,
+        others,
+        color=COLORS[name],
+        linestyle=(0, (1, 1.6)),
+        linewidth=1.4,
+        label=f"{short_name(name)}: on the others",
+    )
+    axes.set_xticks(places, [f"{row['length_weight']:g}" for row in rows])

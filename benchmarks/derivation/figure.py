@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from sfm_fast.errors import require_package
-from sfm_fast.files import write_atomically
 from sfm_fast.report.tables import text_table
 
+from ..report.drawing import save_figure, tidy
 from .rows import Measured, Point, Result
 
 # Okabe and Ito's palette, for colour-blind readers too, with one marker per colour.
@@ -78,7 +78,6 @@ def _mark(axes: Any, x: float, text: str) -> None:
 def write_figure(result: Result, path: Path) -> None:
     """Three panels of the result's first backbone, as .svg or .png by ``path``'s ending."""
     require_package("matplotlib", "the figure", "distill")
-    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
@@ -131,9 +130,7 @@ def write_figure(result: Result, path: Path) -> None:
     spread.set_title(f"c  Batches of {some}, wider or narrower classes", loc="left", fontsize=11)
     for axes in (weights, batch, spread):
         axes.axhline(1, color=GREY, linewidth=0.8, zorder=0)
-        axes.grid(alpha=0.2)
-        for side in ("top", "right"):
-            axes.spines[side].set_visible(False)
+        tidy(axes, "both")
     key: Mapping[str, Any] = {
         f"measured median, 10–90 % of {measured['draws']} draws": (
             Patch(facecolor="#888", alpha=0.3),
@@ -143,18 +140,7 @@ def write_figure(result: Result, path: Path) -> None:
         "bound on the root mean square": Line2D([], [], color="#444", linestyle=DOTTED),
     }
     figure.legend(list(key.values()), list(key), loc="outside lower center", ncols=3, frameon=False, fontsize=9.5)
-    # Equal numbers give equal bytes.
-    with matplotlib.rc_context({"svg.hashsalt": "derivation"}):
-        write_atomically(
-            path,
-            lambda temporary: figure.savefig(
-                temporary,
-                format=path.suffix[1:],
-                dpi=150,
-                facecolor="white",
-                metadata={"Date": None} if path.suffix == ".svg" else {},
-            ),
-        )
+    save_figure(figure, path, "derivation")
 
 
 def findings(measured: Measured) -> Iterable[tuple[str, Point]]:

@@ -8,9 +8,11 @@ import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from sfm_fast.errors import require_package
+from sfm_fast.files import write_atomically
 
 from ..rows import Result
 
@@ -139,7 +141,7 @@ def _draw_panel(axes: Any, panel: Panel, styles: Styles, handles: dict[str, Any]
     _x_ticks(axes, sorted(xs))
     _y_ticks(axes, [value for s in panel.series for p in s.points for value in p[1:]])
     _strip(axes, panel.series, styles, handles)
-    _tidy(axes, "both")
+    tidy(axes, "both")
 
 
 def _strip(axes: Any, series: Sequence[Series], styles: Styles, handles: dict[str, Any]) -> None:
@@ -223,7 +225,7 @@ def bar_grid(sides: Sequence[Sequence[Bar]], labels: Sequence[str], styles: Styl
                 axes.text(end + 0.015 * largest, place, bar.text, va="center", fontsize=8)
             axes.set_xlim(0, largest * 1.42)
             axes.set_xlabel(label)
-            _tidy(axes, "x")
+            tidy(axes, "x")
         panels[-1].tick_params(axis="y", length=0)
         panels[0].set_yticks(range(count), [bar.name for bar in sides[0]])
         panels[0].set_ylim(count - 0.4, -0.6)
@@ -233,11 +235,21 @@ def bar_grid(sides: Sequence[Sequence[Bar]], labels: Sequence[str], styles: Styl
 # --- SVG ---------------------------------------------------------------------------------------------------------------
 
 
-def _tidy(axes: Any, grid: str) -> None:
+def tidy(axes: Any, grid: str) -> None:
     """A light grid along ``grid`` ("x", "y" or "both"), and no frame at the top and the right."""
     axes.grid(axis=grid, alpha=0.3, linewidth=0.6)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+
+
+def save_figure(figure: Any, path: Path, salt: str) -> None:
+    """Write a figure of matplotlib as .svg or .png, by ``path``'s ending; equal numbers give equal bytes."""
+    import matplotlib
+
+    options: dict[str, Any] = {"format": path.suffix[1:], "dpi": 150, "facecolor": "white"}
+    options["metadata"] = {"Date": None} if path.suffix == ".svg" else {}
+    with matplotlib.rc_context({"svg.hashsalt": salt}):
+        write_atomically(path, lambda temporary: figure.savefig(temporary, **options))
 
 
 @contextlib.contextmanager
