@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sfm_fast.benchmarks.accuracy.tables import full_tables, stored_table, summary, verdicts
+from sfm_fast.benchmarks.accuracy.target_tables import run_table, shrinkage_table, weight_table
 from sfm_fast.benchmarks.derivation.figure import findings_table
 from sfm_fast.benchmarks.gpu.tables import gpu_step_table, kernel_table, read_all, shown_kernels
 from sfm_fast.benchmarks.report.tables import (
@@ -123,6 +124,15 @@ def derivation() -> str:
     return findings_table(json.loads((RESULTS / "derivation.json").read_text()))
 
 
+def targets(table: Callable[[dict[str, Any]], str]) -> str:
+    return table(json.loads((RESULTS / "targets.json").read_text()))
+
+
+def target_runs() -> str:
+    machine = json.loads((RESULTS / "targets.json").read_text())["environment"]
+    return f"{targets(run_table)}\n\n{machine['cpu']}, a thread for each of {machine['threads']} runs at a time, torch {machine['torch']}, fp32."
+
+
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "accuracy": accuracy_summary,
@@ -143,9 +153,14 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/accuracy.md": {
         "accuracy-verdicts": lambda: verdicts(accuracy()),
         "accuracy-full": lambda: full_tables(accuracy()),
+        "targets-runs": target_runs,
     },
     "docs/evaluation.md": {"accuracy-stored": lambda: stored_table(accuracy())},
-    "docs/derivation.md": {"derivation": derivation},
+    "docs/derivation.md": {
+        "derivation": derivation,
+        "targets-shrinkage": functools.partial(targets, shrinkage_table),
+        "targets-weight": functools.partial(targets, weight_table),
+    },
 }
 
 

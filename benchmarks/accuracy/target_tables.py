@@ -54,6 +54,36 @@ def run_table(result: Mapping[str, Any]) -> str:
     return text_table(("distilled on", "trained on", "own backbone", "other backbones", "steps", "time"), lines)
 
 
+def shrinkage_table(result: Mapping[str, Any]) -> str:
+    """Top-1 along lambda at kappa = 1, for each backbone of a probe on the targets themselves, and of short runs' images; the last row is the rule's lambda."""
+    names, lines = result["backbones"], []
+    header = ["shrinkage λ", *(f"{short_name(name)}: {of}" for name in names for of in ("targets", "images"))]
+    features = {
+        name: [row for row in _of(result["rows"], "features", name) if row["scale"] in (None, 1.0)] for name in names
+    }
+    usual = {name: _usual_weight(_of(result["rows"], "images", name)) for name in names}
+    known = sorted({row["shrinkage"] for row in features[names[0]] if row["scale"] and not row["chosen"]})
+    means = [one for name in names for one in (f"{features[name][0]['top1']:.1f}", "")]
+    lines.append(["class means", *means])
+    for number in (*known, None):
+        cells = ["auto" if number is None else f"{number:g}"]
+        for name in names:
+            for rows in (features[name][1:], usual[name]):
+                row = next(row for row in rows if (row["chosen"] if number is None else row["shrinkage"] == number))
+                cells.append(
+                    f"{row['top1']:.1f}"
+                    + (f" (λ = {row['shrinkage']:.1f})" if number is None and rows is not usual[name] else "")
+                )
+        lines.append(cells)
+    return text_table(header, lines)
+
+
+def _usual_weight(rows: list[Row]) -> list[Row]:
+    """The rows of the length weight along whose lambda there are several."""
+    weight = next(row["length_weight"] for row in rows if not row["chosen"])
+    return [row for row in rows if row["length_weight"] == weight]
+
+
 def weight_table(result: Mapping[str, Any]) -> str:
     """Top-1 of short runs along the length weight: one row per weight; own backbone and the mean over the others, for each backbone."""
     names, lines = result["backbones"], []
@@ -121,8 +151,7 @@ def _features(axes: Any, rows: list[Row], name: str) -> None:
 
 
 def _images(axes: Any, rows: list[Row], name: str) -> None:
-    weight = next(row["length_weight"] for row in rows if not row["chosen"])
-    rows = [row for row in rows if row["length_weight"] == weight]
+    rows = _usual_weight(rows)
     points = [(row["shrinkage"], row["top1"]) for row in rows]
     axes.plot(*zip(*sorted(points), strict=True), color=COLORS[name], marker=".", linewidth=1.4)
     for row in rows:

@@ -37,7 +37,7 @@ from sfm_fast.views import Augmentation
 from ..cells import Cell, fill, in_parallel
 from ..machine import environment
 from . import runs
-from .target_tables import run_table, weight_table, write_figure
+from .target_tables import run_table, shrinkage_table, weight_table, write_figure
 
 FORMAT = "sfm_fast targets 1"
 EVERY = 6  # of the training images, every sixth is held out
@@ -246,6 +246,7 @@ def main() -> None:
     if args.figure:
         write_figure(result, Path(args.figure))
     print(run_table(result))
+    print(shrinkage_table(result))
     print(weight_table(result))
 
 

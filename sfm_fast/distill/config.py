@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InputError
@@ -189,11 +189,10 @@ class DistillConfig(_MethodOptions):
         chosen = RECOMMENDED | options
         if chosen["method"] == "lgm":
             chosen |= {"centers": options.get("centers", "means")}
-        separable = chosen["method"] == "sfm-anchored" or (
-            chosen["method"] == "sfm-decoupled" and chosen.get("alpha", 1.0) == 1
-        )
-        clusters = separable and chosen.get("ipc", 1) not in (1, None)
-        return cls(**({"level": "cluster" if clusters else "class"} | chosen))
+        config = cls(**chosen)
+        if "level" in options or config.ipc == 1 or not DECLARED[config.method].separates(config):
+            return config
+        return replace(config, level="cluster")
 
     @property
     def views_per_step(self) -> int:

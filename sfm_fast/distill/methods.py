@@ -35,6 +35,11 @@ class Method:
             others = ", ".join(names[:-1]) + f" and {names[-1]}"
             raise InputError(f"level {config.level!r} is for {others}, not for {cls.name}")
 
+    @classmethod
+    def separates(cls, config: Any) -> bool:
+        """Whether its loss is a mean over classes (at cluster level: over images) with the options of a `DistillConfig`."""
+        return False
+
 
 DECLARED: dict[str, type[Method]] = {}
 
@@ -87,8 +92,12 @@ class DecoupledFlow(Method):
     name, about, options = "sfm-decoupled", "pulls class means to their centres", DecoupledOptions
 
     @classmethod
+    def separates(cls, config: Any) -> bool:
+        return bool(config.alpha == 1)
+
+    @classmethod
     def check(cls, config: Any) -> None:
-        if config.level == "cluster" and config.alpha != 1:
+        if config.level == "cluster" and not cls.separates(config):
             raise InputError(
                 f"alpha must be 1 with level 'cluster', where the other centres include those of the same class, got {config.alpha}"
             )
@@ -110,6 +119,10 @@ class AnchoredFlow(Method):
     """SFM with flows that start at a fixed point."""
 
     name, about, options = "sfm-anchored", "aligns flows from the real mean to class means", AnchoredOptions
+
+    @classmethod
+    def separates(cls, config: Any) -> bool:
+        return True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sfm_fast.backbones.load import load_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.distill.average import IterateAverage
 from sfm_fast.distill.build import make_distiller
@@ -17,11 +16,6 @@ from sfm_fast.files import load_tensors, save_tensors
 from sfm_fast.synthetic import SyntheticSet
 
 CONFIG = DistillConfig(method="sfm-decoupled", steps=8, grow_every=1, lr=0.05, average_last=0.5)
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone()
 
 
 @pytest.fixture(scope="module")

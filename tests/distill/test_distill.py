@@ -15,7 +15,6 @@ import pytest
 import torch
 
 from sfm_fast import InputError
-from sfm_fast.backbones.load import load_backbone
 from sfm_fast.data.datasets import open_dataset
 from sfm_fast.data.sources import ImageSource, from_iterable
 from sfm_fast.demo.cost import compare_methods, sfm_and_lgm
@@ -27,11 +26,6 @@ from sfm_fast.features.compute import class_statistics
 from sfm_fast.files import load_tensors, save_tensors
 from sfm_fast.measure.starvation import StarvationNotice
 from sfm_fast.synthetic import SyntheticSet
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone()
 
 
 @pytest.fixture(scope="module")

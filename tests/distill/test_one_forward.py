@@ -9,7 +9,6 @@ import torch
 from test_step import _Spoil, count_calls, distiller, gradient_of_step, run_out
 
 from sfm_fast import ClassStatistics
-from sfm_fast.backbones.load import load_backbone
 from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.config import DistillConfig, Execution
 from sfm_fast.distill.predict import predict_step
@@ -20,11 +19,6 @@ SEPARABLE = {
     "anchored": {"method": "sfm-anchored", "length_weight": 0.1},
     "decoupled": {"method": "sfm-decoupled"},
 }
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone()
 
 
 def made_statistics(backbone, clusters=0):

@@ -28,11 +28,6 @@ CLASSES = 4
 
 
 @pytest.fixture(scope="module")
-def backbone():
-    return load_backbone()
-
-
-@pytest.fixture(scope="module")
 def statistics(backbone):
     generator = torch.Generator().manual_seed(0)
     found = ClassStatistics(CLASSES, backbone.num_features)

@@ -8,17 +8,11 @@ import pytest
 import torch
 
 from sfm_fast import ClassStatistics, DistillConfig, InputError, anchored_flow_loss, make_distiller
-from sfm_fast.backbones.load import load_backbone
 from sfm_fast.cli.main import main
 from sfm_fast.distill.build import targets
 from sfm_fast.synthetic import SyntheticSet
 
 CLASSES = 4
-
-
-@pytest.fixture(scope="module")
-def backbone():
-    return load_backbone()
 
 
 @pytest.fixture(scope="module")
