@@ -46,7 +46,7 @@ bench: $(READY)  ## time and memory of losses, image path and steps against torc
 claims: $(READY)  ## the project's claims against LGM, as tests, with accuracy: 15 minutes on 2 cores
 	$(BIN)/python -m pytest -q -s -m claims benchmarks/claims.py
 
-PLAN = $(BIN)/sfm-fast plan --backbone vit_base_patch14_dinov2 --image-size 224
+PLAN = $(BIN)/sfm-fast plan --method sfm-anchored --backbone vit_base_patch14_dinov2 --image-size 224
 predict: $(READY)  ## predict memory at ImageNet's sizes, in seconds
 	$(PLAN) --num-classes 100 --lgm-views 10 --memory 1GB --json benchmarks/results/predicted/plan_100.json
 	$(PLAN) --num-classes 1000 --lgm-views 3 --memory 4.2GB --json benchmarks/results/predicted/plan_1000.json
@@ -61,8 +61,9 @@ gpu-prepare: $(READY)  ## on a machine without one: build what `make gpu` needs,
 static: $(READY)  ## rewrite the table of the compiled GPU kernels (tests compare with it)
 	$(BIN)/python tests/static/table.py --update
 
-accuracy: $(READY)  ## the accuracy table on full Fashion-MNIST, three backbones: resumable, one to two hours on 2 cores
+accuracy: $(READY)  ## the accuracy tables on full Fashion-MNIST, three backbones: resumable, one to two hours on 2 cores
 	$(BIN)/python -m benchmarks.accuracy --data fashion-mnist --out benchmarks/results/cpu
+	$(BIN)/python -m benchmarks.accuracy.targets --out benchmarks/results/cpu --figure docs/figures/targets.svg
 
 derivation: $(READY)  ## LGM's gradient against the flow on full Fashion-MNIST: table and figure, some minutes
 	$(BIN)/python -m benchmarks.derivation --data fashion-mnist --out benchmarks/results/cpu --figure docs/figures/derivation.svg

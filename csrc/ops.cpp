@@ -10,7 +10,7 @@ STABLE_TORCH_LIBRARY(sfm_fast, m) {
   m.def("class_means_backward(Tensor grad, Tensor? order, Tensor? offsets, SymInt num_items, ScalarType dtype) -> Tensor");
   m.def(
       "flow_alignment(Tensor features, Tensor? order, Tensor? offsets, Tensor centers, Tensor shift, "
-      "Tensor? anchor, int kind, float eps, float weight) -> (Tensor, Tensor, Tensor)");
+      "Tensor? anchor, int kind, float eps, float weight, float delta) -> (Tensor, Tensor, Tensor)");
   m.def(
       "flow_alignment_backward(Tensor grad_output, Tensor features, Tensor? order, Tensor? offsets, Tensor centers, "
       "Tensor shift, Tensor rows, Tensor columns) -> Tensor");

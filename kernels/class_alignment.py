@@ -97,6 +97,7 @@ def _class_cosines_kernel(
     dim: tl.tensor,
     eps: tl.tensor,
     length_weight: tl.tensor,
+    delta: tl.tensor,
     KIND: tl.constexpr,
     LENGTHS: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -105,7 +106,7 @@ def _class_cosines_kernel(
 ) -> None:
     """Kinds 1 and 5, a block of classes: p, q, the sum of 1 - cos (float64) and, for CLASS, of p_c a_c + q_c b_c (D,).
 
-    With LENGTHS, length_weight * log^2(|b_c| / |a_c|) is added to 1 - cos.
+    With LENGTHS, length_weight * h(log(|b_c| / |a_c|)) is added to 1 - cos; h(x) is x^2 up to |x| = delta and straight beyond.
     """
     rows = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     row_mask = rows < classes
@@ -129,8 +130,10 @@ def _class_cosines_kernel(
         weight = tl.cast(length_weight, tl.float64)
         safe_b = tl.where(short, 1.0, squares_b)
         logarithm = tl.log(safe_b / tl.where(short, 1.0, squares_a)) / 2
-        value += weight * logarithm * logarithm
-        q += 2 * weight * logarithm / safe_b
+        limit = tl.cast(delta, tl.float64)
+        near = tl.where(logarithm > limit, limit, tl.where(logarithm < -limit, -limit, logarithm))  # NaN stays
+        value += weight * near * (2 * logarithm - near)
+        q += 2 * weight * near / safe_b
     p = (p / C).to(tl.float32)
     q = (q / C).to(tl.float32)
     tl.store(rows_out + rows, p, mask=row_mask)
@@ -159,7 +162,7 @@ def class_alignment(
     scalars: Tensor | None = None
     for last in (False, True):
         if last:
-            scalars, sums = _class_cosines(reference.CLASS, source, centers, columns[0], tiles, eps, 0.0, rows)
+            scalars, sums = _class_cosines(reference.CLASS, source, centers, columns[0], tiles, eps, 0.0, 0.0, rows)
         _finish_columns_kernel[(triton.cdiv(dim, 32),)](
             source,
             scalars,
@@ -184,13 +187,14 @@ def anchored_alignment(
     tiles: Tiles,
     eps: float,
     length_weight: float,
+    delta: float,
     loss: Tensor,
     rows: Tensor,
     columns: Tensor,
 ) -> None:
     """Fill ``loss``, ``rows`` and ``columns``; ``anchor`` (D,) is the m of all classes."""
     classes, dim = centers.shape
-    scalars, _ = _class_cosines(reference.ANCHORED, source, centers, anchor, tiles, eps, length_weight, rows)
+    scalars, _ = _class_cosines(reference.ANCHORED, source, centers, anchor, tiles, eps, length_weight, delta, rows)
     _finish_anchored_kernel[(triton.cdiv(dim, TILE),)](
         scalars, anchor, loss, columns, classes, dim, len(scalars), BLOCK_D=TILE, BLOCK_P=256, num_warps=tile_warps()
     )
@@ -204,6 +208,7 @@ def _class_cosines(
     tiles: Tiles,
     eps: float,
     length_weight: float,
+    delta: float,
     rows: Tensor,
 ) -> tuple[Tensor, Tensor]:
     """Fill ``rows`` (2, C); gives each block's part of the loss, (blocks,) float64, and of the sum of p_c a_c + q_c b_c, (blocks, D) for CLASS."""
@@ -225,6 +230,7 @@ def _class_cosines(
         dim,
         eps,
         length_weight,
+        delta,
         KIND=kind,
         LENGTHS=length_weight != 0,
         BLOCK_C=block_c,

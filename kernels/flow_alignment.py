@@ -135,13 +135,14 @@ def flow_alignment(
     kind: int,
     eps: float,
     weight: float,
+    delta: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss () float32, rows (2, R) = (p, q) and columns (2, D) = (m, r) float32; R = C for CLASS and ANCHORED, else 1.
 
     features (N, D) float32, bfloat16 or float16, any strides; order (N,) and offsets (C + 1,) int64 or None; centers
     (C, D) and shift (D,) float32. Kinds: 0 cosine of all flows together, 1 mean of a cosine per class, 2 mean squared
     error of flows, 3 of pair flows (centers centred, all four), 4 decoupled with alpha ``weight`` (centers shifted),
-    5 anchored with length weight ``weight`` (centers relative to the anchor; anchor (D,) float32, the anchor minus shift).
+    5 anchored with length weight ``weight``, Huber's from ``delta`` on (centers relative to the anchor; anchor (D,) float32, the anchor minus shift).
     """
     check_labelled(features, order, offsets, shift, centers)
     if kind not in range(reference.GLOBAL, reference.ANCHORED + 1):
@@ -167,7 +168,7 @@ def flow_alignment(
     tiles = tiles_for(features.shape[0], classes, dim, order is not None)
     if anchor is not None:
         with torch.cuda.device_of(features):
-            anchored_alignment(source, centers, anchor.contiguous(), tiles, eps, weight, loss, rows, columns)
+            anchored_alignment(source, centers, anchor.contiguous(), tiles, eps, weight, delta, loss, rows, columns)
         return loss, rows, columns
     chunks, classes_per_chunk = tiles.chunks(classes, dim)
     programs = chunks * tiles.column_blocks(dim)

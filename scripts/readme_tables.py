@@ -136,6 +136,7 @@ def target_runs() -> str:
 PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "accuracy": accuracy_summary,
+        "targets-runs": target_runs,
         "cost": cost,
         "claims": claims,
         "losses": losses,
@@ -153,7 +154,6 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/accuracy.md": {
         "accuracy-verdicts": lambda: verdicts(accuracy()),
         "accuracy-full": lambda: full_tables(accuracy()),
-        "targets-runs": target_runs,
     },
     "docs/evaluation.md": {"accuracy-stored": lambda: stored_table(accuracy())},
     "docs/derivation.md": {

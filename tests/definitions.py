@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import expected_cache
@@ -13,9 +14,11 @@ from torch import Tensor
 import sfm_fast
 from sfm_fast.ops.backends import ALIGNMENTS, METRICS
 
-# The losses under one name each. "anchored-lengths" is "anchored" with an anchor of its own and the length term.
+# The losses under one name each. "anchored-lengths" is "anchored" with an anchor of its own and the length term,
+# most of whose logarithms are beyond its delta.
 NAMES = (*ALIGNMENTS, "anchored-lengths")
-LENGTH_WEIGHT = 0.7
+LENGTH_WEIGHT, LENGTH_DELTA = 0.7, 0.1
+LENGTHS = {"length_weight": LENGTH_WEIGHT, "length_delta": LENGTH_DELTA}
 KINDS = [
     (name, metric) for name in NAMES for metric in METRICS if metric == "cosine" or not name.startswith("anchored")
 ]
@@ -58,16 +61,14 @@ def loss(
     if alignment == "anchored-lengths":
         options = {name: value for name, value in options.items() if name not in ("metric", "groups")}
         anchor = anchor_of(centers)
-        return sfm_fast.anchored_flow_loss(
-            features, centers, labels, anchor=anchor, length_weight=LENGTH_WEIGHT, **options
-        )
+        return sfm_fast.anchored_flow_loss(features, centers, labels, anchor=anchor, **LENGTHS, **options)
     return sfm_fast.flow_alignment_loss(features, centers, labels, alignment=alignment, **options)
 
 
 def module(centers: Tensor, *, alignment: str = "global", **options: Any) -> sfm_fast.FlowAlignmentLoss:
     """The module for a name of NAMES."""
     if alignment == "anchored-lengths":
-        options |= dict(alignment="anchored", anchor=anchor_of(centers), length_weight=LENGTH_WEIGHT)
+        options |= dict(alignment="anchored", anchor=anchor_of(centers), **LENGTHS)
         return sfm_fast.FlowAlignmentLoss(centers, **options)
     return sfm_fast.FlowAlignmentLoss(centers, alignment=alignment, **options)
 
@@ -84,7 +85,7 @@ def flow_alignment(
     if alignment == "anchored":
         return anchored(features, centers, labels, centers.double().mean(0), 0.0, eps)
     if alignment == "anchored-lengths":
-        return anchored(features, centers, labels, anchor_of(centers), LENGTH_WEIGHT, eps)
+        return anchored(features, centers, labels, anchor_of(centers), LENGTH_WEIGHT, eps, LENGTH_DELTA)
     features, centers = features.double(), centers.double()
     nu, classes = class_means(features, labels, len(centers)), len(centers)
     if alignment == "pair":
@@ -113,14 +114,23 @@ def decoupled(features: Tensor, centers: Tensor, labels: Tensor | None, alpha: f
 
 
 def anchored(
-    features: Tensor, centers: Tensor, labels: Tensor | None, anchor: Tensor, length_weight: float, eps: float = 1e-8
+    features: Tensor,
+    centers: Tensor,
+    labels: Tensor | None,
+    anchor: Tensor,
+    length_weight: float,
+    eps: float = 1e-8,
+    length_delta: float = math.inf,
 ) -> Tensor:
     features, centers, anchor = features.double(), centers.double(), anchor.double()
     terms = []
     for a, b in zip(centers - anchor, class_means(features, labels, len(centers)) - anchor, strict=True):
         terms.append(1 - cosine(a, b, eps))
         if a.norm() >= eps and b.norm() >= eps:
-            terms[-1] = terms[-1] + length_weight * (b.norm() / a.norm()).log() ** 2
+            logarithm = (b.norm() / a.norm()).log().abs()
+            near = logarithm <= length_delta
+            term = logarithm**2 if near else 2 * length_delta * logarithm - length_delta**2
+            terms[-1] = terms[-1] + length_weight * term
     return torch.stack(terms).mean()
 
 

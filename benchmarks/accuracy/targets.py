@@ -14,6 +14,7 @@ import argparse
 import functools
 import json
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -42,17 +43,28 @@ from .target_tables import run_table, shrinkage_table, weight_table, write_figur
 FORMAT = "sfm_fast targets 1"
 EVERY = 6  # of the training images, every sixth is held out
 SHRINKAGES, SCALES = (1.0, 3.0, 10.0, 30.0, 100.0), (0.8, 1.0, 1.2, 1.5)
-WEIGHTS = (0.0, 0.1, 0.3, 3.0)  # of the lengths; the recommended one is among the rows along lambda
+WEIGHTS = (0.0, 0.5, 1.0, 4.0)  # of the lengths; the recommended one is among the rows along lambda
 SHORT_STEPS, STEPS = 500, 2000
+DRAWS = 3  # evaluations of each set of images; a single one has a standard deviation of 0.6 points
 # One setting for all backbones: what `--recommended` takes.
 OURS = DistillConfig.recommended()
 
 
 class Place(NamedTuple):
-    """The data set by name, and the folder of features and finished cells."""
+    """The data set by name, the folder of features and finished cells, the backbones, all of which judge images, and the epochs of a probe."""
 
     data: str
     work: Path
+    backbones: tuple[str, ...]
+    epochs: int
+
+    def tag(self, phi: str) -> str:
+        """What the result of a cell on a backbone depends on, besides its options."""
+        return f"{self.data} {phi} {runs.backbone(phi).fingerprint}, of {' '.join(self.backbones)}, {self.epochs} epochs, {DRAWS} draws"
+
+    @property
+    def judge(self) -> ProbeConfig:
+        return ProbeConfig(seeds=1, views=100, epochs=self.epochs)
 
 
 class Data(NamedTuple):
@@ -81,7 +93,7 @@ def data(place: Place, phi: str, split: str) -> Data:
     return Data(statistics, *judged)
 
 
-def probe(of: Data, views: Tensor, labels: Tensor, seed: int, config: ProbeConfig = ProbeConfig(seeds=1)) -> float:
+def probe(of: Data, views: Tensor, labels: Tensor, seed: int, config: ProbeConfig) -> float:
     """Top-1 in percent of a linear probe trained on features (views, N, D)."""
     fitted = fit("probe", Features(views.float(), None, labels), of.statistics.num_classes, None, config, seed)
     return 100 * fitted.score(of.features, of.labels)[0]
@@ -97,19 +109,19 @@ def chosen_shrinkage(statistics: ClassStatistics) -> float:
 def on_features(place: Place, phi: str) -> list[dict[str, Any]]:
     """The rows of part "features" on one backbone."""
     of = data(place, phi, "held out")
-    statistics, labels = of.statistics, torch.arange(of.statistics.num_classes)
-    chosen = chosen_shrinkage(statistics)
-    rows = [{"shrinkage": None, "scale": None, "top1": probe(of, statistics.centers.unsqueeze(0), labels, 0)}]
+    known, labels = of.statistics, torch.arange(of.statistics.num_classes)
+    chosen = chosen_shrinkage(known)
+    rows = [{"shrinkage": None, "scale": None, "top1": probe(of, known.centers.unsqueeze(0), labels, 0, place.judge)}]
     for shrinkage in (*SHRINKAGES, chosen):
         for scale in SCALES:
-            targets = statistics.discriminant_centers(shrinkage=shrinkage, scale=scale)
-            top1 = probe(of, targets.unsqueeze(0), labels, 0)
+            targets = known.discriminant_centers(shrinkage=shrinkage, scale=scale)
+            top1 = probe(of, targets.unsqueeze(0), labels, 0, place.judge)
             rows.append({"shrinkage": shrinkage, "scale": scale, "top1": top1, "chosen": shrinkage == chosen})
     return rows
 
 
 def distil(place: Place, phi: str, split: str, config: DistillConfig) -> dict[str, Any]:
-    """Distil, and judge the images by a probe on each backbone; the run's seed is the probe's too."""
+    """Distil, and judge the images by a probe on each backbone: on this one by `DRAWS` of them, each with views of its own."""
     of, model = data(place, phi, split), runs.backbone(phi)
     source = runs.source(place.data, "train") if config.method == "lgm" else None
     execution = Execution(memory_budget=runs.MEMORY)
@@ -118,20 +130,22 @@ def distil(place: Place, phi: str, split: str, config: DistillConfig) -> dict[st
     while distiller.steps_done < config.steps:
         distiller.step()
     seconds = time.perf_counter() - started
-    made, judge = distiller.result(), ProbeConfig(seeds=1, views=100)
+    made, judge = distiller.result(), place.judge
     augmentation = Augmentation(min_area=judge.min_area, noise=False)
     top1 = {}
-    for name in runs.BACKBONES:
-        views = view_features(runs.backbone(name), made.images, judge.views, augmentation, seed=config.seed)
-        top1[name] = probe(data(place, name, split), views, made.labels, config.seed, judge)
+    for name in place.backbones:
+        scores = []
+        for seed in range(config.seed * DRAWS, config.seed * DRAWS + (DRAWS if name == phi else 1)):
+            views = view_features(runs.backbone(name), made.images, judge.views, augmentation, seed=seed)
+            scores.append(probe(data(place, name, split), views, made.labels, seed, judge))
+        top1[name] = statistics.fmean(scores)
     row = {"steps": config.steps, "seed": config.seed, "seconds": seconds, "config": config.to_dict()}
     return row | {"top1": top1.pop(phi), "others": top1}
 
 
 def on_images(place: Place, phi: str, steps: int, shrinkage: float | None, **options: Any) -> dict[str, Any]:
     """The row of part "images" for one lambda; None: the one that the rule chooses."""
-    statistics = data(place, phi, "held out").statistics
-    number = chosen_shrinkage(statistics) if shrinkage is None else shrinkage
+    number = chosen_shrinkage(data(place, phi, "held out").statistics) if shrinkage is None else shrinkage
     config = ours(steps, 0, shrinkage=number, **options)
     row = distil(place, phi, "held out", config)
     return row | {"shrinkage": number, "chosen": shrinkage is None, "length_weight": config.length_weight}
@@ -157,7 +171,7 @@ def cells(
 ) -> Iterator[tuple[dict[str, Any], Cell]]:
     """Every cell, whose name has all that its result depends on, with the common fields of its rows."""
     for phi in args.backbones:
-        tag = f"{place.data} {phi} {runs.backbone(phi).fingerprint}"
+        tag = place.tag(phi)
         if "features" in args.parts:
             yield (
                 {"part": "features", "backbone": phi},
@@ -186,11 +200,11 @@ def lgm_steps_of(place: Place, args: argparse.Namespace, kept: dict[str, Any]) -
     """Steps of LGM that take as long as ours, by backbone: both steps are timed in turn, once."""
     found = {}
     for phi in args.backbones:
-        name = f"costs, {place.data} {phi} {runs.backbone(phi).fingerprint}, {_key(OURS)}"
+        name = f"costs, {place.tag(phi)}, {_key(OURS)}"
         if name not in kept:
             configs = {"ours": OURS, "lgm": DistillConfig(method="lgm")}
-            statistics = data(place, phi, "test").statistics
-            costs = compare_methods(configs, runs.backbone(phi), runs.source(place.data, "train"), statistics, rounds=7)
+            known, source = data(place, phi, "test").statistics, runs.source(place.data, "train")
+            costs = compare_methods(configs, runs.backbone(phi), source, known, rounds=7)
             kept[name] = {cost["name"]: [cost["step_seconds"], cost["peak_bytes"]] for cost in costs}
         found[phi] = max(1, round(args.steps * kept[name]["ours"][0] / kept[name]["lgm"][0]))
     return found
@@ -208,13 +222,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS, help="of the full runs")
     parser.add_argument("--short-steps", type=int, default=SHORT_STEPS, help="of part images")
+    parser.add_argument("--epochs", type=int, default=ProbeConfig().epochs, help="of each probe")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     args = parser.parse_args()
     args.backbones = check_names("--backbones", args.backbones, runs.BACKBONES)
     args.parts = check_names("--parts", args.parts, ("features", "images", "runs"))
     args.labels = check_names("--labels", args.labels, tuple(RUNS))
     out, work = Path(args.out), Path(args.work).resolve()
-    place = Place(args.data, work)
+    place = Place(args.data, work, tuple(args.backbones), args.epochs)
     for folder in (out, work / "features"):
         folder.mkdir(parents=True, exist_ok=True)
     store = work / "targets-kept.json"
@@ -239,7 +254,7 @@ def main() -> None:
         "backbones": args.backbones,
         "rows": [about | row for about, value in values for row in (value if isinstance(value, list) else [value])],
         "costs": {
-            phi: kept[name] for phi in args.backbones for name in kept if name.startswith(f"costs, {args.data} {phi} ")
+            phi: kept[name] for phi in args.backbones for name in kept if name.startswith(f"costs, {place.tag(phi)}")
         },
     }
     write_json(out / "targets.json", result)

@@ -14,17 +14,18 @@ using namespace sfm;  // the kinds
 
 constexpr int64_t kFlushRows = 64;
 
-// 1 - cos + length_weight log^2(|b| / |a|) from its three sums, and the factors of its gradient: d/db = p a + q b. Short flows have cosine
-// and logarithm 0 and no gradient; NaN stays NaN.
+// 1 - cos + length_weight h(log(|b| / |a|)) from its three sums, and the factors of its gradient: d/db = p a + q b. h(x) is x^2 up to
+// |x| = delta and straight beyond. Short flows have cosine and logarithm 0 and no gradient; NaN stays NaN.
 struct Distance {
-  Distance(double dot, double aa, double bb, double scale, double eps, double length_weight = 0) {
+  Distance(double dot, double aa, double bb, double scale, double eps, double length_weight = 0, double delta = 0) {
     const bool is_short = std::sqrt(scale * aa) < eps || std::sqrt(scale * bb) < eps;
     double cosine = is_short ? dot * 0 : dot / (std::sqrt(aa) * std::sqrt(bb));
     if (std::isinf(aa) || std::isinf(bb)) cosine = NAN;  // squares that overflow float32 must not give a cosine of 0
     const double logarithm = is_short || length_weight == 0 ? 0 : std::log(bb / aa) / 2;
-    value = 1 - cosine + length_weight * logarithm * logarithm;
+    const double near = logarithm > delta ? delta : logarithm < -delta ? -delta : logarithm;  // NaN stays
+    value = 1 - cosine + length_weight * near * (2 * logarithm - near);
     p = is_short ? 0 : -1 / (std::sqrt(aa) * std::sqrt(bb));
-    q = is_short ? 0 : (cosine + 2 * length_weight * logarithm) / bb;
+    q = is_short ? 0 : (cosine + 2 * length_weight * near) / bb;
   }
   double value, p, q;
 };
@@ -37,7 +38,7 @@ struct Pass {
   const float* mean;  // m of a cosine per class: the mean of all t, or the anchor
   double scale;       // (C / (C-1))^2, or 1
   double eps;
-  double length_weight;
+  double length_weight, delta;  // of `anchored`
   float* rows;        // (2, C) p and q of a cosine per class
   double* columns;    // (chunks, D): sums over the classes of a chunk; not for `anchored`
   double* sums;       // (chunks, 3): the sums of x.y, x.x and y.y (of the loss, for a cosine per class)
@@ -151,7 +152,7 @@ struct ClassKernel {
       const float* a = pass.centers + c * dim;
       double sums[3] = {};
       add_row<W, false, false>(a, b, pass.mean, nullptr, dim, sums);
-      const Distance distance(sums[0], sums[1], sums[2], pass.scale, pass.eps, pass.length_weight);
+      const Distance distance(sums[0], sums[1], sums[2], pass.scale, pass.eps, pass.length_weight, pass.delta);
       loss[0] += distance.value;
       const float p = static_cast<float>(distance.p / classes), q = static_cast<float>(distance.q / classes);
       pass.rows[c] = p;
@@ -196,7 +197,7 @@ static double not_negative(double value) { return value < 0 ? 0 : value; }
 
 std::tuple<Tensor, Tensor, Tensor> flow_alignment(
     Tensor features, std::optional<Tensor> order, std::optional<Tensor> offsets, Tensor centers, Tensor shift,
-    std::optional<Tensor> anchor, int64_t kind, double eps, double weight) {
+    std::optional<Tensor> anchor, int64_t kind, double eps, double weight, double delta) {
   STD_TORCH_CHECK(kind >= GLOBAL_COSINE && kind <= ANCHORED_COSINE, "kind must be 0 to 5, got ", kind);
   const bool per_class = kind == CLASS_COSINE || kind == ANCHORED_COSINE;
   const int fewest = fewest_classes(static_cast<int>(kind), weight);
@@ -222,7 +223,7 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(
   const int64_t summed = kind == ANCHORED_COSINE ? 0 : dim;  // columns
   std::vector<double> partial(chunks * (summed + 3));
   const double length_weight = kind == ANCHORED_COSINE ? weight : 0;
-  Pass pass{items, centers.const_data_ptr<float>(), kind, nullptr, nullptr, scale, eps, length_weight, row, partial.data(), partial.data() + chunks * summed};
+  Pass pass{items, centers.const_data_ptr<float>(), kind, nullptr, nullptr, scale, eps, length_weight, delta, row, partial.data(), partial.data() + chunks * summed};
   if (kind == ANCHORED_COSINE) {
     const Tensor point = float_vector(*anchor, dim, "anchor");
     std::copy_n(point.const_data_ptr<float>(), dim, m);

@@ -22,7 +22,7 @@ Tensor class_means_backward(
 
 std::tuple<Tensor, Tensor, Tensor> flow_alignment(
     Tensor features, std::optional<Tensor> order, std::optional<Tensor> offsets, Tensor centers, Tensor shift,
-    std::optional<Tensor> anchor, int64_t kind, double eps, double weight);
+    std::optional<Tensor> anchor, int64_t kind, double eps, double weight, double delta);
 
 Tensor flow_alignment_backward(
     Tensor grad_output, Tensor features, std::optional<Tensor> order, std::optional<Tensor> offsets, Tensor centers,

@@ -35,7 +35,7 @@ struct Labelled {
 std::tuple<Tensor, Tensor, Tensor> flow_alignment(const Tensor& features, const std::optional<Tensor>& order,
                                                   const std::optional<Tensor>& offsets, const Tensor& centers,
                                                   const Tensor& shift, const std::optional<Tensor>& anchor,
-                                                  int64_t kind, double eps, double weight) {
+                                                  int64_t kind, double eps, double weight, double delta) {
   const DeviceGuard guard(features.get_device_index());
   const Labelled rows(features, order, offsets);
   STD_TORCH_CHECK(kind >= sfm::GLOBAL_COSINE && kind <= sfm::ANCHORED_COSINE, "kind must be 0 to 5");
@@ -58,7 +58,8 @@ std::tuple<Tensor, Tensor, Tensor> flow_alignment(const Tensor& features, const 
   const Tensor columns = torch::stable::new_empty(features, {2, rows.dims}, ScalarType::Float);
   const Tensor space = workspace(features, sfm::flow_alignment_workspace_bytes(rows.classes, rows.dims));
   check_launch(sfm::flow_alignment(rows.view, read<float>(a), read<float>(s), point ? read<float>(*point) : nullptr,
-                                   rows.classes, rows.dims, int(kind), float(eps), float(weight), write<float>(loss),
+                                   rows.classes, rows.dims, int(kind), float(eps), float(weight), float(delta),
+                                   write<float>(loss),
                                    write<float>(factors), write<float>(columns), space.mutable_data_ptr(), new_kernels(), current_stream(features)),
                "flow_alignment");
   return {loss, factors, columns};

@@ -78,12 +78,12 @@ Sizes largest(int64_t classes, int64_t dims) {
 // The pass with a cosine per class and the sum of its partial results; arguments as in flow_classes.
 template <typename T, int VEC, bool ANCHORED>
 cudaError_t class_pass(const Features& features, const float* centers, const float* origin, const float* mean,
-                       const float* shift, int64_t classes, int dims, float eps, float length_weight, float* loss,
+                       const float* shift, int64_t classes, int dims, float eps, float length_weight, float delta, float* loss,
                        float* factors, float* columns, Workspace work, cudaStream_t stream) {
   const int64_t chunk_rows = round_up(divide_up(classes, CLASS_CHUNKS), WARPS), chunks = divide_up(classes, chunk_rows);
   const auto kernel = flow_classes<T, VEC, ANCHORED>;
   SFM_LAUNCH(kernel, dim3(unsigned(chunks)), dim3(THREADS), WARPS * 16, stream, typed_rows<T>(features), centers,
-             origin, mean, work.kept_mean, classes, dims, chunk_rows, eps, length_weight, factors, columns, work);
+             origin, mean, work.kept_mean, classes, dims, chunk_rows, eps, length_weight, delta, factors, columns, work);
   SFM_RETURN_IF_ERROR(cudaGetLastError());
   const int stage = CLASS_END, summed = ANCHORED ? 0 : dims;  // columns
   const dim3 grid(unsigned(ANCHORED ? 1 : divide_up(dims, FINISH_COLUMNS)));
@@ -94,11 +94,11 @@ cudaError_t class_pass(const Features& features, const float* centers, const flo
 
 template <typename T, int VEC, bool FUSED>
 cudaError_t flow_forward(const Features& features, const float* centers, const float* shift, const float* anchor,
-                         int64_t classes, int dims, int kind, float eps, float weight, float* loss, float* factors,
+                         int64_t classes, int dims, int kind, float eps, float weight, float delta, float* loss, float* factors,
                          float* columns, Workspace work, cudaStream_t stream) {
   if (kind == ANCHORED_COSINE) {
-    return class_pass<T, VEC, true>(features, centers, shift, anchor, shift, classes, dims, eps, weight, loss, factors,
-                                    columns, work, stream);
+    return class_pass<T, VEC, true>(features, centers, shift, anchor, shift, classes, dims, eps, weight, delta, loss,
+                                    factors, columns, work, stream);
   }
   const Partition cut = partition(classes, dims, VEC);
   const Rows<T> rows = typed_rows<T>(features);
@@ -120,7 +120,7 @@ cudaError_t flow_forward(const Features& features, const float* centers, const f
     SFM_RETURN_IF_ERROR(cudaGetLastError());
   }
   if (kind != CLASS_COSINE) return cudaSuccess;
-  return class_pass<T, VEC, false>(features, centers, work.origin, work.mean, shift, classes, dims, eps, 0.f, loss,
+  return class_pass<T, VEC, false>(features, centers, work.origin, work.mean, shift, classes, dims, eps, 0.f, 0.f, loss,
                                    factors, columns, work, stream);
 }
 
@@ -146,7 +146,7 @@ size_t flow_alignment_workspace_bytes(int64_t classes, int64_t dims) {
 }
 
 cudaError_t flow_alignment(const Features& features, const float* centers, const float* shift, const float* anchor,
-                           int64_t classes, int64_t dims, int kind, float eps, float weight, float* loss, float* rows,
+                           int64_t classes, int64_t dims, int kind, float eps, float weight, float delta, float* loss, float* rows,
                            float* columns, void* workspace, bool fused, cudaStream_t stream) {
   const Sizes sizes = largest(classes, dims);
   char* at = static_cast<char*>(workspace);
@@ -164,7 +164,7 @@ cudaError_t flow_alignment(const Features& features, const float* centers, const
     const bool wide = wide_rows<T>(features, centers, shift, dims) && aligned16(anchor) && aligned16(columns);
     const auto run = wide ? (fused ? flow_forward<T, WIDE<T>, true> : flow_forward<T, WIDE<T>, false>)
                           : (fused ? flow_forward<T, 1, true> : flow_forward<T, 1, false>);
-    return run(features, centers, shift, anchor, classes, int(dims), kind, eps, weight, loss, rows, columns, work, stream);
+    return run(features, centers, shift, anchor, classes, int(dims), kind, eps, weight, delta, loss, rows, columns, work, stream);
   });
 }
 

@@ -173,7 +173,7 @@ template <typename T, int VEC, bool ANCHORED>
 __global__ void __launch_bounds__(THREADS, RESIDENT)
     flow_classes(Rows<T> rows, const float* __restrict__ centers, const float* __restrict__ origin,
                  const float* __restrict__ mean, const float* __restrict__ kept_mean, int64_t classes, int dims,
-                 int64_t chunk_rows, float eps, float length_weight, float* __restrict__ factors,
+                 int64_t chunk_rows, float eps, float length_weight, float delta, float* __restrict__ factors,
                  float* __restrict__ columns, Workspace work) {
   SFM_SHARED(shared);
   float* block_factors = reinterpret_cast<float*>(shared);                // (WARPS, 2): p, q of the current classes
@@ -211,8 +211,10 @@ __global__ void __launch_bounds__(THREADS, RESIDENT)
         if constexpr (ANCHORED) {
           if (!is_short && length_weight != 0.f) {
             const double logarithm = log(double(square_b) / double(square_a)) / 2;
-            loss += double(length_weight) * logarithm * logarithm;
-            slope += 2 * double(length_weight) * logarithm;
+            // Huber's function of the logarithm; NaN stays.
+            const double near = logarithm > delta ? delta : logarithm < -delta ? -delta : logarithm;
+            loss += double(length_weight) * near * (2 * logarithm - near);
+            slope += 2 * double(length_weight) * near;
           }
         }
         const float q = is_short ? 0.f : float(slope / (double(classes) * square_b));

@@ -34,7 +34,7 @@ struct Features {
 // anchor (dims,) is null for every kind but the anchored cosine.
 size_t flow_alignment_workspace_bytes(int64_t classes, int64_t dims);
 cudaError_t flow_alignment(const Features& features, const float* centers, const float* shift, const float* anchor,
-                           int64_t classes, int64_t dims, int kind, float eps, float weight, float* loss, float* rows,
+                           int64_t classes, int64_t dims, int kind, float eps, float weight, float delta, float* loss, float* rows,
                            float* columns, void* workspace, bool fused, cudaStream_t stream);
 
 // gradient (items, dims) contiguous, of the features' dtype. row_count is 1 or `classes`, the second size of `rows`.

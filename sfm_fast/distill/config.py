@@ -18,7 +18,8 @@ STATES = ("device", "host")
 RECOMMENDED: dict[str, Any] = {
     "method": "sfm-anchored",
     "centers": "discriminant",
-    "length_weight": 1.0,
+    "length_weight": 2.0,
+    "length_delta": 0.1,
     "lr": 0.02,
     "noise": False,
     "min_area": 0.3,
@@ -90,7 +91,7 @@ class DistillConfig(_MethodOptions):
     see `schedule`).
     average_last: the result is the mean of the pyramids after this fraction of the steps, the last ones; 0: the last pyramid, as in the papers.
     min_area: smallest area of a random crop, as a fraction of the image. noise: whether views get Gaussian noise.
-    The options of single methods (alignment, metric; alpha; length_weight; lgm_variant) are declared by the methods.
+    The options of single methods (alignment, metric; alpha; length_weight, length_delta; lgm_variant) are declared by the methods.
     """
 
     method: str = option(

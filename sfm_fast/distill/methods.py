@@ -112,6 +112,12 @@ class AnchoredOptions:
         "for sfm-anchored: weight of the term that pulls the lengths of the flows to those of the centres; 0 leaves them free",
         within="[0, 1e6]",
     )
+    length_delta: float | None = option(
+        None,
+        "for sfm-anchored: logarithm of the ratio of lengths from which on the term grows in proportion to it, so that lengths out of reach pull no harder",
+        usual="none, its square grows everywhere",
+        within="(0, 1e6]",
+    )
 
 
 @declare

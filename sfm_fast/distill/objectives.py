@@ -182,18 +182,24 @@ class AnchoredFlowMatching(AnchoredFlow, _PerCenter):
         *,
         anchor: Tensor | None = None,
         length_weight: float = 0.0,
+        length_delta: float | None = None,
         views: int = 1,
         backend: str = "auto",
     ) -> None:
         constants = prepare(centers.reshape(-1, centers.shape[-1]), "anchored", anchor)
-        super().__init__(
-            centers, constants, check_options("anchored", backend=backend, length_weight=length_weight), views
-        )
+        options = check_options("anchored", backend=backend, length_weight=length_weight, length_delta=length_delta)
+        super().__init__(centers, constants, options, views)
 
     @classmethod
     def build(cls, config: Any, given: Given) -> AnchoredFlowMatching:
         assert given.centers is not None
-        return cls(given.centers, anchor=given.mean, length_weight=config.length_weight, views=config.views_per_step)
+        return cls(
+            given.centers,
+            anchor=given.mean,
+            length_weight=config.length_weight,
+            length_delta=config.length_delta,
+            views=config.views_per_step,
+        )
 
 
 def center_of(labels: Tensor, clusters: int, views: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from ..reference.pair_alignment import count_pairs, grouped_pair_mse, pair_cosin
 
 
 class Options(NamedTuple):
-    """Checked options. alignment: also "decoupled". weight: of "anchored" the length term's, of "decoupled" alpha."""
+    """Checked options. alignment: also "decoupled". weight: of "anchored" the length term's, of "decoupled" alpha. delta: of "anchored"."""
 
     alignment: str
     metric: str
@@ -30,6 +31,7 @@ class Options(NamedTuple):
     eps: float
     precision: str
     weight: float = 0.0
+    delta: float = math.inf
 
 
 class Constants(NamedTuple):
@@ -93,7 +95,7 @@ def evaluate(
     pairs: Pairs = Pairs(None, 0),
 ) -> Tensor:
     """The loss of checked options over the classes of ``constants``, which may be a `Constants.part`; checks features and labels."""
-    alignment, metric, backend, eps, precision, weight = options
+    alignment, metric, backend, eps, precision, weight, delta = options
     segments = check_segments(features, labels, constants)
     grouped = pairs.groups is not None
     chosen = backends.choose(features.device.type, features.dtype, backend, alignment, metric, grouped).backend
@@ -122,6 +124,7 @@ def evaluate(
             anchor=anchor,
             eps=eps,
             weight=weight,
+            delta=delta,
             backend=chosen,
         )
     if segments is None or segments.in_range is None:
@@ -145,8 +148,8 @@ def in_torch(
     # Without autocast, which would compute the products of a float32 result in low precision.
     with no_autocast(features.device):
         if kind is not None and pairs.groups is None:
-            weight = options.weight
-            return reference.flow_alignment(features, order, offsets, centers, shift, anchor, kind, eps, weight)
+            weight, delta = options.weight, options.delta
+            return reference.flow_alignment(features, order, offsets, centers, shift, anchor, kind, eps, weight, delta)
         means = class_means(features, order, offsets, shift)
         if kind is None:
             return pair_cosine(centers, means, eps, pairs.groups, pairs.number)
@@ -185,6 +188,7 @@ def check_options(
     precision: str = "highest",
     groups: Tensor | None = None,
     length_weight: float = 0.0,
+    length_delta: float | None = None,
 ) -> Options:
     backends.check_names(alignment, metric, backend)
     if not isinstance(precision, str) or precision not in PRECISIONS:
@@ -197,4 +201,9 @@ def check_options(
         raise InputError(f"length_weight must be a number from 0 to 1e30, got {length_weight!r}")
     if length_weight and alignment != "anchored":
         raise InputError(f"alignment must be 'anchored' if length_weight is given, got {alignment!r}")
-    return Options(alignment, metric, backend, float(eps), precision, float(length_weight))
+    if length_delta is not None and (not is_number(length_delta) or not 0 < length_delta <= 1e30):
+        raise InputError(f"length_delta must be None or a number above 0 up to 1e30, got {length_delta!r}")
+    if length_delta is not None and alignment != "anchored":
+        raise InputError(f"alignment must be 'anchored' if length_delta is given, got {alignment!r}")
+    delta = math.inf if length_delta is None else float(length_delta)
+    return Options(alignment, metric, backend, float(eps), precision, float(length_weight), delta)

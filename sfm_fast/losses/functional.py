@@ -85,17 +85,20 @@ def anchored_flow_loss(
     *,
     anchor: Tensor | None = None,
     length_weight: float = 0.0,
+    length_delta: float | None = None,
     backend: str = "auto",
     eps: float = 1e-8,
 ) -> Tensor:
-    """mean_c [1 - cos(b_c, a_c)] + length_weight * mean_c log^2(|b_c| / |a_c|), with b_c and a_c the synthetic class mean and the centre minus ``anchor``.
+    """mean_c [1 - cos(b_c, a_c)] + length_weight * mean_c h(log(|b_c| / |a_c|)), with b_c and a_c the synthetic class mean and the centre minus ``anchor``.
 
     Args:
         features, labels, backend: as in `flow_alignment_loss`.
         centers: (C, D) centres of the real classes, any float dtype, constant; C >= 1, or C >= 2 if ``anchor`` is None.
         anchor: (D,) the point from which all flows start, any float dtype, constant, on the device of ``centers``. None: the mean of
             the centres.
-        length_weight: weight of the squared logarithm of the ratio of lengths, 0 to 1e30. With 0 the loss doesn't depend on |b_c|.
+        length_weight: weight of the term for lengths, 0 to 1e30. With 0 the loss doesn't depend on |b_c|.
+        length_delta: h(x) = x^2 up to |x| = length_delta, from there on the straight line 2 length_delta |x| - length_delta^2 (Huber's
+            function), so that a length out of reach pulls no harder; above 0. None: x^2 everywhere.
         eps: a class with |a_c| or |b_c| shorter than this (in feature units) counts as cosine 0 and length term 0, with zero
             gradient.
 
@@ -105,11 +108,13 @@ def anchored_flow_loss(
         equal to alignment "class" if the anchor is the mean of the centres and the synthetic class means have the same mean.
 
     Raises:
-        InputError: as `flow_alignment_loss`; an anchor or a length_weight that doesn't fit.
+        InputError: as `flow_alignment_loss`; an anchor, a length_weight or a length_delta that doesn't fit.
 
     Source: this project's own; docs/losses.md explains it.
     """
-    options = check_options("anchored", backend=backend, eps=eps, length_weight=length_weight)
+    options = check_options(
+        "anchored", backend=backend, eps=eps, length_weight=length_weight, length_delta=length_delta
+    )
     check_centers(centers, 2 if anchor is None else 1)
     if anchor is not None:
         check_anchor(anchor, centers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class FlowAlignmentLoss(nn.Module):
     """`flow_alignment_loss` with the constants of ``centers`` prepared once and kept in the state_dict.
 
     ``forward(features, labels=None)`` -> scalar. Arguments and errors as in `flow_alignment_loss`, and for alignment "anchored" also
-    ``anchor`` and ``length_weight`` of `anchored_flow_loss`. The state holds ``shift`` (D,), a row close to the mean of the centres
+    ``anchor``, ``length_weight`` and ``length_delta`` of `anchored_flow_loss`. The state holds ``shift`` (D,), a row close to the mean of the centres
     or the anchor, in float32 so that subtracting it from float32 features is exact; ``shifted_centers`` (C, D), float64;
     ``shifted_anchor`` (D,), float64, of "anchored"; and ``groups`` (C,) if given. All but ``groups`` are buffers: averaging of modules
     (EMA, SWA) or broadcasting of buffers must not change its integers.
@@ -52,9 +53,10 @@ class FlowAlignmentLoss(nn.Module):
         groups: Tensor | None = None,
         anchor: Tensor | None = None,
         length_weight: float = 0.0,
+        length_delta: float | None = None,
     ) -> None:
         super().__init__()
-        self.options = check_options(alignment, metric, backend, eps, precision, groups, length_weight)
+        self.options = check_options(alignment, metric, backend, eps, precision, groups, length_weight, length_delta)
         check_centers(centers, 2 if anchor is None else 1)
         if anchor is not None:
             if alignment != "anchored":
@@ -157,9 +159,10 @@ class FlowAlignmentLoss(nn.Module):
     def extra_repr(self) -> str:
         classes, dim = self.shifted_centers.shape
         told = self.options._asdict()
-        length_weight = told.pop("weight")
+        length_weight, length_delta = told.pop("weight"), told.pop("delta")
         if self.options.alignment == "anchored":
             told["length_weight"] = length_weight
+            told["length_delta"] = None if length_delta == math.inf else length_delta
         options = ", ".join(f"{name}={value!r}" for name, value in told.items())
         return f"classes={classes}, dim={dim}, {options}"
 

@@ -6,6 +6,7 @@ the loss with ``rows`` = (p, q) and ``columns`` = (m, r), the backward reads the
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -26,15 +27,16 @@ def flow_alignment(
     anchor: Tensor | None = None,
     eps: float = 1e-8,
     weight: float = 0.0,
+    delta: float = math.inf,
     backend: str,
 ) -> Tensor:
     """Loss, a float32 scalar, differentiable in ``features`` (twice: the second derivative runs in plain torch).
 
-    features (N, D) float32, bfloat16 or float16; centers (C, D), shift (D,) and anchor (D,) float32, kind and weight as in
+    features (N, D) float32, bfloat16 or float16; centers (C, D), shift (D,) and anchor (D,) float32, kind, weight and delta as in
     `sfm_fast.reference.flow_alignment`. Every run gives the same bits: no atomics, and the shape fixes the order of sums.
     """
     order, offsets = (None, None) if segments is None else (segments.order, segments.offsets)
-    arguments = features, order, offsets, centers, shift, anchor, kind, eps, weight
+    arguments = features, order, offsets, centers, shift, anchor, kind, eps, weight, delta
     if torch.compiler.is_compiling():
         loss: Tensor = operation(backend, "flow_alignment")(*arguments)[0]
     else:
@@ -42,15 +44,17 @@ def flow_alignment(
     return loss
 
 
-def _backward(backend: str, saved: tuple[Any, ...], constants: tuple[int, float, float], grad_output: Tensor) -> Tensor:
-    kind, eps, weight = constants
+def _backward(
+    backend: str, saved: tuple[Any, ...], constants: tuple[int, float, float, float], grad_output: Tensor
+) -> Tensor:
+    kind, eps, weight, delta = constants
     features, order, offsets, centers, shift, anchor, rows, columns = saved
     if not torch.is_grad_enabled():
         arguments = features, order, offsets, centers, shift, rows, columns
         gradient: Tensor = operation(backend, "flow_alignment_backward")(grad_output, *arguments)
         return gradient
     # With create_graph=True the gradient must be differentiable itself, so the reference computes it.
-    loss = reference.flow_alignment(features, order, offsets, centers, shift, anchor, kind, eps, weight)
+    loss = reference.flow_alignment(features, order, offsets, centers, shift, anchor, kind, eps, weight, delta)
     (gradient,) = torch.autograd.grad(loss, features, grad_output, create_graph=True)
     return gradient
 
@@ -70,7 +74,7 @@ class _FlowAlignment(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         gradient = _backward(ctx.backend, ctx.saved_tensors, tuple(ctx.constants), grad_output)
-        return None, gradient, *[None] * 8
+        return None, gradient, *[None] * 9
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -80,7 +84,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _registered_backward(backend: str, ctx: Any, grad_output: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    return _backward(backend, ctx.saved_tensors, tuple(ctx.constants), grad_output), *[None] * 8
+    return _backward(backend, ctx.saved_tensors, tuple(ctx.constants), grad_output), *[None] * 9
 
 
 def _fake(
@@ -93,6 +97,7 @@ def _fake(
     kind: int,
     eps: float,
     weight: float,
+    delta: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     rows = centers.shape[0] if kind in reference.PER_CLASS else 1
     return centers.new_empty(()), centers.new_empty((2, rows)), centers.new_empty((2, centers.shape[1]))

@@ -13,7 +13,7 @@ SCHEMAS = {
     ),
     "flow_alignment": (
         "(Tensor features, Tensor? order, Tensor? offsets, Tensor centers, Tensor shift, Tensor? anchor, int kind, "
-        "float eps, float weight) -> (Tensor, Tensor, Tensor)"
+        "float eps, float weight, float delta) -> (Tensor, Tensor, Tensor)"
     ),
     "flow_alignment_backward": (
         "(Tensor grad_output, Tensor features, Tensor? order, Tensor? offsets, Tensor centers, Tensor shift, "

@@ -13,7 +13,8 @@ so every loss here needs only the centred rows a_c = mu_c - mu_bar and b_c = nu_
 * decoupled: the mean of the others is (sum_k nu_k - nu_c)/(C-1), linear in nu, so it too is a function of d = nu - mu.
 
 * anchored (this project's own): rows relative to a constant point m instead of the means, a_c = mu_c - m and b_c = nu_c - m;
-  mean_c [1 - cos(b_c, a_c)] + weight * mean_c log^2(|b_c| / |a_c|). So each class has a term of its own.
+  mean_c [1 - cos(b_c, a_c)] + weight * mean_c h(log(|b_c| / |a_c|)), so each class has a term of its own. h is Huber's function: x^2 up
+  to |x| = delta, from there on 2 delta |x| - delta^2 (Huber, Ann. Math. Statist. 35, 1964); with an infinite delta, x^2.
 
 Inputs are already shifted by one constant row close to mu_bar (see `class_means`): subtracting the exact mean here
 removes the rounding error of that constant at no cost.
@@ -50,11 +51,12 @@ def flow_alignment(
     kind: int,
     eps: float,
     weight: float,
+    delta: float,
 ) -> Tensor:
     """The loss ``kind``: (N, D), segments as in `class_means`, (C, D), (D,), (D,) -> scalar in ``shift``'s dtype.
 
     ``centers`` are centred, for DECOUPLED only shifted, for ANCHORED relative to the anchor. ``anchor``: the anchor minus ``shift``
-    for ANCHORED, else None. ``weight``: alpha of DECOUPLED, the length term's weight of ANCHORED.
+    for ANCHORED, else None. ``weight``: alpha of DECOUPLED, the length term's weight of ANCHORED. ``delta``: of ANCHORED, see `anchored_cosine`.
     """
     means = class_means(features, order, offsets, shift)
     if kind == GLOBAL:
@@ -68,7 +70,7 @@ def flow_alignment(
     if kind == DECOUPLED:
         return decoupled_mse(centers, means, weight)
     assert anchor is not None
-    return anchored_cosine(centers, means - anchor, eps, weight)
+    return anchored_cosine(centers, means - anchor, eps, weight, delta)
 
 
 def centre_rows(means: Tensor) -> Tensor:
@@ -136,8 +138,12 @@ def decoupled_mse(shifted_centers: Tensor, shifted_means: Tensor, alpha: float) 
     return alpha * difference.square().mean() + (1 - alpha) * others.square().mean()
 
 
-def anchored_cosine(anchored_centers: Tensor, anchored_means: Tensor, eps: float, length_weight: float) -> Tensor:
-    """mean over c of 1 - cos(b_c, a_c) + length_weight * log^2(|b_c| / |a_c|), rows relative to the anchor: (C, D), (C, D) -> scalar.
+def anchored_cosine(
+    anchored_centers: Tensor, anchored_means: Tensor, eps: float, length_weight: float, delta: float
+) -> Tensor:
+    """mean over c of 1 - cos(b_c, a_c) + length_weight * h(log(|b_c| / |a_c|)), rows relative to the anchor: (C, D), (C, D) -> scalar.
+
+    h(x) = m (2 |x| - m) with m = min(|x|, delta): x^2, but a straight line beyond delta.
 
     A class with |a_c| or |b_c| below ``eps`` counts as cosine 0 and length term 0, with gradient 0.
     """
@@ -147,5 +153,7 @@ def anchored_cosine(anchored_centers: Tensor, anchored_means: Tensor, eps: float
     if length_weight:
         _, length_a, length_b = safe_lengths(squared_a, squared_b, eps)
         # The quotient before the logarithm: a difference of logarithms would lose the digits of lengths that are nearly equal.
-        term = term + length_weight * (length_b / length_a).log().square()
+        logarithm = (length_b / length_a).log().abs()
+        near = logarithm.clamp(max=delta)
+        term = term + length_weight * near * (2 * logarithm - near)
     return term.mean()

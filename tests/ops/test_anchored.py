@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from cases.losses import LOSS_CASES
-from definitions import LENGTH_WEIGHT, value_and_gradient
+from definitions import LENGTH_WEIGHT, LENGTHS, value_and_gradient
 
 import sfm_fast
 from sfm_fast.losses.evaluate import check_options, constants_of, evaluate, prepare
@@ -71,6 +71,25 @@ def test_the_length_term_is_the_squared_logarithm_of_the_ratio():
     torch.testing.assert_close(loss, 0.3 * ratios.log().square().mean())
 
 
+@every_backend
+def test_a_length_out_of_reach_pulls_no_harder(backend):
+    """Of 1 - cos = 0: the term and its slope with log |b|, on both sides of delta and far beyond, and an infinite delta is none."""
+    anchor, centers = normal(8, seed=2), normal(7, 8)
+    ratios = torch.tensor([1.0, 1.05, 0.95, 1.5, 0.5, 1e4, 1e-4])
+    features = anchor + ratios[:, None] * (centers - anchor)
+    options = {"anchor": anchor, "length_weight": 0.3, "backend": backend}
+    loss, gradient = value_and_gradient(
+        lambda z: sfm_fast.anchored_flow_loss(z, centers, length_delta=0.1, **options), features
+    )
+    logarithm = ratios.log()
+    term = torch.where(logarithm.abs() <= 0.1, logarithm.square(), 0.2 * logarithm.abs() - 0.01)
+    torch.testing.assert_close(loss, 0.3 * term.mean(), rtol=1e-4, atol=1e-6)
+    slope = 7 * (gradient * (features - anchor)).sum(1)
+    torch.testing.assert_close(slope, 0.6 * logarithm.clamp(-0.1, 0.1), rtol=1e-2, atol=1e-4)
+    square = sfm_fast.anchored_flow_loss(features, centers, **options)
+    assert torch.equal(sfm_fast.anchored_flow_loss(features, centers, length_delta=1e30, **options), square)
+
+
 @pytest.mark.parametrize("kind", [*ANCHORED, "decoupled"])
 @every_backend
 def test_the_loss_of_all_classes_is_the_sum_of_their_parts(backend, kind):
@@ -80,7 +99,7 @@ def test_the_loss_of_all_classes_is_the_sum_of_their_parts(backend, kind):
         constants, options = prepare(centers, kind), check_options(metric="mse")._replace(alignment=kind, weight=1.0)
     else:
         constants = prepare(centers, "anchored", definitions.anchor_of(centers))
-        options = check_options("anchored", length_weight=0.0 if kind == "anchored" else LENGTH_WEIGHT)
+        options = check_options("anchored", **({} if kind == "anchored" else LENGTHS))
 
     def share(z, begin, end, backend):
         """Of the mean over all classes."""
@@ -209,7 +228,7 @@ def test_operations_take_a_single_class_only_where_it_has_a_meaning(kind):
     anchor = point if kind == reference.ANCHORED else None
 
     def run(weight):
-        return torch.ops.sfm_fast.flow_alignment(one, None, None, one, point, anchor, kind, 1e-8, weight)
+        return torch.ops.sfm_fast.flow_alignment(one, None, None, one, point, anchor, kind, 1e-8, weight, 0.1)
 
     for weight in (0.5, 1.0):
         if kind == reference.ANCHORED or (kind == reference.DECOUPLED and weight == 1):
@@ -243,6 +262,9 @@ BAD = {
     "nan": (dict(length_weight=float("nan")), "length_weight must be .*, got nan"),
     "infinity": (dict(length_weight=float("inf")), "length_weight must be .*, got inf"),
     "bool": (dict(length_weight=True), "length_weight must be .*, got True"),
+    "delta 0": (dict(length_delta=0), "length_delta must be None or a number above 0 up to 1e30, got 0"),
+    "delta nan": (dict(length_delta=float("nan")), "length_delta must be .*, got nan"),
+    "delta True": (dict(length_delta=True), "length_delta must be .*, got True"),
     "text": (dict(length_weight="1"), "length_weight must be .*, got '1'"),
     "tensor": (dict(length_weight=torch.tensor(1.0)), r"length_weight must be .*, got tensor\(1"),
 }
@@ -270,7 +292,7 @@ def test_numpy_numbers_are_numbers():
     assert sfm_fast.anchored_flow_loss(features, centers, length_weight=np.float32(0.5)) == expected
 
 
-@pytest.mark.parametrize("options", [dict(anchor=POINT), dict(length_weight=0.5)])
+@pytest.mark.parametrize("options", [dict(anchor=POINT), dict(length_weight=0.5), dict(length_delta=0.5)])
 def test_other_alignments_take_neither(options):
     with pytest.raises(sfm_fast.InputError, match=r"alignment must be 'anchored' if .* is given, got 'class'"):
         sfm_fast.FlowAlignmentLoss(torch.ones(3, 4), alignment="class", **options)

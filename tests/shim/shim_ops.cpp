@@ -37,11 +37,11 @@ const char* last_message() { return emu::message.c_str(); }
 
 int flow_alignment(const void* features, int dtype, int64_t stride, const int64_t* order, const int64_t* offsets,
                    const float* centers, const float* shift, const float* anchor, int64_t classes, int64_t dims,
-                   int kind, float eps, float weight, float* loss, float* rows, float* columns, int fused) {
+                   int kind, float eps, float weight, float delta, float* loss, float* rows, float* columns, int fused) {
   {
     Memory work(sfm::flow_alignment_workspace_bytes(classes, dims));
     sfm::flow_alignment(view(features, dtype, stride, order, offsets), centers, shift, anchor, classes, dims, kind, eps,
-                        weight, loss, rows, columns, work.data, fused != 0, nullptr);
+                        weight, delta, loss, rows, columns, work.data, fused != 0, nullptr);
   }
   return finish();
 }

@@ -25,7 +25,7 @@ KINDS = {
     "anchored-lengths": ("anchored-lengths", "cosine"),
 }
 ALPHA = 0.3
-WEIGHTS = {"decoupled": ALPHA, "anchored-lengths": definitions.LENGTH_WEIGHT}
+WEIGHTS = {"decoupled": (ALPHA, 0.0), "anchored-lengths": tuple(definitions.LENGTHS.values())}
 
 
 def flow(
@@ -58,7 +58,7 @@ def flow(
     loss, rows, columns = call.poisoned((1,)), call.poisoned((2, count)), call.poisoned((2, dims), shift=off)
     common = (features, DTYPES[features.dtype], features.stride(0), order, offsets, centers, shift)
     call.run(
-        "flow_alignment", *common, anchor, classes, dims, number, eps, WEIGHTS.get(kind, 0.0), loss, rows, columns, fused,
+        "flow_alignment", *common, anchor, classes, dims, number, eps, *WEIGHTS.get(kind, (0.0, 0.0)), loss, rows, columns, fused,
         writes=(loss, rows, columns),
     )  # fmt: skip
     grad_output, gradient = (
@@ -147,7 +147,7 @@ def test_long_chunks(both_orders: ctypes.CDLL, kind: str, classes: int, dims: in
         loss = reference.decoupled_mse(centers, means, ALPHA)
     elif kind == "anchored-lengths":
         anchor = definitions.anchor_of(problem.centers.double()) - problem.shift.double()
-        loss = reference.anchored_cosine(centers - anchor, means - anchor, 1e-8, definitions.LENGTH_WEIGHT)
+        loss = reference.anchored_cosine(centers - anchor, means - anchor, 1e-8, *definitions.LENGTHS.values())
     elif kind == "mse":
         loss = reference.flow_mse(centred, means)
     else:

@@ -32,7 +32,7 @@ for classes, dim in ((1, 3), (2, 1), (3, 5), (17, 33), (70, 100), (300, 129)):
             ops.class_means_backward(means, *segments, len(features), dtype)
             for kind in range(6) if classes > 1 else (5,):
                 anchor = torch.randn(dim) if kind == 5 else None
-                _, rows, columns = ops.flow_alignment(features, *segments, centers, shift, anchor, kind, 1e-8, 0.5)
+                _, rows, columns = ops.flow_alignment(features, *segments, centers, shift, anchor, kind, 1e-8, 0.5, 0.1)
                 ops.flow_alignment_backward(torch.tensor(1.0), features, *segments, centers, shift, rows, columns)
     if classes == 1:
         continue

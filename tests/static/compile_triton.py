@@ -48,7 +48,7 @@ def _flow(
     centers, shift = _meta(classes, DIM), _meta(DIM)
     anchor = _meta(DIM) if kind == reference.ANCHORED else None
     if forward:
-        flow_alignment.flow_alignment(features, order, offsets, centers, shift, anchor, kind, 1e-8, weight)
+        flow_alignment.flow_alignment(features, order, offsets, centers, shift, anchor, kind, 1e-8, weight, 0.1)
     else:
         rows, columns = _meta(2, classes if kind in reference.PER_CLASS else 1), _meta(2, DIM)
         flow_alignment.flow_alignment_backward(_meta(), features, order, offsets, centers, shift, rows, columns)
