@@ -151,6 +151,14 @@ def on_images(place: Place, phi: str, steps: int, shrinkage: float | None, **opt
     return row | {"shrinkage": number, "chosen": shrinkage is None, "length_weight": config.length_weight}
 
 
+def class_means(place: Place, phi: str, seed: int) -> dict[str, Any]:
+    """The row of part "runs" for the class means themselves as training data, without images."""
+    of = data(place, phi, "test")
+    labels = torch.arange(of.statistics.num_classes)
+    top1 = probe(of, of.statistics.centers.unsqueeze(0), labels, seed, place.judge)
+    return {"steps": None, "seed": seed, "seconds": None, "top1": top1, "others": {}}
+
+
 def ours(steps: int, seed: int, **options: Any) -> DistillConfig:
     return DistillConfig.recommended(steps=steps, seed=seed, **options)
 
@@ -185,6 +193,10 @@ def cells(
                 yield {"part": "images", "backbone": phi}, Cell(name, call)
         if "runs" in args.parts:
             for seed in range(args.seeds):
+                yield (
+                    {"part": "runs", "backbone": phi, "label": "class-means"},
+                    Cell(f"class means, {tag}, {seed}", functools.partial(class_means, place, phi, seed)),
+                )
                 for label in args.labels:
                     config = RUNS[label](args.steps, seed, lgm_steps[phi])
                     name = f"runs, {tag}, {_key(config)}"

@@ -181,7 +181,8 @@ def test_the_plan_of_a_recommended_run_has_lgm_beside_it(tmp_path, capsys) -> No
     for words in (
         "--method sfm-anchored",
         "--centers discriminant",
-        "--length-weight 1.0",
+        "--length-weight 2.0",
+        "--length-delta 0.1",
         "--lr 0.02",
         "--level cluster",
         "--average-last 0.25",

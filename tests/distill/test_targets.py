@@ -45,7 +45,13 @@ def test_clusters_move_with_their_class(statistics):
 def test_the_anchor_is_the_real_mean(backbone, statistics, level, views):
     """Not the mean of the targets, which d moves."""
     config = DistillConfig(
-        method="sfm-anchored", centers="discriminant", level=level, ipc=3, views=views, length_weight=0.1
+        method="sfm-anchored",
+        centers="discriminant",
+        level=level,
+        ipc=3,
+        views=views,
+        length_weight=0.1,
+        length_delta=0.2,
     )
     objective = make_distiller(config, backbone, None, statistics).objective
     generator = torch.Generator().manual_seed(1)
@@ -54,7 +60,7 @@ def test_the_anchor_is_the_real_mean(backbone, statistics, level, views):
     rows = targets(statistics, config).flatten(0, -2)
     index = labels if level == "class" else torch.arange(3 * CLASSES).repeat(views)
     expected = anchored_flow_loss(
-        features, rows, index, anchor=statistics.centers.mean(0), length_weight=0.1, backend="torch"
+        features, rows, index, anchor=statistics.centers.mean(0), length_weight=0.1, length_delta=0.2, backend="torch"
     )
     torch.testing.assert_close(objective.loss(features, labels, 0), expected, rtol=1e-5, atol=1e-6)
     # A part of the terms, from their images alone.
@@ -79,6 +85,7 @@ def test_what_cannot_be_combined(backbone):
         ({"shrinkage": -1.0}, "shrinkage must be in"),
         ({"center_scale": 0.0}, "center_scale must be in"),
         ({"length_weight": -0.1}, "length_weight must be in"),
+        ({"length_delta": 0}, "length_delta must be in"),
         ({"shrinkage": 1.0}, "centers must be 'discriminant' if shrinkage is given"),
         ({"center_scale": 1.0, "method": "sfm-anchored"}, "centers must be 'discriminant' if center_scale is given"),
     ):
