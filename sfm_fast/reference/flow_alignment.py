@@ -143,7 +143,7 @@ def anchored_cosine(
 ) -> Tensor:
     """mean over c of 1 - cos(b_c, a_c) + length_weight * h(log(|b_c| / |a_c|)), rows relative to the anchor: (C, D), (C, D) -> scalar.
 
-    h(x) = m (2 |x| - m) with m = min(|x|, delta): x^2, but a straight line beyond delta.
+    h(x) = m (2 x - m) with m = x clipped to -delta..delta: x^2, but a straight line beyond delta.
 
     A class with |a_c| or |b_c| below ``eps`` counts as cosine 0 and length term 0, with gradient 0.
     """
@@ -153,7 +153,7 @@ def anchored_cosine(
     if length_weight:
         _, length_a, length_b = safe_lengths(squared_a, squared_b, eps)
         # The quotient before the logarithm: a difference of logarithms would lose the digits of lengths that are nearly equal.
-        logarithm = (length_b / length_a).log().abs()
-        near = logarithm.clamp(max=delta)
+        logarithm = (length_b / length_a).log()
+        near = logarithm.clamp(-delta, delta)  # without abs, whose second derivative is wrong at 0
         term = term + length_weight * near * (2 * logarithm - near)
     return term.mean()

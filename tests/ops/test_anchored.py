@@ -90,6 +90,20 @@ def test_a_length_out_of_reach_pulls_no_harder(backend):
     assert torch.equal(sfm_fast.anchored_flow_loss(features, centers, length_delta=1e30, **options), square)
 
 
+@every_backend
+@pytest.mark.parametrize("delta", [None, 0.1])
+def test_the_curvature_of_the_length_term_where_lengths_are_equal(backend, delta):
+    """d^2/dx^2 of x^2 is 2 at 0 too, where a kink could hide."""
+    anchor, centers = normal(8, seed=2), normal(4, 8)
+    features = centers.clone().requires_grad_()
+    options = {"anchor": anchor, "length_weight": 1.0, "length_delta": delta, "backend": backend}
+    loss = sfm_fast.anchored_flow_loss(features, centers, **options)
+    (gradient,) = torch.autograd.grad(loss, features, create_graph=True)
+    along = centers - anchor
+    (curvature,) = torch.autograd.grad((gradient * along).sum(), features)
+    torch.testing.assert_close((curvature * along).sum(), torch.tensor(2.0), rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", [*ANCHORED, "decoupled"])
 @every_backend
 def test_the_loss_of_all_classes_is_the_sum_of_their_parts(backend, kind):
