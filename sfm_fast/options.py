@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeGuard
+from typing import Any
 
 from .errors import InputError
 
@@ -32,8 +33,11 @@ class Option:
             return "" if isinstance(value, str) and value in self.choices else f"one of {self.choices}"
         if self.within:
             low, high = (float(end) for end in self.within[1:-1].split(","))
-            above = is_number(value) and (value > low or (value == low and self.within[0] == "["))
-            return "" if above and (value < high or (value == high and self.within[-1] == "]")) else f"in {self.within}"
+            number = number_of(value)
+            above = number > low or (number == low and self.within[0] == "[")
+            return (
+                "" if above and (number < high or (number == high and self.within[-1] == "]")) else f"in {self.within}"
+            )
         if self.least is not None:
             if not isinstance(value, numbers.Integral) or isinstance(value, bool):
                 return "a whole number"
@@ -41,13 +45,18 @@ class Option:
                 return f"at least {self.least}"
             return f"at most {self.most}" if self.most is not None and int(value) > self.most else ""
         if self.most is not None:
-            return "" if is_number(value) and 0 < value <= self.most else f"positive and at most {self.most:g}"
+            return "" if 0 < number_of(value) <= self.most else f"positive and at most {self.most:g}"
         return ""
 
 
-def is_number(value: object) -> TypeGuard[float]:
-    """Whether ``value`` is a real number; NumPy's count, True and False don't."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+def number_of(value: object) -> float:
+    """``value`` as a float, NaN if it is no real number (NumPy's are, True and False aren't), so that no range contains it."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)  # before any comparison, because NumPy would make a limit float16 for a float16
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
 
 
 def option(default: Any, help: str = "", **limits: Any) -> Any:
@@ -74,7 +83,7 @@ def check_options(value: Any) -> None:
         wanted = one.problem(given)
         if isinstance(default, bool) and not isinstance(given, bool):
             wanted = "True or False"
-        elif isinstance(default, float) and not is_number(given):
+        elif isinstance(default, float) and math.isnan(number_of(given)):
             wanted = wanted or "a number"
         if wanted:
             raise InputError(f"{name} must be {wanted}, got {given!r}")

@@ -39,7 +39,7 @@ def run_table(result: Mapping[str, Any]) -> str:
             if mine[0]["steps"] is None:
                 cells += ["", "", ""]
             else:
-                others = _spread([statistics.fmean(row["others"].values()) for row in mine])
+                others = _spread([_others(row) for row in mine if row["others"]])
                 seconds = statistics.fmean(row["seconds"] for row in mine)
                 cells += [others, str(mine[0]["steps"]), f"{seconds:.0f} s"]
             lines.append(cells)
@@ -84,7 +84,7 @@ def weight_table(result: Mapping[str, Any]) -> str:
         cells = [f"{weight:g}"]
         for name in names:
             row = next(row for row in rows if (row["backbone"], row["length_weight"]) == (name, weight))
-            cells += [f"{row['top1']:.1f}", f"{statistics.fmean(row['others'].values()):.1f}"]
+            cells += [f"{row['top1']:.1f}", f"{_others(row):.1f}" if row["others"] else ""]
         lines.append(cells)
     return text_table(
         ["length weight", *(f"{short_name(name)}: {of}" for name in names for of in ("own", "others"))], lines
@@ -93,6 +93,11 @@ def weight_table(result: Mapping[str, Any]) -> str:
 
 def _of(rows: Iterable[Row], part: str, backbone: str) -> list[Row]:
     return [row for row in rows if (row["part"], row["backbone"]) == (part, backbone)]
+
+
+def _others(row: Row) -> float:
+    """Mean top-1 on the backbones other than the distilling one."""
+    return statistics.fmean(row["others"].values())
 
 
 def _spread(values: list[float]) -> str:
@@ -154,16 +159,10 @@ def _images(axes: Any, rows: list[Row], name: str) -> None:
 def _weights(axes: Any, rows: list[Row], name: str) -> None:
     rows = sorted(rows, key=lambda row: row["length_weight"])
     places = range(len(rows))  # not to scale, because the first weight is 0
-    others = [statistics.fmean(row["others"].values()) for row in rows]
     axes.plot(
         places, [row["top1"] for row in rows], color=COLORS[name], marker=".", linewidth=1.4, label=short_name(name)
     )
-    axes.plot(
-        places,
-        others,
-        color=COLORS[name],
-        linestyle=(0, (1, 1.6)),
-        linewidth=1.4,
-        label=f"{short_name(name)}: on the others",
-    )
+    if rows[0]["others"]:
+        label, dotted = f"{short_name(name)}: on the others", (0, (1, 1.6))
+        axes.plot(places, list(map(_others, rows)), color=COLORS[name], linestyle=dotted, linewidth=1.4, label=label)
     axes.set_xticks(places, [f"{row['length_weight']:g}" for row in rows])

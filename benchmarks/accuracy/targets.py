@@ -27,6 +27,7 @@ from sfm_fast.arguments import add_list, check_names
 from sfm_fast.demo.cost import compare_methods
 from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.config import DistillConfig, Execution
+from sfm_fast.errors import InputError
 from sfm_fast.evaluation.evaluator import ProbeConfig
 from sfm_fast.evaluation.modes import Features, fit
 from sfm_fast.features.compute import view_features
@@ -172,6 +173,7 @@ RUNS: dict[str, Callable[[int, int, int], DistillConfig]] = {
     "recommended-means": lambda steps, seed, _: ours(steps, seed, centers="means"),
     "sfm": lambda steps, seed, _: DistillConfig(steps=steps, lr=runs.LR, seed=seed),
 }
+LABELS = tuple(RUNS)[:4]  # of the committed result
 
 
 def cells(
@@ -226,11 +228,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--out", required=True, help="folder of targets.json")
-    parser.add_argument("--figure", help="file of the figure, .svg or .png")
+    parser.add_argument("--figure", help="file of the figure of parts features and images, .svg or .png")
     parser.add_argument("--work", default="runs/accuracy", help="folder of features and finished cells")
     add_list(parser, "--backbones", default=runs.BACKBONES, help=f"of {', '.join(runs.BACKBONES)}")
     add_list(parser, "--parts", default=("features", "images", "runs"), help="of features, images and runs")
-    add_list(parser, "--labels", default=tuple(RUNS), help=f"full runs, of {', '.join(RUNS)}")
+    add_list(parser, "--labels", default=LABELS, help=f"full runs, of {', '.join(RUNS)}")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=STEPS, help="of the full runs")
     parser.add_argument("--short-steps", type=int, default=SHORT_STEPS, help="of part images")
@@ -240,6 +242,9 @@ def main() -> None:
     args.backbones = check_names("--backbones", args.backbones, runs.BACKBONES)
     args.parts = check_names("--parts", args.parts, ("features", "images", "runs"))
     args.labels = check_names("--labels", args.labels, tuple(RUNS))
+    panels = {"features", "images"} <= set(args.parts)
+    if args.figure and not panels:
+        raise InputError(f"--parts must have features and images for --figure, got {', '.join(args.parts)}")
     out, work = Path(args.out), Path(args.work).resolve()
     place = Place(args.data, work, tuple(args.backbones), args.epochs)
     for folder in (out, work / "features"):
@@ -272,9 +277,11 @@ def main() -> None:
     write_json(out / "targets.json", result)
     if args.figure:
         write_figure(result, Path(args.figure))
-    print(run_table(result))
-    print(shrinkage_table(result))
-    print(weight_table(result))
+    if "runs" in args.parts:
+        print(run_table(result))
+    if panels:
+        print(shrinkage_table(result))
+        print(weight_table(result))
 
 
 if __name__ == "__main__":

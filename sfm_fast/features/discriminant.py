@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InputError
-from ..options import is_number
+from ..options import number_of
 
 COSINE = 0.85  # between the flows to the targets and those to the class means, for shrinkage "auto"
 LEAST, MOST = 1e-3, 1e4  # limits of shrinkage "auto"
@@ -39,7 +39,7 @@ def discriminant_centers(
     for name, value, zero in (("shrinkage", shrinkage, True), ("scale", scale, False)):
         if isinstance(value, str) and value == "auto":
             continue
-        if not is_number(value) or not 0 <= value <= LARGEST or (value == 0 and not zero):
+        if not 0 <= number_of(value) <= LARGEST or (value == 0 and not zero):
             least = "from 0" if zero else "above 0 and"
             raise InputError(f"{name} must be 'auto' or a number {least} up to {LARGEST:g}, got {value!r}")
     # On the CPU, whose least squares finds the shortest solution of rank-deficient equations.

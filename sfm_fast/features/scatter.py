@@ -46,7 +46,9 @@ class Scatter:
         if within.trace() <= 64 * rounding:
             return torch.zeros_like(within)
         within /= images
-        return (within + within.T) / 2  # a product of matrices may round its two halves differently
+        within = (within + within.T) / 2  # a product of matrices may round its two halves differently
+        within.diagonal().clamp_(min=0)  # of a feature that is constant within each class, less than 0 by rounding
+        return within
 
     def _weighted_means(self, sums: Tensor, counts: Tensor) -> Tensor:
         """(C, D) whose product with itself, transposed first, is the scatter of the class means about the point; a class without features counts 0."""

@@ -15,7 +15,7 @@ import torch
 from ..errors import InputError
 from ..measure.memory import peak_memory
 from ..measure.timing import Ratio
-from ..options import is_number
+from ..options import number_of
 from ..units import memory, parse_bytes, percent
 from .baseline import UPDATED, Measurement, read_baseline
 from .paired import FAILED, INCONCLUSIVE, PASSED, check_options, compare, rounds_of
@@ -129,7 +129,7 @@ class Gate:
         __tracebackhide__ = True
         if not name or not isinstance(name, str):
             raise InputError(f"name must be a non-empty string, got {name!r}")
-        if not is_number(value) or not 0 <= value < math.inf:
+        if not 0 <= number_of(value) < math.inf:
             raise InputError(f"value of {name!r} must be a finite number of at least 0, got {value!r}")
         value = (
             int(value) if isinstance(value, numbers.Integral) else float(value)

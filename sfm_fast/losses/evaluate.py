@@ -16,7 +16,7 @@ from ..ops.flow_alignment import flow_alignment
 from ..ops.pair_alignment import Pairs, pair_alignment
 from ..ops.render import no_autocast
 from ..ops.segments import Segments, segments_of
-from ..options import is_number
+from ..options import number_of
 from ..reference import flow_alignment as reference
 from ..reference.class_means import class_means
 from ..reference.pair_alignment import count_pairs, grouped_pair_mse, pair_cosine
@@ -193,15 +193,15 @@ def check_options(
     backends.check_names(alignment, metric, backend)
     if not isinstance(precision, str) or precision not in PRECISIONS:
         raise InputError(f"precision must be one of {PRECISIONS}, got {precision!r}")
-    if not is_number(eps) or not LEAST_EPS <= eps <= 1e30:
+    if not LEAST_EPS <= number_of(eps) <= 1e30:
         raise InputError(f"eps must be a number from {LEAST_EPS:g} to 1e30, got {eps!r}")
     if groups is not None and alignment != "pair":
         raise InputError(f"alignment must be 'pair' if groups is given, got {alignment!r}")
-    if not is_number(length_weight) or not 0 <= length_weight <= 1e30:
+    if not 0 <= number_of(length_weight) <= 1e30:
         raise InputError(f"length_weight must be a number from 0 to 1e30, got {length_weight!r}")
     if length_weight and alignment != "anchored":
         raise InputError(f"alignment must be 'anchored' if length_weight is given, got {alignment!r}")
-    if length_delta is not None and (not is_number(length_delta) or not 0 < length_delta <= 1e30):
+    if length_delta is not None and not 0 < number_of(length_delta) <= 1e30:
         raise InputError(f"length_delta must be None or a number above 0 up to 1e30, got {length_delta!r}")
     if length_delta is not None and alignment != "anchored":
         raise InputError(f"alignment must be 'anchored' if length_delta is given, got {alignment!r}")

@@ -56,6 +56,16 @@ def test_shrinkages_have_the_targets_and_the_images_and_last_what_the_rule_chose
     assert lines[3] == ["auto", "72.0 (λ = 4.0)", "70.0", "62.0 (λ = 4.0)", "60.0"]
 
 
+def test_one_backbone_has_no_others(tmp_path):
+    alone = {
+        "backbones": [VIT],
+        "rows": [row | ({"others": {}} if "others" in row else {}) for row in rows(VIT, CNN, 70.0)],
+    }
+    assert [line[3] for line in cells(run_table(alone))[2:]] == ["", "", ""]
+    assert cells(weight_table(alone))[2:] == [["0", "69.0", ""], ["1", "70.0", ""]]
+    write_figure(alone, tmp_path / "a.svg")
+
+
 def test_equal_numbers_give_an_equal_figure(tmp_path):
     for name in ("a.svg", "b.svg"):
         write_figure(RESULT, tmp_path / name)

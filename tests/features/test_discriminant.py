@@ -299,6 +299,21 @@ def test_bad_settings(options, message):
         discriminant_centers(torch.randn(3, 4), torch.eye(4), **options)
 
 
+@pytest.mark.parametrize("size", [0.1, 1.0, 1e6])
+def test_a_feature_that_is_constant_within_each_class(tmp_path, size):
+    """Its variance is a difference of equal sums, which rounding must not make negative."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    features = torch.randn(300, 4, generator=generator)
+    features[:, 1:3] = size * torch.randn(3, 2, generator=generator)[labels]
+    statistics = filled(features, labels, 3, 7)
+    statistics.save(tmp_path / "s.safetensors")
+    loaded = ClassStatistics.load(tmp_path / "s.safetensors")
+    assert torch.equal(loaded.within_covariance, statistics.within_covariance)
+    assert (statistics.within_covariance.diagonal() >= 0).all()
+    assert statistics.discriminant_centers().isfinite().all()
+
+
 def test_a_matrix_with_negative_eigenvalues_is_no_covariance():
     indefinite = torch.tensor([[1.0, 2.0], [2.0, 1.0]])
     with pytest.raises(InputError, match="within must be a covariance, without negative eigenvalues, got -1 times"):

@@ -303,7 +303,12 @@ def test_bad_arguments_are_named(name, form):
 def test_numpy_numbers_are_numbers():
     features, centers = torch.randn(3, 4), torch.randn(3, 4)
     expected = sfm_fast.anchored_flow_loss(features, centers, length_weight=0.5)
-    assert sfm_fast.anchored_flow_loss(features, centers, length_weight=np.float32(0.5)) == expected
+    for number in (np.float32(0.5), np.float16(0.5), np.float64(0.5)):
+        assert sfm_fast.anchored_flow_loss(features, centers, length_weight=number) == expected
+    for name in ("length_weight", "length_delta", "eps"):  # next to a float16 the limits would be infinity and 0
+        for number in (np.float16("inf"), np.float16("nan"), np.float16(-1)):
+            with pytest.raises(sfm_fast.InputError, match=f"{name} must be"):
+                sfm_fast.anchored_flow_loss(features, centers, **{name: number})
 
 
 @pytest.mark.parametrize("options", [dict(anchor=POINT), dict(length_weight=0.5), dict(length_delta=0.5)])
