@@ -56,7 +56,7 @@ def test_moco_v3_small_has_twelve_heads(tmp_path):
     name = "vit_small_patch16_224.dino"
     model = random_model(name, num_heads=12, img_size=64)
     torch.save(moco_v3(model.state_dict()), tmp_path / "vit-s-300ep.pth.tar")
-    backbone = load_backbone(name, tmp_path / "vit-s-300ep.pth.tar", image_size=64)
+    backbone = load_backbone(name, tmp_path / "vit-s-300ep.pth.tar", image_size=64, precision="fp32")
     assert backbone.mean.tolist() == pytest.approx([0.485, 0.456, 0.406])
     assert_same_features(backbone, model, 64)
     six_heads = load_same(name, model)
@@ -81,7 +81,9 @@ def test_dinov2_with_registers_by_its_own_names(tmp_path):
     state["pos_embed"] = torch.cat([at_class_token, state["pos_embed"]], dim=1)
     state["mask_token"] = torch.zeros(1, 384)
     torch.save(state, tmp_path / "dinov2_vits14_reg4_pretrain.pth")
-    assert_same_features(load_backbone(name, tmp_path / "dinov2_vits14_reg4_pretrain.pth", image_size=56), model, 56)
+    assert_same_features(
+        load_backbone(name, tmp_path / "dinov2_vits14_reg4_pretrain.pth", image_size=56, precision="fp32"), model, 56
+    )
     assert load_backbone(name, tmp_path / "dinov2_vits14_reg4_pretrain.pth", image_size=70).input_size == 70
 
 
@@ -97,7 +99,7 @@ def test_dinov3_by_its_own_names_and_in_silence(tmp_path, capsys):
     state |= {f"blocks.{i}.attn.qkv.bias": torch.zeros(3 * 384) for i in range(12)}
     state |= {"mask_token": torch.zeros(1, 384), "rope_embed.periods": torch.ones(16)}
     save_file(state, tmp_path / "dinov3.safetensors")
-    backbone = load_backbone(name, tmp_path / "dinov3.safetensors", image_size=64)
+    backbone = load_backbone(name, tmp_path / "dinov3.safetensors", image_size=64, precision="fp32")
     assert_same_features(backbone, load_same(name, model), 64)
     assert capsys.readouterr().out == ""
 

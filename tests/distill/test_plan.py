@@ -97,8 +97,10 @@ def test_other_backbones(tmp_path, name, size, precision, grad_checkpointing):
     # A processor without bfloat16 instructions takes other convolutions, which copy no weights.
     without_copies = precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported()
     for micro_batch in (6, 2):
-        # Scratch inside of convolutions can't be seen, and is large beside models this small.
-        found = check(CONFIG, backbone, None, statistics, Execution(micro_batch), tolerance=0.1, at_most=without_copies)
+        # Scratch inside of convolutions can't be seen, and is large beside models this small: 3 MB in the backward pass of a patch
+        # embedding on processors with AVX-512.
+        execution = Execution(micro_batch)
+        found = check(CONFIG, backbone, None, statistics, execution, tolerance=0.12, at_most=without_copies)
         shape = shape_of_backbone(name, image_size=size, precision=precision, grad_checkpointing=grad_checkpointing)
         assert predict_step(CONFIG, shape, 6, 3, micro_batch) == found  # weights change nothing
 

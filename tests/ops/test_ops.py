@@ -61,7 +61,7 @@ def arguments(name, dtype):
     if name == "class_means_backward":
         return centers, order, offsets, len(features), dtype
     if name == "flow_alignment":
-        return features, order, offsets, centers, shift, 0.01 * torch.randn(64), reference.ANCHORED, 1e-8, 1.0
+        return features, order, offsets, centers, shift, 0.01 * torch.randn(64), reference.ANCHORED, 1e-8, 1.0, 0.1
     if name == "flow_alignment_backward":
         rows, columns = torch.randn(2, 1), torch.randn(2, 64)
         return torch.tensor(1.5), features, order, offsets, centers, shift, rows, columns
