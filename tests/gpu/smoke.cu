@@ -115,7 +115,7 @@ void losses() {
           float* const gradient = empty(written);
           clear(work, flow_alignment_workspace_bytes(classes, dims));
           say(fused ? "flow_alignment fused" : "flow_alignment", classes, dims,
-              flow_alignment(features, centers, shift, anchor, classes, dims, kind, 1e-8f, 0.3f, loss, rows, columns,
+              flow_alignment(features, centers, shift, anchor, classes, dims, kind, 1e-8f, 0.3f, 0.1f, loss, rows, columns,
                              work, fused, nullptr),
               loss, 1);
           say("flow_alignment columns", classes, kind, cudaSuccess, columns, 2 * dims);
