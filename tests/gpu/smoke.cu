@@ -227,7 +227,7 @@ void profile() {
   const size_t cells = size_t(classes) * dims;
   float *const a = floats(cells), *const b = floats(cells), *const gradient = empty(cells), *const shift = floats(dims);
   const Features features{b, Dtype::float32, dims, nullptr, nullptr};
-  flow_alignment(features, a, shift, nullptr, classes, dims, GLOBAL_COSINE, 1e-8f, 1.f, empty(1), empty(2), empty(2 * dims),
+  flow_alignment(features, a, shift, nullptr, classes, dims, GLOBAL_COSINE, 1e-8f, 1.f, 0.f, empty(1), empty(2), empty(2 * dims),
                  device(flow_alignment_workspace_bytes(classes, dims)), true, nullptr);
   const int images = 16, size = 256, view = 224;
   Levels levels{};
