@@ -48,7 +48,7 @@ def add_method_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="use the settings with the best accuracy in this project's experiments instead of the papers': "
         + ", ".join(f"{name} {value}" for name, value in RECOMMENDED.items())
-        + ", and level cluster for more than one image per class; options that you give take precedence",
+        + ", and level cluster with centers means for more than one image per class; options that you give take precedence",
     )
     common.add_options(parser, DistillConfig)
 

@@ -183,7 +183,7 @@ class DistillConfig(_MethodOptions):
 
     @classmethod
     def recommended(cls, **options: Any) -> DistillConfig:
-        """The most accurate settings at the papers' cost (docs/accuracy.md): `RECOMMENDED`, with level "cluster" for ipc > 1.
+        """The most accurate settings at the papers' cost (docs/accuracy.md): `RECOMMENDED`, with level "cluster" and centers "means" for ipc > 1.
 
         ``options`` take precedence; with a method that can't use centres, or clusters, those of the paper stay.
         """
@@ -191,9 +191,12 @@ class DistillConfig(_MethodOptions):
         if chosen["method"] == "lgm":
             chosen |= {"centers": options.get("centers", "means")}
         config = cls(**chosen)
-        if "level" in options or config.ipc == 1 or not DECLARED[config.method].separates(config):
-            return config
-        return replace(config, level="cluster")
+        if "level" not in options and config.ipc != 1 and DECLARED[config.method].separates(config):
+            config = replace(config, level="cluster")
+        # k-means centres show a classifier how a class spreads; moved to discriminant ones they train a worse one (benchmarks/NOTES.md).
+        if config.level == "cluster" and not {"centers", "shrinkage", "center_scale"} & options.keys():
+            config = replace(config, centers="means")
+        return config
 
     @property
     def views_per_step(self) -> int:

@@ -150,6 +150,10 @@ def test_recommended_options_and_what_comes_after_them() -> None:
     assert config("--recommended", "--steps", "7") == DistillConfig.recommended(steps=7)
     assert config("--recommended", "--ipc", "3") == DistillConfig.recommended(ipc=3)
     assert config("--ipc", "3", "--recommended").level == "cluster"
+    assert config("--ipc", "3", "--recommended").centers == "means"
+    assert config("--ipc", "3", "--recommended", "--level", "class").centers == "discriminant"
+    assert config("--ipc", "3", "--recommended", "--centers", "discriminant").centers == "discriminant"
+    assert config("--ipc", "3", "--recommended", "--shrinkage", "5").shrinkage == 5
     assert config("--recommended", "--ipc", "3", "--level", "class", "--min-area", "0.5") == DistillConfig.recommended(
         ipc=3, level="class", min_area=0.5
     )
@@ -180,7 +184,6 @@ def test_the_plan_of_a_recommended_run_has_lgm_beside_it(tmp_path, capsys) -> No
     advice = capsys.readouterr().out.strip().splitlines()[-1]
     for words in (
         "--method sfm-anchored",
-        "--centers discriminant",
         "--length-weight 2.0",
         "--length-delta 0.1",
         "--lr 0.02",
