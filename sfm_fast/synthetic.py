@@ -17,7 +17,7 @@ from .files import Metadata, load_tensors, save_tensors, write_atomically
 from .schema import BACKBONE, NAMES, check
 
 FORMAT = "sfm_fast.synthetic/1"
-_METADATA = {"class_names": NAMES, "backbone?": BACKBONE, "config?": {"method?": str}}
+_METADATA = {"class_names": NAMES, "backbones?": [BACKBONE], "config?": {"method?": str}}
 
 
 @dataclass

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +29,18 @@ def check_recorded(record: Mapping[str, Any], backbone: Backbone, told: str, rol
             raise InputError(
                 f"{told} {record.get('name')!r} ({words} {record[key]}), but {role} is {backbone.name!r} ({words} {current[key]})"
             )
+
+
+def check_among_recorded(records: Sequence[Mapping[str, Any]], backbone: Backbone, told: str, role: str) -> None:
+    """Like `check_recorded` for a file made with the backbones of several ``records``, of which ``backbone`` must be one; none: no check."""
+    for record in records[1:]:
+        with contextlib.suppress(InputError):
+            return check_recorded(record, backbone, told, role)
+    try:
+        check_recorded(records[0] if records else {}, backbone, told, role)
+    except InputError as error:
+        others = ", ".join(repr(record.get("name")) for record in records[1:])
+        raise InputError(f"{error}" + (f", and it is none of the others either: {others}" if others else "")) from None
 
 
 def is_recorded_as(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:

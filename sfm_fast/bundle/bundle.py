@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..backbones.backbone import Backbone, Record
-from ..backbones.record import check_recorded, check_storable
+from ..backbones.record import check_among_recorded, check_recorded, check_storable
 from ..checks import check_class_names, check_labels
 from ..data.photos import is_one, photo_batches
 from ..data.sources import ImageSource
@@ -224,7 +224,7 @@ class Bundle:
         if self._pixels is None:
             raise InputError("this bundle is folded and holds no images")
         pixels, labels = self._pixels
-        metadata = {**(self.made.get("synthetic") or {}), "backbone": self.phi}
+        metadata = {**(self.made.get("synthetic") or {}), "backbones": [self.phi]}
         return SyntheticSet(from_bytes(pixels), labels, self.class_names, metadata)
 
     def classify(self, photos: Any, *, top: int = 5, batch_size: int = 256) -> Any:
@@ -324,8 +324,8 @@ class Bundle:
 
 def check_parts(synthetic: SyntheticSet, classifier: Classifier, phi: Backbone) -> None:
     """Raise ``InputError`` unless images and classifier were made with ``phi``, for the same classes."""
-    for what, metadata in (("synthetic", synthetic.metadata), ("classifier", classifier.metadata)):
-        check_recorded(metadata.get("backbone") or {}, phi, f"{what}: made with", "phi")
+    check_among_recorded(synthetic.metadata.get("backbones") or [], phi, "synthetic: made with", "phi")
+    check_recorded(classifier.metadata.get("backbone") or {}, phi, "classifier: made with", "phi")
     if classifier.in_features != phi.num_features:
         raise InputError(
             f"classifier takes {classifier.in_features} features, but phi ({phi.name}) gives {phi.num_features}"
@@ -355,5 +355,5 @@ def _rounded(head: Head, dtype: str) -> Head:
 
 
 def _without_backbone(metadata: Metadata) -> Metadata:
-    """``metadata`` without the backbone, which the bundle records itself."""
-    return {key: value for key, value in metadata.items() if key != "backbone"}
+    """``metadata`` without the backbones: the bundle records phi itself."""
+    return {key: value for key, value in metadata.items() if key not in ("backbone", "backbones")}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import Any, NamedTuple
 
 from ..arguments import add_list as add_list
 from ..arguments import add_options as add_options
@@ -39,16 +40,43 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """--backbone, --image-size and --no-prepare: the architecture."""
+NO_FILE = "none"  # in a list of files
+
+
+class Asked(NamedTuple):
+    """A backbone as asked for on a command line."""
+
+    name: str
+    checkpoint: str | None
+    weights: str
+    image_size: int | None
+
+
+def image_size(text: str) -> int | None:
+    """The value of --image-size; argparse shows the function's name."""
+    return None if text == "auto" else int(text)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """--backbone, --image-size and --no-prepare: the architecture, or those of ``several`` backbones, of which `asked` makes a list."""
+    more = "; several: the images are made for all of them, by the sum of their losses" if several else ""
+    number: dict[str, Any] = {"nargs": "+"} if several else {}
     parser.add_argument(
-        "--backbone", metavar="NAME", default=DEFAULT, help=f"{' or '.join(SHIPPED)} (shipped), or any timm model"
+        "--backbone",
+        metavar="NAME",
+        default=[DEFAULT] if several else DEFAULT,
+        help=f"{' or '.join(SHIPPED)} (shipped), or any timm model{more} (default: {DEFAULT})",
+        **number,
+    )
+    more = (
+        "; with several backbones one for all of them, or one for each, of which auto is the default" if several else ""
     )
     parser.add_argument(
         "--image-size",
-        type=int,
+        type=image_size if several else int,
         metavar="PX",
-        help="input size in pixels, for models that accept other sizes than their default",
+        help=f"input size in pixels, for models that accept other sizes than their default{more}",
+        **number,
     )
     parser.add_argument(
         "--no-prepare",
@@ -58,19 +86,24 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_backbone_arguments(parser: argparse.ArgumentParser) -> None:
+def add_backbone_arguments(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
     """--checkpoint, --weights and the options of `add_model_arguments` and `add_machine_arguments`."""
-    add_model_arguments(parser)
+    add_model_arguments(parser, several=several)
+    number: dict[str, Any] = {"nargs": "+"} if several else {}
+    more = f"; with several backbones one for each, {NO_FILE} for one without" if several else ""
     parser.add_argument(
         "--checkpoint",
         metavar="FILE",
-        help="local file of weights, .safetensors or .pth (default: timm's pretrained weights)",
+        help=f"local file of weights, .safetensors or .pth (default: timm's pretrained weights){more}",
+        **number,
     )
+    more = "; with several backbones one for all of them, or one for each" if several else ""
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
-        default=WEIGHTS[0],
-        help="random: timm's initial weights instead of pretrained ones, to try a model without a download",
+        default=[WEIGHTS[0]] if several else WEIGHTS[0],
+        help=f"random: timm's initial weights instead of pretrained ones, to try a model without a download{more} (default: {WEIGHTS[0]})",
+        **number,
     )
     add_machine_arguments(parser)
 
@@ -123,14 +156,45 @@ def data_of(args: argparse.Namespace) -> str:
 
 def check_backbones(args: argparse.Namespace) -> None:
     """Check the weights of --backbone, and of the evaluating backbone if the command has one."""
-    check_weights(args.backbone, args.checkpoint, args.weights)
+    wanted = asked(args)
     if hasattr(args, "eval_backbone") and (evaluating := evaluating_of(args)) is not None:
-        name, checkpoint, weights, _ = evaluating
-        check_weights(name, checkpoint, weights)
+        wanted = [*wanted, evaluating]
+    for one in wanted:
+        check_weights(one.name, one.checkpoint, one.weights)
 
 
-def evaluating_of(args: argparse.Namespace) -> tuple[str, str | None, str, int | None] | None:
-    """Name, checkpoint, kind of weights and input size of the evaluating backbone; None if none of its options is given.
+def asked(args: argparse.Namespace) -> list[Asked]:
+    """The backbones of --backbone, with their --checkpoint, --weights and --image-size. Raises ``InputError`` if there aren't as many of these."""
+    if isinstance(args.backbone, str):
+        return [
+            Asked(
+                args.backbone, getattr(args, "checkpoint", None), getattr(args, "weights", WEIGHTS[0]), args.image_size
+            )
+        ]
+    names, count = args.backbone, len(args.backbone)
+
+    def of_each(option: str, usual: Any, one_for_all: bool) -> list[Any]:
+        given = getattr(args, option, None) or [usual]
+        if len(given) == 1 and (one_for_all or given == [usual]):
+            return given * count
+        if len(given) != count:
+            one = "one, or " if one_for_all else ""
+            raise InputError(
+                f"--{option.replace('_', '-')} must have {one}one for each of the {count} backbones {', '.join(names)}, got {len(given)}"
+            )
+        return list(given)
+
+    files = [None if file == NO_FILE else file for file in of_each("checkpoint", NO_FILE, False)]
+    kinds, sizes = of_each("weights", WEIGHTS[0], True), of_each("image_size", None, True)
+    found = [Asked(*one) for one in zip(names, files, kinds, sizes, strict=True)]
+    for one in found:
+        if found.count(one) > 1:
+            raise InputError(f"--backbone must name each backbone once, got {one.name} twice")
+    return found
+
+
+def evaluating_of(args: argparse.Namespace) -> Asked | None:
+    """The evaluating backbone; None if none of its options is given.
 
     Without --eval-backbone the model is --backbone, with its options unless --eval-checkpoint, --eval-weights or --eval-image-size
     replaces them.
@@ -139,10 +203,15 @@ def evaluating_of(args: argparse.Namespace) -> tuple[str, str | None, str, int |
     if (name, checkpoint, weights, size) == (None, None, None, None):
         return None
     if name is None:
-        name, size = args.backbone, args.image_size if size is None else size
+        of, *others = asked(args)
+        if others:
+            raise InputError(
+                "--eval-backbone must name the model of --eval-checkpoint, --eval-weights and --eval-image-size if there are several --backbone"
+            )
+        name, size = of.name, of.image_size if size is None else size
         if checkpoint is None and weights is None:
-            checkpoint, weights = args.checkpoint, args.weights
-    return name, checkpoint, weights or WEIGHTS[0], size
+            checkpoint, weights = of.checkpoint, of.weights
+    return Asked(name, checkpoint, weights or WEIGHTS[0], size)
 
 
 def check_inputs(*paths: str | None) -> None:

@@ -19,11 +19,12 @@ EXAMPLE = "sfm-fast distill --data embedded --ipc 1 --steps 1000 --out runs/sfm"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     common.add_data_arguments(parser)
-    common.add_backbone_arguments(parser)
+    common.add_backbone_arguments(parser, several=True)
     parser.add_argument(
         "--stats",
+        nargs="+",
         metavar="FILE",
-        help="class statistics written by `sfm-fast stats` (default: computed from --data first)",
+        help="class statistics written by `sfm-fast stats`, with several backbones those of each (default: computed from --data first)",
     )
     add_method_arguments(parser)
     add_execution_arguments(parser)
@@ -101,7 +102,9 @@ def check(args: argparse.Namespace) -> None:
     check_run_folder(args.out, resume=args.resume, overwrite=args.overwrite)
     check_unlocked(args.out)
     if uses_statistics(args, config):
-        common.check_inputs(args.stats)
+        common.check_inputs(*args.stats)
+        if len(args.stats) != len(args.backbone):
+            raise InputError(f"--stats must be a file for each of {', '.join(args.backbone)}, got {len(args.stats)}")
     if args.data is not None or not uses_statistics(args, config):
         common.check_data(args, "train")
     common.check_backbones(args)

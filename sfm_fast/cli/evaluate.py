@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ipc", type=int, default=1, help="images per class of the references if no RUN is given")
     common.add_data_arguments(parser)
     parser.add_argument("--test-split", default="test", help="split to test on")
-    common.add_backbone_arguments(parser)
+    common.add_backbone_arguments(parser, several=True)
     common.add_evaluating_backbone_arguments(parser, "evaluate on this backbone")
     parser.add_argument(
         "--classifier",
@@ -65,6 +65,14 @@ def check(args: argparse.Namespace) -> None:
     if not args.runs and not names:
         raise InputError("nothing to evaluate: give at least one RUN or --references")
     common.check_inputs(*map(synthetic_of, args.runs), args.classifier or None)
+    if not args.runs and len(args.backbone) > 1:
+        for name in args.backbone:
+            if Path(name).exists():
+                raise InputError(f"--backbone: if {name!r} is a RUN, write: sfm-fast eval {name} --backbone ...")
+    if args.classifier and len(args.backbone) > 1:
+        raise InputError(
+            f"--classifier must be left out with several --backbone, since it is for the features of one, got {args.classifier}"
+        )
     common.check_data(args, args.test_split)
     common.check_backbones(args)
 

@@ -17,7 +17,7 @@ EXAMPLE = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    common.add_model_arguments(parser)
+    common.add_model_arguments(parser, several=True)
     parser.add_argument(
         "--precision", choices=("fp32", "bf16"), default="bf16", help="numeric precision of the backbone"
     )
@@ -57,4 +57,5 @@ def check(args: argparse.Namespace) -> None:
         if getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
     parse_bytes(args.memory)
+    common.asked(args)
     distill.method_config(args)

@@ -5,26 +5,31 @@ from __future__ import annotations
 import hashlib
 import os
 import warnings
+from collections.abc import Sequence
+from typing import TypeAlias
 
 from torch import Tensor
 
 from ..backbones.backbone import Backbone
 from ..backbones.record import check_recorded
-from ..checks import told_differences
+from ..checks import check_class_names, told_differences
 from ..data.sources import ImageSource
 from ..errors import InputError
 from ..features.compute import class_statistics
 from ..features.statistics import ClassStatistics
 from .config import DistillConfig, Execution
 from .distiller import Distiller
+from .members import Member, backbones_of
 from .objectives import METHODS, Given
+
+Statistics: TypeAlias = str | os.PathLike[str] | ClassStatistics
 
 
 def make_distiller(
     config: DistillConfig,
-    backbone: Backbone,
+    backbone: Backbone | Sequence[Backbone],
     source: ImageSource | None = None,
-    statistics: str | os.PathLike[str] | ClassStatistics | None = None,
+    statistics: Statistics | Sequence[Statistics] | None = None,
     *,
     batch_size: int = 256,
     progress: bool = True,
@@ -33,42 +38,101 @@ def make_distiller(
     """A `Distiller` that runs ``config`` with the memory settings of ``execution``.
 
     SFM needs ``statistics`` (a file or an object; None: computed here from ``source``); LGM needs only ``source``.
+
+    With several backbones, one set of images is made for all of them, by the sum of their losses. ``statistics`` then has those of each
+    backbone, in order. Losses that aren't free of the features' scale, the squared errors, are divided by the backbone's mean within-class
+    variance, so that statistics need a covariance.
+
     Raises ``InputError`` if a needed input is missing, or if the statistics come from another backbone or data set.
     """
-    kind = METHODS[config.method]
+    backbones, kind = backbones_of(backbone), METHODS[config.method]
     if kind.trains_backbone(config):
-        backbone = backbone.unprepared()
+        backbones = tuple(one.unprepared() for one in backbones)
+    channels = min(one.in_channels for one in backbones)
     if kind.needs_images:
         names = [] if source is None else source.class_names
-        channels = backbone.in_channels if source is None else min(source.channels, backbone.in_channels)
-        objective = kind.build(config, Given(backbone, len(names), channels, source=source))
-        assert source is not None  # else building the objective would have failed
-        return Distiller(config, backbone, objective, names, channels, {"data": _told(source)}, execution)
-    if statistics is not None:
-        if not isinstance(statistics, ClassStatistics):
-            statistics = ClassStatistics.load(statistics)
+        channels = channels if source is None else min(source.channels, channels)
+        members = [
+            Member(one, kind.build(config, Given(one, len(names), channels, source=source))) for one in backbones
+        ]
+        assert source is not None  # else building an objective would have failed
+        return Distiller(config, members, names, channels, {"data": _told(source)}, execution)
+    known = [
+        _statistics(given, one, source, config, batch_size, progress, several=len(backbones) > 1)
+        for given, one in zip(_of_each(statistics, backbones), backbones, strict=True)
+    ]
+    names = known[0].class_names or [str(c) for c in range(known[0].num_classes)]
+    for other in known[1:]:
+        check_class_names(
+            other.class_names or [str(c) for c in range(other.num_classes)], names, other.where, f"{known[0].where}'s"
+        )
+    channels = min(channels, *(int(one.provenance.get("channels", 3)) for one in known))
+    members, digests = [], []
+    for one, its in zip(backbones, known, strict=True):
+        means, centers = (part.to(one.device) for part in (_centers(its, config), targets(its, config)))
+        mean = its.centers.mean(0).to(one.device)
+        objective = kind.build(config, Given(one, len(names), channels, centers, mean, source))
+        scaled = len(backbones) > 1 and not kind.scale_free(config)
+        members.append(Member(one, objective, 1 / _variance(its) if scaled else 1.0))
+        digests.append(_digest(means))
+    # Of the means, because the covariance may differ in its last bits between computations of the same statistics.
+    return Distiller(config, members, names, channels, {"centers": digests}, execution)
+
+
+def _of_each(
+    statistics: Statistics | Sequence[Statistics] | None, backbones: Sequence[Backbone]
+) -> Sequence[Statistics | None]:
+    """The statistics of each backbone, None where they are to be computed."""
+    if statistics is None:
+        return [None] * len(backbones)
+    given = [statistics] if isinstance(statistics, (str, os.PathLike, ClassStatistics)) else list(statistics)
+    if len(given) != len(backbones):
+        raise InputError(
+            f"statistics must be one for each of the {len(backbones)} backbones, in order, got {len(given)}"
+        )
+    return given
+
+
+def _statistics(
+    given: Statistics | None,
+    backbone: Backbone,
+    source: ImageSource | None,
+    config: DistillConfig,
+    batch_size: int,
+    progress: bool,
+    several: bool,
+) -> ClassStatistics:
+    """The statistics that are ``given``, checked, or computed from ``source``; ``several``: for the sum of the losses of several backbones."""
+    if given is not None:
+        statistics = given if isinstance(given, ClassStatistics) else ClassStatistics.load(given)
         check_made_with(statistics, backbone)
         if source is not None:
             check_made_of(statistics, source)
-    else:
-        if source is None:
-            raise InputError(f"method {config.method} needs class statistics, or the data set to compute them from")
-        clusters = config.ipc if config.level == "cluster" else 0
-        statistics = class_statistics(
-            source,
-            backbone,
-            clusters=clusters,
-            covariance=config.centers == "discriminant",
-            batch_size=batch_size,
-            progress=progress,
+        return statistics
+    if source is None:
+        raise InputError(f"method {config.method} needs class statistics, or the data set to compute them from")
+    return class_statistics(
+        source,
+        backbone,
+        clusters=config.ipc if config.level == "cluster" else 0,
+        covariance=config.centers == "discriminant" or (several and not METHODS[config.method].scale_free(config)),
+        batch_size=batch_size,
+        progress=progress,
+    )
+
+
+def _variance(statistics: ClassStatistics) -> float:
+    """The mean within-class variance, in squared feature units."""
+    covariance = statistics.within_covariance
+    if covariance is None:
+        raise InputError(
+            f"{statistics.where}: without a covariance, by which squared errors of several backbones are brought to one scale: "
+            "compute it with `sfm-fast stats --covariance`, or choose method sfm-anchored"
         )
-    means, centers = (one.to(backbone.device) for one in (_centers(statistics, config), targets(statistics, config)))
-    mean = statistics.centers.mean(0).to(backbone.device)
-    names = statistics.class_names or [str(c) for c in range(statistics.num_classes)]
-    channels = min(int(statistics.provenance.get("channels", 3)), backbone.in_channels)
-    objective = kind.build(config, Given(backbone, len(names), channels, centers, mean, source))
-    # Of the means, because the covariance may differ in its last bits between computations of the same statistics.
-    return Distiller(config, backbone, objective, names, channels, {"centers": _digest(means)}, execution)
+    variance = float(covariance.diagonal().mean())
+    if not variance > 0:
+        raise InputError(f"{statistics.where}: no class has two different features, so squared errors have no scale")
+    return variance
 
 
 def targets(statistics: ClassStatistics, config: DistillConfig) -> Tensor:

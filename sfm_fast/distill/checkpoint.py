@@ -19,7 +19,7 @@ from .config import DistillConfig, Schedule
 from .images import SyntheticImages
 from .optimiser import PyramidAdam
 
-FORMAT = "sfm_fast.checkpoint/3"
+FORMAT = "sfm_fast.checkpoint/4"
 _STATE = ("pyramid", "exp_avg", "exp_avg_sq")
 _METADATA = {
     "config": dict,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..backbones.backbone import Backbone
 from ..errors import InputError
 from ..files import Metadata
 from ..synthetic import SyntheticSet
@@ -16,7 +15,7 @@ from .average import IterateAverage
 from .checkpoint import Progress, load_checkpoint, save_checkpoint
 from .config import DistillConfig, Execution
 from .images import SyntheticImages, class_labels
-from .objectives import Objective
+from .members import Member, image_size
 from .optimiser import PyramidAdam
 from .plan import choose_micro_batch
 from .run import Every, Run
@@ -30,8 +29,7 @@ class Distiller:
 
     Args:
         config: options of the run.
-        backbone: frozen model.
-        objective: the loss; see `sfm_fast.distill.objectives`.
+        members: the frozen backbones, of which there is usually one, and the losses on their features (`sfm_fast.distill.objectives`).
         class_names: C names; each class has ``config.ipc`` images, one after the other.
         channels: of the synthetic images, 1 or 3.
         provenance: identifies the other inputs of the run (centres or data); checked when the run is resumed.
@@ -41,37 +39,39 @@ class Distiller:
     def __init__(
         self,
         config: DistillConfig,
-        backbone: Backbone,
-        objective: Objective,
+        members: Sequence[Member],
         class_names: list[str],
         channels: int,
         provenance: Metadata | None = None,
         execution: Execution = Execution(),
     ) -> None:
         self.execution = execution
-        self.config, self.backbone, self.objective, self.class_names = config, backbone, objective, class_names
-        self.provenance = {
-            "backbone": backbone.fingerprint,
-            "precision": backbone.precision,
-            "prepared": backbone.prepared,
-            **(provenance or {}),
-        }
+        self.config, self.members, self.class_names = config, tuple(members), class_names
+        self.backbones = tuple(member.backbone for member in members)
+        # Most runs have one backbone, and others are of the same kind.
+        self.backbone, self.objective = members[0].backbone, members[0].objective
+        made_with = [
+            {"backbone": one.fingerprint, "precision": one.precision, "prepared": one.prepared}
+            for one in self.backbones
+        ]
+        self.provenance = {"backbones": made_with, **(provenance or {})}
         classes = len(class_names)
-        self.labels = class_labels(classes, config.ipc, backbone.device)
+        device = self.backbone.device
+        self.labels = class_labels(classes, config.ipc, device)
         host = execution.state == "host"
         self.images = SyntheticImages(
             len(self.labels),
             channels,
-            config.size or backbone.image_size,
+            image_size(config, self.backbones),
             parametrization=config.parametrization,
             seed=config.seed,
-            device="cpu" if host else backbone.device,
-            pinned=host and backbone.device.type == "cuda",
+            device="cpu" if host else device,
+            pinned=host and device.type == "cuda",
         )
         self.schedule = config.schedule(len(self.images.sizes))
         self.optimiser = PyramidAdam(self.images, self.schedule.lr)
         self.average = IterateAverage(config.average_last, config.steps)
-        self.staging = FromHost(backbone.device) if host else InPlace()
+        self.staging = FromHost(device) if host else InPlace()
         self.steps_done = 0
         self._stepper: DistillationStep | None = None
 
@@ -86,7 +86,7 @@ class Distiller:
             asked = self.execution.micro_batch
             self._stepper = self._make_step(
                 choose_micro_batch(
-                    self.config, self.backbone, len(self.class_names), self.images.channels, self.execution
+                    self.config, self.backbones, len(self.class_names), self.images.channels, self.execution
                 )
                 if asked == "auto"
                 else int(asked)
@@ -96,8 +96,7 @@ class Distiller:
     def _make_step(self, micro_batch: int) -> DistillationStep:
         return DistillationStep(
             self.labels,
-            self.objective,
-            self.backbone,
+            self.members,
             self.optimiser,
             augmentation=self.config.augmentation,
             seed=self.config.seed,
@@ -129,7 +128,7 @@ class Distiller:
         metadata = {
             "config": self.config.to_dict(),
             "provenance": self.provenance,
-            "backbone": self.backbone.describe(),
+            "backbones": [one.describe() for one in self.backbones],
             "steps_done": self.steps_done,
             "schedule": self.schedule._asdict(),
         }

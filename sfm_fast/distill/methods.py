@@ -40,6 +40,11 @@ class Method:
         """Whether its loss is a mean over classes (at cluster level: over images) with the options of a `DistillConfig`."""
         return False
 
+    @classmethod
+    def scale_free(cls, config: Any) -> bool:
+        """Whether its loss stays the same if all features are multiplied by a number, so that losses of several backbones can be added."""
+        return True
+
 
 DECLARED: dict[str, type[Method]] = {}
 
@@ -65,6 +70,10 @@ class Flow(Method):
     """SFM: statistical flow matching."""
 
     name, about, options = "sfm", "aligns flows between class means, the paper's loss", FlowOptions
+
+    @classmethod
+    def scale_free(cls, config: Any) -> bool:
+        return bool(config.metric == "cosine")
 
     @classmethod
     def check(cls, config: Any) -> None:
@@ -94,6 +103,10 @@ class DecoupledFlow(Method):
     @classmethod
     def separates(cls, config: Any) -> bool:
         return bool(config.alpha == 1)
+
+    @classmethod
+    def scale_free(cls, config: Any) -> bool:
+        return False
 
     @classmethod
     def check(cls, config: Any) -> None:

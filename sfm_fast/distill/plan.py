@@ -56,7 +56,7 @@ class PlanRow(TypedDict):
 
 
 def choose_micro_batch(
-    config: DistillConfig, backbone: Backbone, classes: int, channels: int, execution: Execution
+    config: DistillConfig, backbones: Sequence[Backbone], classes: int, channels: int, execution: Execution
 ) -> int:
     """The largest micro-batch that fits the budget of ``execution`` with all levels live. Raises ``InputError`` if one image doesn't fit."""
     budget, count = execution.memory_budget, classes * config.ipc
@@ -64,7 +64,7 @@ def choose_micro_batch(
     def peak(micro_batch: int) -> int:
         return predict_step(
             config,
-            backbone,
+            backbones,
             classes,
             channels,
             micro_batch,
@@ -74,12 +74,13 @@ def choose_micro_batch(
         ).peak_bytes
 
     try:
-        chosen = largest_micro_batch(peak, count, free_memory(backbone.device) if budget is None else budget)
+        chosen = largest_micro_batch(peak, count, free_memory(backbones[0].device) if budget is None else budget)
     except InputError:
         raise
     except Exception as error:  # the model can't run on fake tensors; there may still be enough memory
+        names = ", ".join(repr(one.name) for one in backbones)
         warnings.warn(
-            f"the memory of {backbone.name!r} can't be predicted ({type(error).__name__}): all images go into one "
+            f"the memory of {names} can't be predicted ({type(error).__name__}): all images go into one "
             "micro-batch, which is halved when memory runs out; --micro-batch sets its size",
             RuntimeWarning,
             stacklevel=3,
@@ -94,7 +95,7 @@ def choose_micro_batch(
 
 def plan(
     config: DistillConfig,
-    backbone: Backbone,
+    backbone: Backbone | Sequence[Backbone],
     classes: int,
     channels: int,
     *,

@@ -22,10 +22,11 @@ from ..measure.tracker import Tracker
 from ..views import Views
 from .config import DistillConfig
 from .images import SyntheticImages
+from .members import Member, backbones_of, image_size
 from .objectives import METHODS, Given, Objective
 from .optimiser import PyramidAdam
 from .staging import FromHost, InPlace
-from .step import DistillationStep, MicroBatch
+from .step import Backward, DistillationStep, MicroBatch
 
 
 @dataclass(frozen=True)
@@ -49,14 +50,15 @@ class _SampledStep(DistillationStep):
     """
 
     tracker: Tracker
-    forward_flops = backward_flops = 0.0  # per image
+    forward_flops: dict[int, float]  # per image, by member
+    backward_flops: dict[int, float]
 
     def _group_end(self, begin: int) -> int:
         size = super()._group_end(0)
         last = (self.images.num_images - 1) // size * size
         return last if 0 < begin < last else super()._group_end(begin)
 
-    def _run_group(self, views: Views, step: int, bad: Tensor, updated: Tensor) -> Tensor:
+    def _run_group(self, views: Sequence[Views], step: int, bad: Tensor, updated: Tensor) -> Tensor:
         if self.group[0] > 0 and self.group[1] < self.images.num_images:
             return torch.zeros_like(bad)
         return super()._run_group(views, step, bad, updated)
@@ -71,40 +73,51 @@ class _SampledStep(DistillationStep):
     def _skipped(self, begin: int, end: int) -> bool:
         return begin > self.group[0] and end < self.group[1]
 
-    def _forward(self, views: Views, begin: int, end: int) -> MicroBatch:
+    def _forward(self, member: Member, views: Views, begin: int, end: int) -> MicroBatch:
         if self._skipped(begin, end):
-            features = self.backbone.mean.new_empty((end - begin) * len(views.boxes), self.backbone.num_features)
+            rows = (end - begin) * len(views.boxes)
+            features = member.backbone.mean.new_empty(rows, member.backbone.num_features)
             return MicroBatch(begin, end, features, features, ())
-        before = self.tracker.flops
-        graph = super()._forward(views, begin, end)
-        self.forward_flops = (self.tracker.flops - before) / (end - begin)
-        return graph
+        return super()._forward(member, views, begin, end)
 
     def _update(
-        self, views: Views, gradient: Tensor, held: MicroBatch | None, first: int, last: int, bad: Tensor
+        self,
+        to_come: Sequence[Backward],
+        summed: Tensor | None,
+        held: MicroBatch | None,
+        first: int,
+        last: int,
+        bad: Tensor,
     ) -> None:
-        if self._skipped(first, last):
-            return
-        before = self.tracker.flops
-        super()._update(views, gradient, held, first, last, bad)
-        if held:
-            self.backward_flops = (self.tracker.flops - before) / (last - first)
+        if not self._skipped(first, last):
+            super()._update(to_come, summed, held, first, last, bad)
 
-    def _run(self, block: tuple[Tensor, ...], views: Views, begin: int, end: int, keep: bool) -> MicroBatch:
-        before = self.tracker.living()
-        graph = super()._run(block, views, begin, end, keep)
+    def _run(
+        self, member: Member, block: tuple[Tensor, ...], views: Views, begin: int, end: int, keep: bool
+    ) -> MicroBatch:
+        before, flops = self.tracker.living(), self.tracker.flops
+        graph = super()._run(member, block, views, begin, end, keep)
+        self.forward_flops[self.members.index(member)] = (self.tracker.flops - flops) / (end - begin)
         if keep:
             self.tracker.keep(before, "activations")
         return graph
 
+    def _back(self, backward: Backward, graph: MicroBatch) -> Tensor:
+        flops = self.tracker.flops
+        part = super()._back(backward, graph)
+        images = graph.end - graph.begin
+        self.backward_flops[self.members.index(backward.member)] = (self.tracker.flops - flops) / images
+        return part
+
     @property
     def flops(self) -> float:
-        """Operations of all groups after a step, without those of the objective's preparation."""
+        """Operations of all groups after a step, without those of the objectives' preparation."""
         count, size = self.images.num_images, super()._group_end(0)
-        twice = (
-            count // size * ((size - 1) // self.micro_batch) * self.micro_batch
-        )  # all but the last micro-batch of each group
-        return count * (self.forward_flops + self.backward_flops) + twice * self.forward_flops
+        # What goes forward twice: on the last backbone all but the last micro-batch of each group, on others groups that are no micro-batch.
+        twice = count // size * ((size - 1) // self.micro_batch) * self.micro_batch
+        *others, last = self.forward_flops.values()
+        again = twice * last + (count if size > self.micro_batch else 0) * sum(others)
+        return count * (sum(self.forward_flops.values()) + sum(self.backward_flops.values())) + again
 
 
 class _SampledFromHost(FromHost):
@@ -171,7 +184,7 @@ def _build(config: DistillConfig, backbone: Backbone, classes: int, channels: in
 
 def predict_step(
     config: DistillConfig,
-    backbone: Backbone,
+    backbone: Backbone | Sequence[Backbone],
     classes: int,
     channels: int,
     micro_batch: int | None = None,
@@ -181,23 +194,27 @@ def predict_step(
 ) -> Prediction:
     """The predicted cost of a step of ``config`` with all levels live; see `Prediction`.
 
-    backbone: with weights, or without from `shape_of_backbone`. micro_batch: images at a time (None: all).
-    count_parameters: whether the backbone's weights are part of the peak.
+    backbone: one or several, with weights, or without from `shape_of_backbone`. micro_batch: images at a time (None: all).
+    count_parameters: whether the backbones' weights are part of the peak.
     """
+    backbones = backbones_of(backbone)
     if METHODS[config.method].trains_backbone(config):
-        backbone = backbone.unprepared()
-    tracker, device = Tracker(), backbone.device
-    count, size = classes * config.ipc, config.size or backbone.image_size
+        backbones = tuple(one.unprepared() for one in backbones)
+    tracker, device = Tracker(), backbones[0].device
+    count, size = classes * config.ipc, image_size(config, backbones)
     with FakeTensorMode(), tracker:
-        model = without_values(backbone.model, device)
-        tracker.assign("parameters" if count_parameters else "", model.state_dict(keep_vars=True).values())
-        stand_in = replace(
-            backbone,
-            model=model,
-            mean=torch.empty(len(backbone.mean), device=device),
-            std=torch.empty(len(backbone.std), device=device),
-            run=None,
-        )
+        members = []
+        for one in backbones:
+            model = without_values(one.model, device)
+            tracker.assign("parameters" if count_parameters else "", model.state_dict(keep_vars=True).values())
+            stand_in = replace(
+                one,
+                model=model,
+                mean=torch.empty(len(one.mean), device=device),
+                std=torch.empty(len(one.std), device=device),
+                run=None,
+            )
+            members.append(Member(stand_in, _Objective(_build(config, stand_in, classes, channels), tracker)))
         images = SyntheticImages(1, channels, size, parametrization=config.parametrization)
         images.num_images = count
         images.pyramid = nn.Parameter(torch.empty(count, 0, device="cpu" if host_state else device), False)
@@ -207,11 +224,9 @@ def predict_step(
         average = torch.empty_like(pyramid) if config.average_last else None
         tracker.assign("" if host_state else "pyramid", [pyramid, *([] if average is None else [average])])
         tracker.assign("" if host_state else "adam", moments)
-        objective = _Objective(_build(config, stand_in, classes, channels), tracker)
         step = _SampledStep(
             torch.empty(count, dtype=torch.int64, device=device),
-            objective,
-            stand_in,
+            members,
             optimiser,
             augmentation=config.augmentation,
             seed=config.seed,
@@ -219,10 +234,10 @@ def predict_step(
             staging=_SampledFromHost(device, micro_batch or count) if host_state else InPlace(),
             images_per_term=config.images_per_term,
         )
-        step.tracker = tracker
+        step.tracker, step.forward_flops, step.backward_flops = tracker, {}, {}
         tracker.restart()  # the peak must not include the preparation
         step.compute(0)
-    flops = objective.prepare_flops + step.flops
+    prepared = sum(one.objective.prepare_flops for one in members if isinstance(one.objective, _Objective))
     kept = [pyramid, *moments, *([] if average is None else [average])]
     host = sum(tensor.nbytes for tensor in kept) if host_state else 0
-    return Prediction(tracker.peak, tracker.at_peak(), round(flops), host)
+    return Prediction(tracker.peak, tracker.at_peak(), round(prepared + step.flops), host)

@@ -49,11 +49,13 @@ def check_run_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> No
             )
 
 
-def precision_of_run(folder: str | Path) -> str | None:
-    """The backbone's precision as the run in ``folder`` records it; None without a readable record: its checkpoint is checked anyway."""
+def precision_of_run(folder: str | Path, place: int = 0) -> str | None:
+    """The precision of backbone number ``place`` as the run in ``folder`` records it; None without a readable record: its checkpoint is checked anyway."""
     try:
-        precision = parse_json((Path(folder) / MARKER).read_text(encoding="utf-8"))["provenance"]["precision"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        precision = parse_json((Path(folder) / MARKER).read_text(encoding="utf-8"))["provenance"]["backbones"][place][
+            "precision"
+        ]
+    except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError):
         return None
     return precision if isinstance(precision, str) else None
 

@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor
 
 from ..backbones.backbone import Backbone
-from ..backbones.record import check_recorded
+from ..backbones.record import check_among_recorded
 from ..checks import check_class_names
 from ..data.sources import ImageSource
 from ..errors import InputError
@@ -139,7 +139,7 @@ class Evaluator:
     def evaluate_synthetic(self, synthetic: SyntheticSet, *, modes: Sequence[str] | None = None) -> list[Row]:
         """Rows of a distilled set: ``images`` in a row is "sfm" or "lgm", ``method`` the full name of the method.
 
-        Raises ``InputError`` if it was distilled on another backbone than ``distilling``, or has other classes than the data.
+        Raises ``InputError`` if it wasn't distilled on ``distilling`` (alone or among others), or has other classes than the data.
         """
         self.check_synthetic(synthetic)
         method = synthetic.metadata.get("config", {}).get("method", "synthetic")
@@ -149,12 +149,12 @@ class Evaluator:
     def check_synthetic(
         self, synthetic: SyntheticSet, told: str = "synthetic", role: str = "the distilling backbone"
     ) -> None:
-        """Raise ``InputError`` if ``synthetic`` was distilled on another backbone than ``distilling``, or has other classes than the data.
+        """Raise ``InputError`` if ``synthetic`` wasn't distilled on ``distilling`` (alone or among others), or has other classes than the data.
 
         told: how the message names the set. role: how it names the distilling backbone.
         """
-        record = synthetic.metadata.get("backbone", {})
-        check_recorded(record, self.distilling, f"{told}: distilled on", role)
+        records = synthetic.metadata.get("backbones", [])
+        check_among_recorded(records, self.distilling, f"{told}: distilled on", role)
         check_class_names(synthetic.class_names, self.class_names, told, "the test set's")
 
     def reference(

@@ -59,7 +59,7 @@ def synthetic(vit, classifier):
     first = [int((train.labels == c).nonzero()[0]) for c in range(10)]
     noise = torch.rand(10, 1, 28, 28, generator=torch.Generator().manual_seed(0)) / 100
     images = (train.images[first].float() / 255 + noise).clamp(0, 1)
-    metadata = {"backbone": vit.describe(), "config": {"method": "sfm"}, "steps_done": 3}
+    metadata = {"backbones": [vit.describe()], "config": {"method": "sfm"}, "steps_done": 3}
     return SyntheticSet(images, torch.arange(10), train.class_names, metadata)
 
 

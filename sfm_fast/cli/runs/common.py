@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,8 +20,8 @@ from ...data.layout import NoSplitError
 from ...data.sources import ImageSource
 from ...data.spec import HoldOut
 from ...errors import InputError
+from ..common import Asked, asked, evaluating_of
 from ..common import data_of as data_of
-from ..common import evaluating_of
 
 _TEST_IMAGES = (
     "add a folder test beside train, name another split with --test-split, or hold out a share of the training images with "
@@ -68,36 +69,41 @@ def say_no_test(args: argparse.Namespace, source: ImageSource) -> None:
 
 
 def open_backbone(args: argparse.Namespace, kept: Chosen | None = None, **options: Any) -> Backbone:
-    """The backbone of --backbone and --checkpoint; ``kept`` and ``options`` as of `_open`."""
-    return _open(args, kept, args.backbone, args.checkpoint, args.weights, args.image_size, **options)
+    """The backbone of --backbone, of which there is one; ``kept`` and ``options`` as of `_open`."""
+    (one,) = asked(args)
+    return _open(args, kept, one, **options)
+
+
+def open_backbones(args: argparse.Namespace, kept: Sequence[Chosen | None] = (), **options: Any) -> list[Backbone]:
+    """The backbones of --backbone, of which there may be several; ``kept`` of each (default: none), and ``options``, as of `_open`."""
+    wanted = asked(args)
+    chosen = kept or [None] * len(wanted)
+    return [_open(args, its, one, **options) for its, one in zip(chosen, wanted, strict=True)]
 
 
 def open_evaluating_backbone(args: argparse.Namespace, kept: Chosen | None = None) -> Backbone | None:
     """The backbone of `evaluating_of`; None without its options. ``kept`` as of `_open`."""
     evaluating = evaluating_of(args)
-    return None if evaluating is None else _open(args, kept, *evaluating)
+    return None if evaluating is None else _open(args, kept, evaluating)
 
 
 def _open(
     args: argparse.Namespace,
     kept: Chosen | None,
-    name: str,
-    checkpoint: str | None,
-    weights: str,
-    image_size: int | None,
+    wanted: Asked,
     **options: Any,
 ) -> Backbone:
-    """The backbone ``name``; prints what preparing it left alone, and what --precision auto chose: ``kept``, if another input decides it.
+    """The backbone ``wanted``; prints what preparing it left alone, and what --precision auto chose: ``kept``, if another input decides it.
 
     ``options`` are passed to `load_backbone`.
     """
     chosen = kept if args.precision == "auto" else None
     backbone = load_backbone(
-        name,
-        checkpoint,
-        weights=weights,
+        wanted.name,
+        wanted.checkpoint,
+        weights=wanted.weights,
         device=args.device,
-        image_size=image_size,
+        image_size=wanted.image_size,
         precision=args.precision if chosen is None else chosen.precision,
         prepare=args.prepare,
         **options,
@@ -106,7 +112,7 @@ def _open(
         backbone = replace(backbone, why_precision=chosen.why)
     say_precision(args, backbone)
     if backbone.preparation is not None and backbone.preparation.left:
-        say(args, f"{name} prepared: {backbone.preparation}")
+        say(args, f"{wanted.name} prepared: {backbone.preparation}")
     return backbone
 
 

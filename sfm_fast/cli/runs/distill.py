@@ -21,17 +21,17 @@ def run(args: argparse.Namespace) -> None:
     common.set_threads(args)
     config = method_config(args)
     every = common.made(args, Every)
-    statistics = ClassStatistics.load(args.stats) if uses_statistics(args, config) else None
+    statistics = [ClassStatistics.load(file) for file in args.stats] if uses_statistics(args, config) else None
     # With statistics the data set itself isn't needed, but if both are given, the statistics must come from that data set.
-    split = "train" if statistics is None else str(statistics.provenance.get("split", "train"))
+    split = "train" if statistics is None else str(statistics[0].provenance.get("split", "train"))
     source = common.open_data(args, split) if statistics is None or args.data is not None else None
     if source is not None:
         common.say_no_test(args, source)
-    kept = _kept_precision(args, statistics)
-    backbone = common.open_backbone(args, kept, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
+    kept = [_kept_precision(args, place, statistics) for place in range(len(args.backbone))]
+    backbones = common.open_backbones(args, kept, compile=args.compile, grad_checkpointing=args.grad_checkpointing)
     distiller = make_distiller(
         config,
-        backbone,
+        backbones,
         source,
         statistics,
         batch_size=args.batch_size,
@@ -55,11 +55,12 @@ def run(args: argparse.Namespace) -> None:
     )
 
 
-def _kept_precision(args: argparse.Namespace, statistics: ClassStatistics | None) -> Chosen | None:
-    """What --precision auto means if the run to resume, or else the statistics, record their precision; None if neither does."""
+def _kept_precision(args: argparse.Namespace, place: int, statistics: list[ClassStatistics] | None) -> Chosen | None:
+    """What --precision auto means for backbone number ``place`` if the run to resume, or else its statistics, record it; None if neither does."""
     recorded: list[Chosen] = []
-    if args.resume and (precision := precision_of_run(args.out)) is not None:
+    if args.resume and (precision := precision_of_run(args.out, place)) is not None:
         recorded.append(Chosen(precision, f"the run in {args.out} began so"))
-    if statistics is not None and (precision := statistics.provenance.get("backbone", {}).get("precision")) is not None:
-        recorded.append(Chosen(precision, f"the statistics in {args.stats} were computed so"))
+    made_with = {} if statistics is None else statistics[place].provenance.get("backbone", {})
+    if (precision := made_with.get("precision")) is not None:
+        recorded.append(Chosen(precision, f"the statistics in {args.stats[place]} were computed so"))
     return next((one for one in recorded if one.precision in PRECISIONS and one.precision != "auto"), None)

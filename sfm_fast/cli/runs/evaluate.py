@@ -28,46 +28,57 @@ def run(args: argparse.Namespace) -> None:
     test = common.open_test(args, common.data_of(args), args.num_classes)
     trains = classifier is None and modes != ["probe"]
     train = common.open_data(args, "train") if names or trains else None
-    distilling = common.open_backbone(args)
-    evaluating = common.open_evaluating_backbone(args) or distilling
+    all_distilling = common.open_backbones(args)
+    evaluating = common.open_evaluating_backbone(args)
     if classifier is not None:
-        check_classifier(classifier, distilling, test.class_names, f"--classifier {args.classifier}")
-    elif trains and train is not None:
-        common.say(args, f"no --classifier: training one on {distilling.name}'s features of {train.name}")
-    evaluator = Evaluator(
-        evaluating,
-        test,
-        train,
-        distilling=distilling,
-        classifier=classifier,
-        modes=modes,
-        config=config,
-        cache=cache,
-        batch_size=args.batch_size,
-        progress=not args.quiet,
-    )
-    for path, synthetic in sets.items():
-        evaluator.check_synthetic(synthetic, path, "--backbone")
-    rows, left_out = _rows(args, evaluator, sets, names)
+        check_classifier(classifier, all_distilling[0], test.class_names, f"--classifier {args.classifier}")
+    seeds = f"{config.seeds} seed" + "s" * (config.seeds > 1)
+    rows: list[Row] = []
+    left_out: list[LeftOut] = []
+    evaluations = []
+    evaluators = [
+        Evaluator(
+            evaluating or distilling,
+            test,
+            train,
+            distilling=distilling,
+            classifier=classifier,
+            modes=modes,
+            config=config,
+            cache=cache,
+            batch_size=args.batch_size,
+            progress=not args.quiet,
+        )
+        for distilling in all_distilling
+    ]
+    for evaluator in evaluators:
+        for path, synthetic in sets.items():
+            evaluator.check_synthetic(synthetic, path, "--backbone")
+    for evaluator in evaluators:
+        distilling, backbone = evaluator.distilling, evaluator.backbone
+        if classifier is None and trains and train is not None:
+            common.say(args, f"no --classifier: training one on {distilling.name}'s features of {train.name}")
+        found = _rows(args, evaluator, sets, names)
+        rows, left_out = rows + found[0], left_out + found[1]
+        common.say(args, f"distilled on {distilling.name}, tested on {backbone.name}: {test.name}, {seeds}")
+        if evaluator.same and "inherit" in modes:
+            common.say(
+                args,
+                "mode inherit on the distilling backbone uses the full-data classifier unchanged, so it doesn't test the images: choose another --eval-backbone",
+            )
+        evaluations.append(
+            {
+                "distilling_backbone": distilling.describe(),
+                "backbone": backbone.describe(),
+                "classifier": None if modes == ["probe"] or not found[0] else evaluator.classifier.metadata,
+            }
+        )
     if not rows:
         raise InputError("nothing to evaluate: " + "; ".join(f"{one['images']}: {one['reason']}" for one in left_out))
-    seeds = f"{config.seeds} seed" + "s" * (config.seeds > 1)
-    common.say(args, f"distilled on {distilling.name}, tested on {evaluating.name}: {test.name}, {seeds}")
-    if evaluator.same and "inherit" in modes:
-        common.say(
-            args,
-            "mode inherit on the distilling backbone uses the full-data classifier unchanged, so it doesn't test the images: choose another --eval-backbone",
-        )
     common.finish(
         args,
-        {
-            "rows": rows,
-            "left_out": left_out,
-            "data": test.name,
-            "distilling_backbone": distilling.describe(),
-            "backbone": evaluating.describe(),
-            "classifier": None if modes == ["probe"] else evaluator.classifier.metadata,
-        },
+        # The first evaluation's records stand beside the rows too, since there is usually one.
+        {"rows": rows, "left_out": left_out, "data": test.name, **evaluations[0], "evaluations": evaluations},
         accuracy_table(rows),
     )
 

@@ -10,28 +10,33 @@ from ... import units
 from ...backbones.load import shape_of_backbone
 from ...backbones.shipped import DEFAULT
 from ...distill.config import DistillConfig
+from ...distill.members import image_size
 from ...distill.plan import PlanRow, plan
 from ...report.tables import plan_table
 from ...units import parse_bytes
 from ...version import __version__
 from .. import distill
+from ..common import asked
 from . import common
 
 
 def run(args: argparse.Namespace) -> None:
     memory = parse_bytes(args.memory)
     config = distill.method_config(args)
-    backbone = shape_of_backbone(
-        args.backbone,
-        image_size=args.image_size,
-        precision=args.precision,
-        grad_checkpointing=args.grad_checkpointing,
-        prepare=args.prepare,
-    )
-    channels = min(args.channels or 3, backbone.in_channels)
+    backbones = [
+        shape_of_backbone(
+            one.name,
+            image_size=one.image_size,
+            precision=args.precision,
+            grad_checkpointing=args.grad_checkpointing,
+            prepare=args.prepare,
+        )
+        for one in asked(args)
+    ]
+    channels = min(args.channels or 3, *(one.in_channels for one in backbones))
     rows = plan(
         config,
-        backbone,
+        backbones,
         args.num_classes,
         channels,
         memory=memory,
@@ -42,8 +47,9 @@ def run(args: argparse.Namespace) -> None:
         "rows": rows,
         "sfm_fast": __version__,
         "torch": torch.__version__,
-        "backbone": backbone.name,
-        "input_size": backbone.input_size,
+        "backbone": backbones[0].name,
+        "input_size": backbones[0].input_size,
+        "backbones": [{"name": one.name, "input_size": one.input_size} for one in backbones],
         "precision": args.precision,
         "classes": args.num_classes,
         "images": args.num_classes * config.ipc,
@@ -52,8 +58,8 @@ def run(args: argparse.Namespace) -> None:
     common.finish(
         args,
         result,
-        f"{backbone.name} at {backbone.input_size} px, {args.precision}; {args.num_classes} classes x {config.ipc} per class "
-        f"of {config.size or backbone.image_size} px; one step of {config.method} with all levels live",
+        f"{' and '.join(f'{one.name} at {one.input_size} px' for one in backbones)}, {args.precision}; "
+        f"{args.num_classes} classes x {config.ipc} per class of {image_size(config, backbones)} px; one step of {config.method} with all levels live",
         "",
         plan_table(rows),
         "",
@@ -73,8 +79,11 @@ def advice(rows: list[PlanRow], args: argparse.Namespace, config: DistillConfig)
             f"nothing fits into {args.memory}: try {further if args.grad_checkpointing else '--grad-checkpointing, ' + further}"
         ]
     words = ["sfm-fast distill", f"--precision {args.precision}"]
-    usual = {"backbone": DEFAULT, "image_size": None, **DistillConfig().to_dict()}
-    chosen_ones = {"backbone": args.backbone, "image_size": args.image_size, **config.to_dict()}
+    if args.backbone != [DEFAULT]:
+        words.append(f"--backbone {' '.join(args.backbone)}")
+    if args.image_size is not None:
+        words.append(f"--image-size {' '.join('auto' if size is None else str(size) for size in args.image_size)}")
+    usual, chosen_ones = DistillConfig().to_dict(), config.to_dict()
     for name, value in chosen_ones.items():
         option = name.replace("_", "-")
         if value != usual[name]:
