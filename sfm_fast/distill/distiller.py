@@ -50,11 +50,12 @@ class Distiller:
         self.backbones = tuple(member.backbone for member in members)
         # Most runs have one backbone, and others are of the same kind.
         self.backbone, self.objective = members[0].backbone, members[0].objective
-        made_with = [
-            {"backbone": one.fingerprint, "precision": one.precision, "prepared": one.prepared}
-            for one in self.backbones
-        ]
-        self.provenance = {"backbones": made_with, **(provenance or {})}
+        self.provenance = {
+            "backbone": [one.fingerprint for one in self.backbones],
+            "precision": [one.precision for one in self.backbones],
+            "prepared": [one.prepared for one in self.backbones],
+            **(provenance or {}),
+        }
         classes = len(class_names)
         device = self.backbone.device
         self.labels = class_labels(classes, config.ipc, device)

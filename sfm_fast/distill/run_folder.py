@@ -52,9 +52,7 @@ def check_run_folder(folder: str | Path, *, resume: bool, overwrite: bool) -> No
 def precision_of_run(folder: str | Path, place: int = 0) -> str | None:
     """The precision of backbone number ``place`` as the run in ``folder`` records it; None without a readable record: its checkpoint is checked anyway."""
     try:
-        precision = parse_json((Path(folder) / MARKER).read_text(encoding="utf-8"))["provenance"]["backbones"][place][
-            "precision"
-        ]
+        precision = parse_json((Path(folder) / MARKER).read_text(encoding="utf-8"))["provenance"]["precision"][place]
     except (OSError, ValueError, KeyError, IndexError, TypeError, RecursionError):
         return None
     return precision if isinstance(precision, str) else None

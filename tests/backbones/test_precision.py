@@ -131,12 +131,12 @@ def test_statistics_and_runs_keep_their_precision(precision, files, capsys, wide
     assert f"fashion_vit runs in {precision}, because the run in {run} began so" in out
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 2
-    assert summary["provenance"]["precision"] == precision
+    assert summary["provenance"]["precision"] == [precision]
     other = {"fp32": "bf16", "bf16": "fp32"}[precision]
     with pytest.warns(RuntimeWarning, match=f"computed in {precision}, but the backbone runs in {other}"):
         code, out, err = call(capsys, *words, "--steps", "3", "--resume", "--precision", other)
     assert code == 1
-    assert f"the run has another precision ('{precision}', now '{other}')" in err
+    assert f"the run has another precision (['{precision}'], now ['{other}'])" in err
     assert "because" not in out
 
 

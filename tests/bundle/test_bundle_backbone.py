@@ -132,7 +132,7 @@ def test_parts_of_different_making_are_refused(synthetic, classifier, vit, tiny)
     with pytest.raises(InputError, match=re.escape(f"classifier: {wanted}")):
         Bundle.create(synthetic, replace(classifier, metadata=smaller), vit)
     with pytest.raises(InputError, match=re.escape(f"synthetic: {wanted}")):
-        Bundle.create(replace(synthetic, metadata=smaller), classifier, vit)
+        Bundle.create(replace(synthetic, metadata={"backbones": [smaller["backbone"]]}), classifier, vit)
     names = ["Sack" if name == "Bag" else name for name in classifier.class_names]
     with pytest.raises(InputError, match="differ in \\['Bag', 'Sack'\\]"):
         Bundle.create(synthetic, replace(classifier, class_names=names), vit)

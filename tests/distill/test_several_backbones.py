@@ -182,7 +182,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, backbones, statistics):
     run(tmp_path / "parts", 3)
     assert torch.equal(run(tmp_path / "parts", 5, resume=True), whole)
     for some in (slice(0, 2), slice(None, None, -1), slice(0, 1)):
-        with pytest.raises(InputError, match="the run has another backbones"):
+        with pytest.raises(InputError, match="the run has another backbone"):
             run(tmp_path / "parts", 6, resume=True, some=backbones[some], known=statistics[some])
 
 
