@@ -31,6 +31,7 @@ class Stream(IntEnum):
     REAL_BATCH = 6
     PROBE = 7
     HOLD_OUT = 8
+    START = 9
 
 
 def philox4x32(counter: tuple[Tensor, Tensor, Tensor, Tensor], seed: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor
 
@@ -11,62 +9,39 @@ from ..errors import InputError
 
 
 class IterateAverage:
-    """Mean of the pyramids after a run's last steps; ``share`` is their fraction of all ``steps``, 0 for no mean.
+    """Mean of the pyramids so far with weights that fade, so that it is about the mean over the last ``share`` of the steps at any time; 0: no mean.
 
-    ``mean``: like the pyramid, on the same device. ``count``: steps averaged so far. A new pyramid level restarts the mean.
-    Source: Polyak and Juditsky, "Acceleration of stochastic approximation by averaging" (1992).
+    After t steps, step s has about the weight of (s / t)^p with p = 2 / share - 2, whose steps are as old on average as those of the
+    last ``share``. So it doesn't depend on when the run will end. ``mean``: like the pyramid, on the same device. A new pyramid level
+    starts it anew. Source: polynomial-decay averaging, Shamir and Zhang, "Stochastic gradient descent for non-smooth optimization" (2013).
     """
 
-    def __init__(self, share: float, steps: int) -> None:
+    def __init__(self, share: float) -> None:
         self.share = share
-        self.first = steps - round(share * steps)  # number of steps before those that are averaged
         self.mean: Tensor | None = None
-        self.count = 0
 
     @torch.no_grad()
     def add(self, pyramid: Tensor, steps_done: int) -> None:
         """Include ``pyramid`` as it is after step number ``steps_done`` (1-based)."""
-        if steps_done <= self.first:
+        if not self.share:
             return
         if self.mean is None or self.mean.shape != pyramid.shape:
-            self.mean, self.count = pyramid.clone(), 1
+            self.mean = pyramid.clone()
             return
-        self.count += 1
-        self.mean.lerp_(pyramid, 1 / self.count)
+        power = 2 / self.share - 2
+        self.mean.lerp_(pyramid, (power + 1) / (steps_done + power))
 
     def state(self) -> dict[str, Tensor]:
         """Tensors for a checkpoint."""
-        return {} if self.mean is None else {"average": self.mean, "average_count": torch.tensor(self.count)}
+        return {} if self.mean is None else {"average": self.mean}
 
-    def restore(self, tensors: dict[str, Tensor], pyramid: Tensor, steps_done: int) -> None:
-        """Restore `state`, after ``steps_done`` steps; a mean that includes steps before this run's averaged ones is dropped.
-
-        Raises ``InputError`` if the mean doesn't fit ``pyramid``; warns if averaged steps are missing from it.
-        """
-        self.mean, self.count = None, 0
+    def restore(self, tensors: dict[str, Tensor], pyramid: Tensor) -> None:
+        """Restore `state`. Raises ``InputError`` if the mean is missing, isn't finite or doesn't fit ``pyramid``."""
+        self.mean = None
         if not self.share:
             return
-        if "average" in tensors:
-            self._take(tensors["average"], tensors.get("average_count", torch.tensor(0)), pyramid, steps_done)
-        missing = steps_done - self.first - self.count
-        if missing > 0:
-            warnings.warn(
-                f"average_last: {missing} of the last steps are missing from the mean, because the run was first configured for fewer steps "
-                "(or because a pyramid level was added during them)",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-
-    def _take(self, mean: Tensor, count: Tensor, pyramid: Tensor, steps_done: int) -> None:
-        if (
-            mean.shape != pyramid.shape
-            or not mean.isfinite().all()
-            or count.dtype != torch.int64
-            or count.numel() != 1
-            or int(count) < 1
-        ):
-            raise InputError(
-                f"average {tuple(mean.shape)} of {count.tolist()} steps for a pyramid {tuple(pyramid.shape)}"
-            )
-        if steps_done - int(count) >= self.first:
-            self.mean, self.count = torch.empty_like(pyramid).copy_(mean), int(count)
+        mean = tensors.get("average")
+        if mean is None or (mean.shape, mean.dtype) != (pyramid.shape, pyramid.dtype) or not mean.isfinite().all():
+            found = "no average" if mean is None else f"average {tuple(mean.shape)} {mean.dtype}"
+            raise InputError(f"{found} for a pyramid {tuple(pyramid.shape)} {pyramid.dtype}")
+        self.mean = torch.empty_like(pyramid).copy_(mean)

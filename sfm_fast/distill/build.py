@@ -19,8 +19,9 @@ from ..features.compute import class_statistics
 from ..features.statistics import ClassStatistics
 from .config import DistillConfig, Execution
 from .distiller import Distiller
-from .members import Member, backbones_of
+from .members import Member, backbones_of, image_size
 from .objectives import METHODS, Given
+from .start import RealStart
 
 Statistics: TypeAlias = str | os.PathLike[str] | ClassStatistics
 
@@ -56,7 +57,8 @@ def make_distiller(
             Member(one, kind.build(config, Given(one, len(names), channels, source=source))) for one in backbones
         ]
         assert source is not None  # else building an objective would have failed
-        return Distiller(config, members, names, channels, {"data": _told(source)}, execution)
+        start = _start(config, backbones, source, [None] * len(backbones), channels)
+        return Distiller(config, members, names, channels, {"data": _told(source)}, execution, start)
     known = [
         _statistics(given, one, source, config, batch_size, progress, several=len(backbones) > 1)
         for given, one in zip(_of_each(statistics, backbones), backbones, strict=True)
@@ -67,7 +69,7 @@ def make_distiller(
             other.class_names or [str(c) for c in range(other.num_classes)], names, other.where, f"{known[0].where}'s"
         )
     channels = min(channels, *(int(one.provenance.get("channels", 3)) for one in known))
-    members, digests = [], []
+    members, digests, matched = [], [], []
     for one, its in zip(backbones, known, strict=True):
         means, centers = (part.to(one.device) for part in (_centers(its, config), targets(its, config)))
         mean = its.centers.mean(0).to(one.device)
@@ -75,8 +77,34 @@ def make_distiller(
         scaled = len(backbones) > 1 and not kind.scale_free(config)
         members.append(Member(one, objective, 1 / _variance(its) if scaled else 1.0))
         digests.append(_digest(means))
+        matched.append(means)
+    start = _start(config, backbones, source, matched, channels)
     # Of the means, because the covariance may differ in its last bits between computations of the same statistics.
-    return Distiller(config, members, names, channels, {"centers": digests}, execution)
+    return Distiller(
+        config,
+        members,
+        names,
+        channels,
+        {"centers": digests} | ({} if start is None else {"start": _told(start.source)}),
+        execution,
+        start,
+    )
+
+
+def _start(
+    config: DistillConfig,
+    backbones: Sequence[Backbone],
+    source: ImageSource | None,
+    centers: Sequence[Tensor | None],
+    channels: int,
+) -> RealStart | None:
+    """What chooses the images that the run starts from; None for noise. Raises ``InputError`` if real ones are wanted and there are none."""
+    if config.init == "noise" or (config.init == "auto" and source is None):
+        return None
+    if source is None:
+        raise InputError("init must be 'noise' without a data set, whose images a run with init 'real' starts from")
+    size = image_size(config, backbones)
+    return RealStart(source, backbones, centers, config.ipc, channels, size, config.seed)
 
 
 def _of_each(

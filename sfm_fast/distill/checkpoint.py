@@ -125,7 +125,7 @@ def load_checkpoint(
             )
         flat.copy_(stored_flat)
     try:
-        average.restore(tensors, images.pyramid.data, step)
+        average.restore(tensors, images.pyramid.data)
     except InputError as error:
         raise InputError(f"{path}: damaged checkpoint ({error})") from error
     schedule = Schedule(metadata["lr"], metadata["grow_every"])

@@ -11,6 +11,7 @@ from ..settings import AREA, MOST_PIXELS, Augmentation
 from .methods import CENTERS, DECLARED, LEVELS, AnchoredOptions, DecoupledOptions, FlowOptions, MatchingOptions
 
 PARAMETRIZATIONS = ("pyramid", "pixel")
+STARTS = ("auto", "real", "noise")
 STATES = ("device", "host")
 
 # More accurate than the papers' settings at the same cost: flows start at the real mean and end at discriminant centres, their lengths
@@ -89,7 +90,7 @@ class DistillConfig(_MethodOptions):
     ipc: images per class. views: augmented views per image and step (None: 1 for SFM, 10 for LGM).
     size: side of the synthetic images (None: from the backbone). lr, grow_every: the step size, and the steps between pyramid levels (None:
     see `schedule`).
-    average_last: the result is the mean of the pyramids after this fraction of the steps, the last ones; 0: the last pyramid, as in the papers.
+    average_last: the result is about the mean of the pyramids over this last fraction of the steps (`IterateAverage`); 0: the last pyramid, as in the papers.
     min_area: smallest area of a random crop, as a fraction of the image. noise: whether views get Gaussian noise.
     The options of single methods (alignment, metric; alpha; length_weight, length_delta; lgm_variant) are declared by the methods.
     """
@@ -139,6 +140,12 @@ class DistillConfig(_MethodOptions):
     parametrization: str = option(
         "pyramid", "parameters of the images: a pyramid of levels or plain pixels", choices=PARAMETRIZATIONS
     )
+    init: str = option(
+        "noise",
+        "what the images start from: real images, of which those are taken whose features are nearest to what they will be compared with, or noise; auto: real "
+        "ones if the data set is given",
+        choices=STARTS,
+    )
     size: int | None = option(
         None,
         "side of the synthetic images in pixels",
@@ -156,7 +163,7 @@ class DistillConfig(_MethodOptions):
     )
     average_last: float = option(
         0.0,
-        "average the images over the last part of the run, given as a fraction of the steps such as 0.25",
+        "average the images over about this last fraction of the steps so far, with weights that fade",
         metavar="SHARE",
         usual="0, no average",
         within="[0, 1]",

@@ -34,6 +34,7 @@ class Distiller:
         channels: of the synthetic images, 1 or 3.
         provenance: identifies the other inputs of the run (centres or data); checked when the run is resumed.
         execution: micro-batch size and where the state is stored.
+        start: called before the first step, gives the pictures (C * ipc, channels, size, size) in 0..1 that the images start from; None: noise.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Distiller:
         channels: int,
         provenance: Metadata | None = None,
         execution: Execution = Execution(),
+        start: Callable[[], Tensor] | None = None,
     ) -> None:
         self.execution = execution
         self.config, self.members, self.class_names = config, tuple(members), class_names
@@ -71,9 +73,9 @@ class Distiller:
         )
         self.schedule = config.schedule(len(self.images.sizes))
         self.optimiser = PyramidAdam(self.images, self.schedule.lr)
-        self.average = IterateAverage(config.average_last, config.steps)
+        self.average = IterateAverage(config.average_last)
         self.staging = FromHost(device) if host else InPlace()
-        self.steps_done = 0
+        self.steps_done, self._start = 0, start
         self._stepper: DistillationStep | None = None
 
     @property
@@ -107,13 +109,18 @@ class Distiller:
         )
 
     def grow_fully(self) -> None:
-        """Make all pyramid levels live, as they are in most of a run, to measure such a step."""
+        """Make all pyramid levels live, as they are in most of a run, to measure such a step; the images stay noise."""
+        self._start = None
         while not self.images.fully_grown:
             self.images.grow()
         self.optimiser.restart()
 
     def step(self) -> Tensor:
-        """One step, which first adds a pyramid level when one is due. Returns the loss as a tensor on the device."""
+        """One step, before which real images are taken as the start, or a pyramid level is added, when that is due. Returns the loss as a tensor on the device."""
+        if self._start is not None and self.steps_done == 0:
+            self.images.start_from(self._start())
+            self.optimiser.restart()
+            self._start = None
         due = min(1 + self.steps_done // self.schedule.grow_every, len(self.images.sizes))
         if self.images.live < due:
             self.images.grow()

@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from .. import philox
 from ..errors import InputError
 from ..ops.render import render, split_levels
+from ..reference.render import unrender
 from .config import PARAMETRIZATIONS
 
+_PICTURES_AT_ONCE = 64
 _VALUES_AT_ONCE = 1 << 20  # drawing random numbers in plain torch takes some hundred bytes per number
 
 
@@ -104,14 +106,28 @@ class SyntheticImages(nn.Module):
             torch.div(values, live + 1, out=self.pyramid.data[begin:end, before.shape[1] :])
 
     @torch.no_grad()
+    def start_from(self, pictures: Tensor) -> None:
+        """Make all levels live, with which the images look like ``pictures`` (num_images, channels, size, size) in 0..1, up to `unrender`'s margin.
+
+        The level of full size holds them and the others are 0: updates by Adam depend on the gradient alone, not on how they are divided.
+        """
+        self.allocate(len(self.sizes))
+        finest = self.channels * self.size**2
+        for begin in range(0, self.num_images, _PICTURES_AT_ONCE):
+            rows = self.pyramid.data[begin : begin + _PICTURES_AT_ONCE]
+            part = unrender(pictures[begin : begin + _PICTURES_AT_ONCE]).flatten(1)
+            rows[:, :-finest] = 0
+            rows[:, -finest:] = part.to(rows.device)
+
+    @torch.no_grad()
     def allocate(self, live: int) -> None:
-        """Make the first ``live`` levels live with uninitialised values, to be filled by `grow` or from a checkpoint."""
+        """Make the first ``live`` levels live with uninitialised values, to be filled by `grow`, from pictures or from a checkpoint."""
         floats = floats_per_image(self.channels, self.sizes[:live])
         self.pyramid.data = torch.empty(self.num_images, floats, device=self.pyramid.device, pin_memory=self.pinned)
         self.live = live
 
     @torch.no_grad()
-    def pictures(self, pyramid: Tensor | None = None, at_once: int = 64) -> Tensor:
+    def pictures(self, pyramid: Tensor | None = None, at_once: int = _PICTURES_AT_ONCE) -> Tensor:
         """All images, (num_images, channels, size, size) in 0..1 in host memory, rendered a few at a time.
 
         ``pyramid``: rendered instead of the images' own pyramid; of the same shape.

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .. import philox
 from ..errors import InputError
+from ..features.nearest import closest_pairs
 from ..features.statistics import ClassStatistics
 from .config import REFERENCES as REFERENCES
 from .config import USUAL as USUAL
@@ -47,14 +48,8 @@ def neighbour_indices(queries: Tensor, query_labels: Tensor, features: Tensor, l
         asking, rows = ((part == label).nonzero().flatten() for part in (query_labels.to(labels.device), labels))
         if not len(rows):
             raise TooFewImagesError(f"class {label} has no real images")
-        distance = torch.cdist(queries[asking].double(), features[rows].double())
-        for _ in range(len(asking)):
-            if distance.isinf().all():  # every image of the class is used: the remaining queries may use them again
-                free = (nearest[asking.cpu()] < 0).to(distance.device)
-                distance[free] = torch.cdist(queries[asking[free]].double(), features[rows].double())
-            query, row = divmod(int(distance.argmin()), len(rows))
-            nearest[asking[query]] = int(rows[row])
-            distance[query], distance[:, row] = float("inf"), float("inf")
+        pairs = closest_pairs(torch.cdist(queries[asking].double(), features[rows].double()))
+        nearest[asking.cpu()] = rows.cpu()[pairs]
     return nearest
 
 

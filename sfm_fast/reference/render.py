@@ -42,3 +42,15 @@ def render(levels: Sequence[Tensor], size: int) -> Tensor:
         red, green, blue = total.unbind(1)
         total = torch.stack([r * red + g * green + b * blue for r, g, b in COLOR], dim=1)
     return torch.sigmoid(2 * total)
+
+
+def unrender(images: Tensor, margin: float = 0.02) -> Tensor:
+    """The level of full size, (N, channels, S, S), that `render` shows as ``images`` (N, channels, S, S), whose values are in 0..1.
+
+    Values within ``margin`` of 0 or 1 are moved there: black and white themselves have no level, and near them the gradient vanishes.
+    """
+    total = torch.logit(images.clamp(margin, 1 - margin)) / 2
+    if total.shape[1] == 3:
+        inverse = torch.linalg.inv(color_matrix(torch.float64)).to(total)
+        total = torch.einsum("ij,njhw->nihw", inverse, total)
+    return total

@@ -37,7 +37,7 @@ def run(tmp_path_factory):
 def test_a_run_says_which_backbones_it_is_for(run):
     summary = json.loads((run / "summary.json").read_text())
     assert summary["steps"] == 3
-    assert len(summary["provenance"]["backbone"]) == len(summary["provenance"]["centers"]) == 1
+    assert len(summary["provenance"]["backbone"]) == len(summary["provenance"]["centers"]) == 2
 
 
 def test_eval_evaluates_on_each(run, tmp_path):

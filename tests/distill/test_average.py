@@ -29,8 +29,11 @@ def test_the_result_is_the_mean_of_the_last_pyramids(backbone, statistics):
     for _ in range(CONFIG.steps):
         distiller.step()
         seen.append(distiller.images.pyramid.detach().clone())
-    levels = distiller.images.split(torch.stack(seen[5:]).mean(0))
-    torch.testing.assert_close(distiller.average.count, 3)  # the last level came at step 6, and started it anew
+    # Power 2; the last level came at step 6, and started the mean anew.
+    expected = seen[5]
+    for step in (7, 8):
+        expected = torch.lerp(expected, seen[step - 1], 3 / (step + 2))
+    levels = distiller.images.split(expected)
     picture = sum(torch.nn.functional.interpolate(x, size=28, mode="bilinear") for x in levels)
     torch.testing.assert_close(distiller.result().images, torch.sigmoid(2 * picture))
     plain = make_distiller(replace(CONFIG, average_last=0.0), backbone, None, statistics)
@@ -57,7 +60,7 @@ def test_a_continued_run_has_the_same_mean(tmp_path, backbone, statistics):
     assert torch.equal(whole, parts)
 
 
-def test_more_steps_start_a_new_mean(tmp_path, backbone, statistics):
+def test_more_steps_continue_the_mean(tmp_path, backbone, statistics):
     make_distiller(CONFIG, backbone, None, statistics).run(tmp_path / "run", progress=False)
     longer = replace(CONFIG, steps=16)
     make_distiller(longer, backbone, None, statistics).run(tmp_path / "run", progress=False, resume=True)
@@ -80,25 +83,24 @@ def test_its_memory_is_predicted(backbone):
     assert averaged.by_category["pyramid"] - plain.by_category["pyramid"] == 4 * floats
 
 
-def test_shares():
-    mean = IterateAverage(1.0, 4)
-    for step in range(1, 5):
-        mean.add(torch.tensor([[float(step)]]), step)
-    assert mean.count == 4
+@pytest.mark.parametrize("share", [0.05, 0.25, 0.5, 1.0])
+def test_its_steps_are_as_old_as_those_of_the_last_share(share):
+    """The mean of the numbers 1 to t is t less their mean age, half the share of t."""
+    mean, steps = IterateAverage(share), 4000
+    for step in range(1, steps + 1):
+        mean.add(torch.tensor([[float(step)]], dtype=torch.float64), step)
     assert mean.mean is not None
-    assert mean.mean.item() == pytest.approx(2.5)
-    none = IterateAverage(0.0, 4)
+    assert mean.mean.item() == pytest.approx(steps * (1 - share / 2), rel=1e-3)
+
+
+def test_shares():
+    whole = IterateAverage(1.0)
+    for step in range(1, 5):
+        whole.add(torch.tensor([[float(step)]]), step)
+    assert whole.mean is not None
+    assert whole.mean.item() == pytest.approx(2.5)
+    none = IterateAverage(0.0)
     none.add(torch.ones(1, 1), 4)
     assert none.mean is None
     with pytest.raises(InputError, match=r"average_last must be in \[0, 1\], got 1.5"):
         DistillConfig(average_last=1.5)
-
-
-def test_steps_that_are_missing_from_the_mean_are_said():
-    earlier = IterateAverage(0.5, 10)
-    for step in range(1, 11):
-        earlier.add(torch.zeros(1, 1), step)
-    later = IterateAverage(0.5, 12)
-    with pytest.warns(RuntimeWarning, match="4 of the last steps are missing from the mean"):
-        later.restore(earlier.state(), torch.zeros(1, 1), 10)
-    assert later.count == 0
