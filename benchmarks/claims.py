@@ -16,7 +16,6 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -159,16 +158,18 @@ def accuracy_claims(work: str | Path = WORK, *, steps: int = RUN_STEPS, seeds: i
     evaluator = Evaluator(backbone, test, config=ProbeConfig(seeds=3), progress=False)
     scores: dict[str, list[float]] = {}
     for seed in range(seeds):
-        for method in ("lgm", "sfm", "sfm-decoupled", "recommended"):
-            common: dict[str, Any] = dict(steps=steps, lr=0.02, grow_every=max(1, steps // 15), seed=seed)
-            ours = method == "recommended"
-            config = DistillConfig.recommended(**common) if ours else DistillConfig(method=method, **common)
+        for method in ("lgm", "sfm", "sfm-decoupled", "default"):
+            if method == "default":
+                config = DistillConfig(steps=steps, seed=seed)
+            else:
+                every = max(1, steps // 15)
+                config = DistillConfig.paper(method=method, steps=steps, lr=0.02, grow_every=every, seed=seed)
             path = folder / f"{backbone.fingerprint}-{EMBEDDED}-{method}-1-{steps}-{seed}.safetensors"
             row = evaluator.probe(method, *distilled(path, config, backbone, train, centers))
             scores.setdefault(method, []).append(100 * row["top1_mean"])
     setting = f"embedded data, {steps} steps, {seeds} seeds"
     # The flows of plain SFM ignore the common mean of all features, which this probe uses: its result is shown, not claimed.
-    stands_for = {"sfm": "", "sfm-decoupled": "paper", "recommended": "paper"}
+    stands_for = {"sfm": "", "sfm-decoupled": "paper", "default": "paper"}
     return [accuracy_claim(setting, method, scores[method], scores["lgm"], stands_for[method]) for method in stands_for]
 
 

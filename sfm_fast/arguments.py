@@ -67,8 +67,8 @@ def add_options(parser: argparse.ArgumentParser, kind: type, /, *names: str, **f
         default = getattr(kind, name)
         usual = one.usual or (f"{default:g}" if isinstance(default, float) else str(default))
         flag = flags.get(name, f"--{name.replace('_', '-')}")
-        if isinstance(default, bool):
-            usual = "yes" if default else "no"
+        if isinstance(default, bool) or one.flag:
+            usual = one.usual or ("yes" if default else "no")
             action = argparse.BooleanOptionalAction
             parser.add_argument(flag, dest=name, action=action, default=None, help=f"{one.help} (default: {usual})")
             continue

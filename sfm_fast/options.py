@@ -15,7 +15,7 @@ class Option:
     """Allowed values and help of one field.
 
     help, usual, metavar: for command lines; ``usual`` describes a default such as None that doesn't explain itself.
-    choices: the allowed strings. least, most: limits of an integer; ``most`` without ``least``: limit of a positive real number.
+    choices: the allowed strings. flag: True or False, for a field whose default is neither. least, most: limits of an integer; ``most`` without ``least``: limit of a positive real number.
     within: an interval of real numbers, such as "(0, 1]".
     """
 
@@ -23,12 +23,15 @@ class Option:
     usual: str = ""
     metavar: str | None = None
     choices: tuple[str, ...] = ()
+    flag: bool = False
     least: int | None = None
     most: float | None = None
     within: str = ""
 
     def problem(self, value: Any) -> str:
         """What ``value`` must be, for a message; "" if it is allowed."""
+        if self.flag:
+            return "" if isinstance(value, bool) else "True or False"
         if self.choices:
             return "" if isinstance(value, str) and value in self.choices else f"one of {self.choices}"
         if self.within:

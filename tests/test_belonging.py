@@ -88,12 +88,12 @@ def test_statistics_of_another_split_are_compared_with_that_split(data, tmp_path
 def test_statistics_from_python_are_checked_too(data, tmp_path):
     backbone, source = load_backbone(), open_dataset(str(data), "train", workers=0)
     made = class_statistics(source, backbone, progress=False)
-    make_distiller(DistillConfig(steps=1), backbone, source, made)
+    make_distiller(DistillConfig.paper(steps=1), backbone, source, made)
     with pytest.raises(InputError, match=r"statistics: made of .* with 3 classes, embedded/train has 10"):
-        make_distiller(DistillConfig(steps=1), backbone, open_dataset("embedded", "train"), made)
+        make_distiller(DistillConfig.paper(steps=1), backbone, open_dataset("embedded", "train"), made)
     bare = ClassStatistics(3, backbone.num_features)
     bare.update(*labelled(9, backbone.num_features, 3))
-    make_distiller(DistillConfig(steps=1), backbone, source, bare)  # says nothing of its origin
+    make_distiller(DistillConfig.paper(steps=1), backbone, source, bare)  # says nothing of its origin
 
 
 def test_statistics_of_a_backbone_at_another_size(tmp_path):
@@ -108,13 +108,13 @@ def test_statistics_of_a_backbone_at_another_size(tmp_path):
         InputError,
         match=r"statistics: made with 'test_resnet' \(input size 32\), but the backbone is 'test_resnet' \(input size 64\)",
     ):
-        make_distiller(DistillConfig(steps=1), large, None, made)
+        make_distiller(DistillConfig.paper(steps=1), large, None, made)
     made.save(tmp_path / "s.safetensors")
     with pytest.raises(InputError, match=r"s\.safetensors: made with 'test_resnet' \(input size 32\)"):
-        make_distiller(DistillConfig(steps=1), large, None, tmp_path / "s.safetensors")
+        make_distiller(DistillConfig.paper(steps=1), large, None, tmp_path / "s.safetensors")
     made.provenance["backbone"]["mean"] = [0.1, 0.1, 0.1]
     with pytest.raises(InputError, match=r"made with 'test_resnet' \(mean \[0.1"):
-        make_distiller(DistillConfig(steps=1), small, None, made)
+        make_distiller(DistillConfig.paper(steps=1), small, None, made)
 
 
 def test_lgm_goes_on_with_the_same_images_wherever_they_are(data, tmp_path, capsys, monkeypatch):
@@ -142,7 +142,7 @@ def test_long_tails(tmp_path, capsys):
     run, result = tmp_path / "run", tmp_path / "r.json"
     words = ["--data", str(data), "--workers", "0", "--quiet"]
     with pytest.warns(RuntimeWarning, match=r"fewer images than 10 centres .*\(class 1 \('bee'\) has 2\)"):
-        assert distill("--recommended", "--ipc", "10", *words, "--out", run) == 0
+        assert distill("--ipc", "10", *words, "--out", run) == 0
     assert main(["classifier", *words, "--out", str(tmp_path / "c.safetensors")]) == 0
     evaluate = ["eval", str(run), *words, "--seeds", "1", "--epochs", "2", "--views", "2", "--json", str(result)]
     every = "full,random-real,nearest-real,neighbour-real,class-means"
@@ -151,7 +151,7 @@ def test_long_tails(tmp_path, capsys):
     assert {"full", "sfm", "neighbour-real"} <= {row["images"] for row in found["rows"]}
     assert "class 1 ('bee') has 2 images" in {row["images"]: row["reason"] for row in found["left_out"]}["random-real"]
     # Every class too small: said before any feature is computed.
-    assert distill("--recommended", "--ipc", "61", *words, "--out", tmp_path / "more") == 1
+    assert distill("--ipc", "61", *words, "--out", tmp_path / "more") == 1
     assert "the largest class has 60 images, too few for 61 k-means centres" in capsys.readouterr().err
 
 
@@ -222,7 +222,7 @@ def test_statistics_of_another_precision_are_told(data, stats, tmp_path):
     made = ClassStatistics.load(stats)
     made.provenance["backbone"]["precision"] = "bf16"
     with pytest.warns(RuntimeWarning, match="computed in bf16, but the backbone runs in fp32"):
-        make_distiller(DistillConfig(steps=1), load_backbone(), None, made)
+        make_distiller(DistillConfig.paper(steps=1), load_backbone(), None, made)
 
 
 def test_paths_of_options_and_what_json_replaces(data, stats, tmp_path, capsys, monkeypatch):

@@ -208,7 +208,7 @@ def vit():
 
 
 def read_statistics(path, place, vit):
-    make_distiller(DistillConfig(size=8), vit, None, path, progress=False)
+    make_distiller(DistillConfig.paper(size=8), vit, None, path, progress=False)
 
 
 def read_synthetic(path, place, vit):
@@ -229,7 +229,7 @@ def read_projector(path, place, vit):
 
 
 def read_checkpoint(path, place, vit):
-    config = DistillConfig(size=8, steps=2, average_last=0.5)
+    config = DistillConfig.paper(size=8, steps=2, average_last=0.5)
     distiller = make_distiller(config, vit, None, place / "stats", progress=False)
     distiller.restore(path)
     for _ in range(distiller.steps_done, 2):

@@ -43,7 +43,7 @@ def measure_costs(table: runs.Table, phi: str, ipc: int, rounds: int) -> Costs:
     """Seconds and peak bytes of a step by label, with runs in turn; stored in WORK, since runs of equal time depend on it."""
     # A run of equal time differs from the one of equal steps only in the number of steps.
     wanted = {run.label: run for run in runs.RUNS[ipc] if run.equal_time is None}
-    configs = {label: DistillConfig(method=run.method, ipc=ipc, **run.options) for label, run in wanted.items()}
+    configs = {label: DistillConfig.paper(method=run.method, ipc=ipc, **run.options) for label, run in wanted.items()}
     key = json.dumps([rounds, {label: config.to_dict() for label, config in configs.items()}])
     name = f"{table.slug}, {runs.backbone(phi).fingerprint}, {ipc}: {hashlib.sha256(key.encode()).hexdigest()[:8]}"
 

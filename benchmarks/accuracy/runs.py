@@ -107,7 +107,7 @@ def config_of(table: Table, run: Run, phi: str, ipc: int, seed: int, costs: Mapp
     steps = table.steps_of(phi, ipc)
     if run.equal_time is not None:
         steps = max(1, round(steps * costs[run.equal_time]["step_seconds"] / costs[run.label]["step_seconds"]))
-    return DistillConfig(
+    return DistillConfig.paper(
         method=run.method, ipc=ipc, steps=steps, lr=LR, grow_every=max(1, steps // 15), seed=seed, **run.options
     )
 

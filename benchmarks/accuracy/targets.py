@@ -48,7 +48,7 @@ WEIGHTS = (0.0, 0.5, 1.0, 4.0)  # of the lengths; the recommended one is among t
 SHORT_STEPS, STEPS = 500, 2000
 DRAWS = 3  # evaluations of each set of images; a single one has a standard deviation of 0.6 points
 # One setting for all backbones: what `--recommended` takes.
-OURS = DistillConfig.recommended()
+OURS = DistillConfig()
 
 
 class Place(NamedTuple):
@@ -161,17 +161,17 @@ def class_means(place: Place, phi: str, seed: int) -> dict[str, Any]:
 
 
 def ours(steps: int, seed: int, **options: Any) -> DistillConfig:
-    return DistillConfig.recommended(steps=steps, seed=seed, **options)
+    return DistillConfig(steps=steps, seed=seed, **options)
 
 
 # The full runs by label: LGM with as many steps as fit into the time of the first. It and `sfm` have the papers' views, and our step size.
 RUNS: dict[str, Callable[[int, int, int], DistillConfig]] = {
     "recommended": lambda steps, seed, _: ours(steps, seed),
-    "lgm-equal-time": lambda _, seed, lgm: DistillConfig(method="lgm", steps=lgm, lr=runs.LR, seed=seed),
+    "lgm-equal-time": lambda _, seed, lgm: DistillConfig.paper(method="lgm", steps=lgm, lr=runs.LR, seed=seed),
     "decoupled-discriminant": lambda steps, seed, _: ours(steps, seed, method="sfm-decoupled"),
     "decoupled-means": lambda steps, seed, _: ours(steps, seed, method="sfm-decoupled", centers="means"),
     "recommended-means": lambda steps, seed, _: ours(steps, seed, centers="means"),
-    "sfm": lambda steps, seed, _: DistillConfig(steps=steps, lr=runs.LR, seed=seed),
+    "sfm": lambda steps, seed, _: DistillConfig.paper(steps=steps, lr=runs.LR, seed=seed),
 }
 LABELS = tuple(RUNS)[:4]  # of the committed result
 
@@ -216,7 +216,7 @@ def lgm_steps_of(place: Place, args: argparse.Namespace, kept: dict[str, Any]) -
     for phi in args.backbones:
         name = f"costs, {place.tag(phi)}, {_key(OURS)}"
         if name not in kept:
-            configs = {"ours": OURS, "lgm": DistillConfig(method="lgm")}
+            configs = {"ours": OURS, "lgm": DistillConfig.paper(method="lgm")}
             known, source = data(place, phi, "test").statistics, runs.source(place.data, "train")
             costs = compare_methods(configs, runs.backbone(phi), source, known, rounds=7)
             kept[name] = {cost["name"]: [cost["step_seconds"], cost["peak_bytes"]] for cost in costs}

@@ -151,7 +151,7 @@ class Way:
     name: str
     make: Callable[[Setting, Way], Made]
     micro_batch: int
-    config: DistillConfig = field(default_factory=DistillConfig)
+    config: DistillConfig = field(default_factory=DistillConfig.paper)
     host: bool = False
     replays_noise: bool = True
     predictable: bool = True
@@ -219,12 +219,12 @@ def one_shot(shape: StepShape, name: str = "SFM one-shot") -> Way:
 def micro_batch(size: int, *, host: bool = False, method: str = "sfm") -> Way:
     """``method`` `ANCHORED` has a separable loss, so nothing runs forward twice."""
     name = f"SFM{' anchored' if method == ANCHORED else ''} micro-batch {size}{', state on host' if host else ''}"
-    return Way(name, distilled, size, DistillConfig(method=method), host)
+    return Way(name, distilled, size, DistillConfig.paper(method=method), host)
 
 
 def lgm(shape: StepShape, variant: str) -> Way:
     """LGM's ``variant`` in one shot, as its paper runs it."""
-    config = DistillConfig(method="lgm", lgm_variant=variant)
+    config = DistillConfig.paper(method="lgm", lgm_variant=variant)
     return Way(f"LGM {variant}", distilled, shape.images, config, ours=False)
 
 

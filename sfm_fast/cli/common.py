@@ -64,8 +64,8 @@ def add_model_arguments(parser: argparse.ArgumentParser, *, several: bool = Fals
     parser.add_argument(
         "--backbone",
         metavar="NAME",
-        default=[DEFAULT] if several else DEFAULT,
-        help=f"{' or '.join(SHIPPED)} (shipped), or any timm model{more} (default: {DEFAULT})",
+        default=DEFAULT,
+        help=f"{' or '.join(SHIPPED)} (shipped), or any timm model{more}",
         **number,
     )
     more = (
@@ -101,8 +101,8 @@ def add_backbone_arguments(parser: argparse.ArgumentParser, *, several: bool = F
     parser.add_argument(
         "--weights",
         choices=WEIGHTS,
-        default=[WEIGHTS[0]] if several else WEIGHTS[0],
-        help=f"random: timm's initial weights instead of pretrained ones, to try a model without a download{more} (default: {WEIGHTS[0]})",
+        default=WEIGHTS[0],
+        help=f"random: timm's initial weights instead of pretrained ones, to try a model without a download{more}",
         **number,
     )
     add_machine_arguments(parser)
@@ -165,16 +165,15 @@ def check_backbones(args: argparse.Namespace) -> None:
 
 def asked(args: argparse.Namespace) -> list[Asked]:
     """The backbones of --backbone, with their --checkpoint, --weights and --image-size. Raises ``InputError`` if there aren't as many of these."""
-    if isinstance(args.backbone, str):
-        return [
-            Asked(
-                args.backbone, getattr(args, "checkpoint", None), getattr(args, "weights", WEIGHTS[0]), args.image_size
-            )
-        ]
-    names, count = args.backbone, len(args.backbone)
+
+    def listed(value: Any) -> list[Any]:
+        return value if isinstance(value, list) else [value]
+
+    names = listed(args.backbone)
+    count = len(names)
 
     def of_each(option: str, usual: Any, one_for_all: bool) -> list[Any]:
-        given = getattr(args, option, None) or [usual]
+        given = listed(usual if getattr(args, option, None) is None else getattr(args, option))
         if len(given) == 1 and (one_for_all or given == [usual]):
             return given * count
         if len(given) != count:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from ..distill.config import RECOMMENDED, STATES, DistillConfig, Every, Execution
+from ..distill.config import PAPER, STATES, DistillConfig, Every, Execution
 from ..distill.methods import DECLARED
 from ..distill.run_folder import check_run_folder
 from ..errors import InputError
@@ -45,20 +45,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_method_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of the method and of the synthetic images."""
     parser.add_argument(
-        "--recommended",
+        "--paper",
         action="store_true",
-        help="use the settings with the best accuracy in this project's experiments instead of the papers': "
-        + ", ".join(f"{name} {value}" for name, value in RECOMMENDED.items())
-        + ", and level cluster with centers means for more than one image per class; options that you give take precedence",
+        help="the papers' settings instead of this package's, which are more accurate: "
+        + ", ".join(f"{name.replace('_', '-')} {_word(value)}" for name, value in PAPER.items())
+        + "; options that you give take precedence",
     )
     common.add_options(parser, DistillConfig)
 
 
+def _word(value: object) -> str:
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
 def method_config(args: argparse.Namespace) -> DistillConfig:
     """The configuration from the options of `add_method_arguments`."""
-    if args.recommended:
-        return common.made(args, DistillConfig, DistillConfig.recommended)
-    return common.made(args, DistillConfig)
+    return common.made(args, DistillConfig, DistillConfig.paper if args.paper else None)
 
 
 def add_execution_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,8 +105,9 @@ def check(args: argparse.Namespace) -> None:
     check_unlocked(args.out)
     if uses_statistics(args, config):
         common.check_inputs(*args.stats)
-        if len(args.stats) != len(args.backbone):
-            raise InputError(f"--stats must be a file for each of {', '.join(args.backbone)}, got {len(args.stats)}")
+        names = [one.name for one in common.asked(args)]
+        if len(args.stats) != len(names):
+            raise InputError(f"--stats must be a file for each of {', '.join(names)}, got {len(args.stats)}")
     if args.data is not None or not uses_statistics(args, config):
         common.check_data(args, "train")
     common.check_backbones(args)

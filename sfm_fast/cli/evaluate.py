@@ -59,17 +59,18 @@ def check(args: argparse.Namespace) -> None:
     common.made(args, ProbeConfig)
     if args.ipc < 1:
         raise InputError(f"--ipc must be at least 1, got {args.ipc}")
-    modes, names = named(args)
+    modes, references = named(args)
     if not modes:
         raise InputError(f"--mode must name one or more of {', '.join(MODES)}, got none")
-    if not args.runs and not names:
+    if not args.runs and not references:
         raise InputError("nothing to evaluate: give at least one RUN or --references")
     common.check_inputs(*map(synthetic_of, args.runs), args.classifier or None)
-    if not args.runs and len(args.backbone) > 1:
-        for name in args.backbone:
+    names = [one.name for one in common.asked(args)]
+    if not args.runs and len(names) > 1:
+        for name in names:
             if Path(name).exists():
                 raise InputError(f"--backbone: if {name!r} is a RUN, write: sfm-fast eval {name} --backbone ...")
-    if args.classifier and len(args.backbone) > 1:
+    if args.classifier and len(names) > 1:
         raise InputError(
             f"--classifier must be left out with several --backbone, since it is for the features of one, got {args.classifier}"
         )

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--covariance",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="also compute the pooled within-class covariance, which `distill --centers discriminant` needs: 4 D^2 more bytes in the file for D features "
+        help="also compute the pooled within-class covariance, which `distill` needs for other centres than means: 4 D^2 more bytes in the file for D features "
         "(2.4 MB for 768), and 2 D^2 operations per image, little beside the backbone's (default: yes)",
     )
     parser.add_argument("--out", metavar="FILE", default="stats.safetensors", help="file to write")

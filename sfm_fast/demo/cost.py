@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import TypedDict
 
 from ..backbones.backbone import Backbone
@@ -43,7 +42,7 @@ class Cost(TypedDict):
 def sfm_and_lgm(config: DistillConfig) -> dict[str, DistillConfig]:
     """``config`` for SFM and for the three variants of LGM, with LGM's own number of views; SFM first."""
     forms = {
-        f"LGM {variant}": replace(config, method="lgm", level="class", centers="means", lgm_variant=variant, views=None)
+        f"LGM {variant}": DistillConfig.paper(method="lgm", ipc=config.ipc, size=config.size, lgm_variant=variant)
         for variant in LGM_VARIANTS
     }
     return {"SFM": config, **forms}

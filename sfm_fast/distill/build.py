@@ -6,6 +6,7 @@ import hashlib
 import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from torch import Tensor
@@ -38,6 +39,8 @@ def make_distiller(
 ) -> Distiller:
     """A `Distiller` that runs ``config`` with the memory settings of ``execution``.
 
+    ``config.init`` "auto" becomes "real", a start from images of ``source``, or "noise" without one.
+
     SFM needs ``statistics`` (a file or an object; None: computed here from ``source``); LGM needs only ``source``.
 
     With several backbones, one set of images is made for all of them, by the sum of their losses. ``statistics`` then has those of each
@@ -47,6 +50,8 @@ def make_distiller(
     Raises ``InputError`` if a needed input is missing, or if the statistics come from another backbone or data set.
     """
     backbones, kind = backbones_of(backbone), METHODS[config.method]
+    if config.init == "auto":
+        config = replace(config, init="noise" if source is None else "real")
     if kind.trains_backbone(config):
         backbones = tuple(one.unprepared() for one in backbones)
     channels = min(one.in_channels for one in backbones)
@@ -99,7 +104,7 @@ def _start(
     channels: int,
 ) -> RealStart | None:
     """What chooses the images that the run starts from; None for noise. Raises ``InputError`` if real ones are wanted and there are none."""
-    if config.init == "noise" or (config.init == "auto" and source is None):
+    if config.init == "noise":
         return None
     if source is None:
         raise InputError("init must be 'noise' without a data set, whose images a run with init 'real' starts from")
@@ -143,7 +148,7 @@ def _statistics(
         source,
         backbone,
         clusters=config.ipc if config.level == "cluster" else 0,
-        covariance=config.centers == "discriminant" or (several and not METHODS[config.method].scale_free(config)),
+        covariance=config.centers != "means" or (several and not METHODS[config.method].scale_free(config)),
         batch_size=batch_size,
         progress=progress,
     )
@@ -168,6 +173,11 @@ def targets(statistics: ClassStatistics, config: DistillConfig) -> Tensor:
     centers = _centers(statistics, config)
     if config.centers == "means":
         return centers
+    if config.centers == "regression":
+        given = {
+            name: getattr(config, name) for name in ("shrinkage", "proximity") if getattr(config, name) is not None
+        }
+        return statistics.regression_centers(centers, **given).to(centers.device)
     discriminant = statistics.discriminant_centers(
         shrinkage="auto" if config.shrinkage is None else config.shrinkage,
         scale="auto" if config.center_scale is None else config.center_scale,

@@ -2,30 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ..errors import InputError
 from ..options import check_options, option
-from ..settings import AREA, MOST_PIXELS, Augmentation
+from ..settings import AREA, MOST_PIXELS, PROXIMITY, SHRINKAGE, Augmentation
 from .methods import CENTERS, DECLARED, LEVELS, AnchoredOptions, DecoupledOptions, FlowOptions, MatchingOptions
 
+CENTER_OPTIONS = {  # and the centres that have them
+    "shrinkage": ("discriminant", "regression"),
+    "center_scale": ("discriminant",),
+    "proximity": ("regression",),
+}
 PARAMETRIZATIONS = ("pyramid", "pixel")
 STARTS = ("auto", "real", "noise")
 STATES = ("device", "host")
 
-# More accurate than the papers' settings at the same cost: flows start at the real mean and end at discriminant centres, their lengths
-# count, crops are larger, views get no noise (evaluation has none), and the result is the mean of the last iterates.
-RECOMMENDED: dict[str, Any] = {
-    "method": "sfm-anchored",
-    "centers": "discriminant",
-    "length_weight": 2.0,
-    "length_delta": 0.1,
-    "lr": 0.02,
-    "noise": False,
-    "min_area": 0.3,
-    "average_last": 0.25,
+# The papers' settings, where this package's differ.
+PAPER: dict[str, Any] = {
+    "method": "sfm",
+    "level": "class",
+    "centers": "means",
+    "steps": 5000,
+    "init": "noise",
+    "noise": True,
+    "min_area": AREA[0],
+    "average_last": 0.0,
 }
+# This package's, which docs/accuracy.md compares with them. Views get no noise because evaluation has none.
+OWN: dict[str, Any] = {"init": "auto", "noise": False, "min_area": 0.5, "average_last": 0.25}
 
 
 @dataclass(frozen=True)
@@ -81,38 +87,46 @@ else:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig(_MethodOptions):
-    """Options of one run, with the papers' defaults. They, the backbone and the centres (or real images) determine its result.
+    """Options of one run. They, the backbones and the centres (or real images) determine its result; `paper` has the papers' settings.
 
     level: "class" matches the mean of a class's images with the class mean; "cluster" matches each image with one of the class's ``ipc``
     k-means centres (a flow loss then leaves out the flows within a class and needs alignment "pair").
-    centers, shrinkage, center_scale: the class means, or discriminant centres (`ClassStatistics.discriminant_centers`); at cluster level they move
-    each k-means centre by as much as its class's mean.
+    centers, shrinkage, center_scale, proximity: the class means, at cluster level the k-means centres; regression centres, which are near them
+    (`ClassStatistics.regression_centers`); or discriminant centres (`ClassStatistics.discriminant_centers`), which at cluster level move each
+    k-means centre by as much as its class's mean.
     ipc: images per class. views: augmented views per image and step (None: 1 for SFM, 10 for LGM).
-    size: side of the synthetic images (None: from the backbone). lr, grow_every: the step size, and the steps between pyramid levels (None:
+    init: what the images start from; "auto" becomes "real" or "noise" when a run is made (`make_distiller`).
+    size: side of the synthetic images (None: from the backbones). lr, grow_every: the step size, and the steps between pyramid levels (None:
     see `schedule`).
     average_last: the result is about the mean of the pyramids over this last fraction of the steps (`IterateAverage`); 0: the last pyramid, as in the papers.
     min_area: smallest area of a random crop, as a fraction of the image. noise: whether views get Gaussian noise.
     The options of single methods (alignment, metric; alpha; length_weight, length_delta; lgm_variant) are declared by the methods.
+
+    Options that are None are then set to what is usual for the others: for LGM the papers' settings, else this package's.
     """
 
     method: str = option(
-        "sfm", "; ".join(f"{name}: {kind.about}" for name, kind in DECLARED.items()), choices=tuple(DECLARED)
+        "sfm-anchored", "; ".join(f"{name}: {kind.about}" for name, kind in DECLARED.items()), choices=tuple(DECLARED)
     )
-    level: str = option(
-        "class",
+    level: str | None = option(
+        None,
         "for sfm and its variants: match the mean of a class's images with the class mean, or each image with one of the class's k-means centres, of which there are --ipc",
         choices=LEVELS,
+        usual="cluster for more than one image per class if the method's loss allows it, else class",
     )
-    centers: str = option(
-        "means",
-        "for sfm and its variants: what the synthetic class means are compared with; discriminant: targets whose nearest-target rule is the linear discriminant "
-        "of the real data, which train a better linear probe",
+    centers: str | None = option(
+        None,
+        "for sfm and its variants: what the synthetic features are compared with, means: the class means or k-means centres; regression: targets near them on which "
+        "ridge regression learns to predict the real data's classes; discriminant: targets whose nearest-target rule is the linear discriminant of the real data. "
+        "Both train a better linear probe than means",
         choices=CENTERS,
+        usual="regression, means for lgm",
     )
     shrinkage: float | None = option(
         None,
-        "of discriminant centres: lambda, the multiple of the mean variance that is added to the within-class covariance",
-        usual="chosen from the statistics",
+        "lambda, of discriminant centres the multiple of the mean variance that is added to the within-class covariance, of regression centres the ridge penalty in "
+        "units of the targets' mean squared distance from their mean",
+        usual=f"chosen from the statistics, and {SHRINKAGE:g}",
         within="[0, 1e6]",
     )
     center_scale: float | None = option(
@@ -121,12 +135,18 @@ class DistillConfig(_MethodOptions):
         usual="chosen from the statistics",
         within="(0, 1e6]",
     )
+    proximity: float | None = option(
+        None,
+        "of regression centres: the weight of staying near the means",
+        usual=f"{PROXIMITY:g}",
+        within="(0, 1e6]",
+    )
     ipc: int = option(1, "synthetic images per class", least=1, most=10**6)
-    steps: int = option(5000, "number of optimisation steps", least=1, most=2**32 - 1)
+    steps: int = option(1000, "number of optimisation steps", least=1, most=2**32 - 1)
     lr: float | None = option(
         None,
         "Adam's learning rate",
-        usual="10 / steps, but between 0.002, the papers' for 5000 steps, and 0.02",
+        usual="5 / steps, but between 0.0025 and 0.01, from real images; 10 / steps, but between 0.002, the papers' for 5000 steps, and 0.02, from noise",
         most=1000,
     )
     views: int | None = option(
@@ -140,11 +160,12 @@ class DistillConfig(_MethodOptions):
     parametrization: str = option(
         "pyramid", "parameters of the images: a pyramid of levels or plain pixels", choices=PARAMETRIZATIONS
     )
-    init: str = option(
-        "noise",
+    init: str | None = option(
+        None,
         "what the images start from: real images, of which those are taken whose features are nearest to what they will be compared with, or noise; auto: real "
         "ones if the data set is given",
         choices=STARTS,
+        usual="auto, noise for lgm",
     )
     size: int | None = option(
         None,
@@ -161,17 +182,21 @@ class DistillConfig(_MethodOptions):
         usual="such that all levels are there after 0.36 of the steps: 200 for 5000 steps and 256 px, as in the papers",
         least=1,
     )
-    average_last: float = option(
-        0.0,
-        "average the images over about this last fraction of the steps so far, with weights that fade",
+    average_last: float | None = option(
+        None,
+        "average the images over about this last fraction of the steps so far, with weights that fade; 0: no average",
         metavar="SHARE",
-        usual="0, no average",
+        usual=f"{OWN['average_last']}, 0 for lgm",
         within="[0, 1]",
     )
-    min_area: float = option(
-        AREA[0], "smallest area of a random crop, as a fraction of the image", metavar="SHARE", within="(0, 1]"
+    min_area: float | None = option(
+        None,
+        "smallest area of a random crop, as a fraction of the image",
+        metavar="SHARE",
+        usual=f"{OWN['min_area']}, {PAPER['min_area']} for lgm",
+        within="(0, 1]",
     )
-    noise: bool = option(True, "whether views get Gaussian noise")
+    noise: bool | None = option(None, "whether views get Gaussian noise", flag=True, usual="no, yes for lgm")
     seed: int = option(0, "seed of the run's random numbers", least=0, most=2**64 - 1)
 
     # Options that may change when a run is resumed.
@@ -179,39 +204,45 @@ class DistillConfig(_MethodOptions):
 
     def __post_init__(self) -> None:
         check_options(self)
+        for name, value in self._usual().items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, value)  # the dataclass is frozen
         DECLARED[self.method].check(self)
-        for name in ("shrinkage", "center_scale"):
-            if getattr(self, name) is not None and self.centers != "discriminant":
-                raise InputError(f"centers must be 'discriminant' if {name} is given, got {self.centers!r}")
+        for name, kinds in CENTER_OPTIONS.items():
+            if getattr(self, name) is not None and self.centers not in kinds:
+                raise InputError(
+                    f"centers must be {' or '.join(map(repr, kinds))} if {name} is given, got {self.centers!r}"
+                )
         if self.centers != "means" and DECLARED[self.method].needs_images:
             raise InputError(
                 f"centers must be 'means' for method {self.method!r}, which uses no centres, got {self.centers!r}"
             )
 
-    @classmethod
-    def recommended(cls, **options: Any) -> DistillConfig:
-        """The most accurate settings at the papers' cost (docs/accuracy.md): `RECOMMENDED`, with level "cluster" and centers "means" for ipc > 1.
+    def _usual(self) -> dict[str, Any]:
+        """What the options become that aren't given."""
+        kind = DECLARED[self.method]
+        if kind.needs_images:
+            return {name: PAPER[name] for name in ("level", "centers", *OWN)}
+        level = self.level or ("cluster" if self.ipc > 1 and kind.separates(self) else "class")
+        return OWN | {"level": level, "centers": "regression" if self.center_scale is None else "discriminant"}
 
-        ``options`` take precedence; with a method that can't use centres, or clusters, those of the paper stay.
-        """
-        chosen = RECOMMENDED | options
-        if chosen["method"] == "lgm":
-            chosen |= {"centers": options.get("centers", "means")}
-        config = cls(**chosen)
-        if "level" not in options and config.ipc != 1 and DECLARED[config.method].separates(config):
-            config = replace(config, level="cluster")
-        # k-means centres show a classifier how a class spreads; moved to discriminant ones they train a worse one (benchmarks/NOTES.md).
-        if config.level == "cluster" and not {"centers", "shrinkage", "center_scale"} & options.keys():
-            config = replace(config, centers="means")
-        return config
+    @classmethod
+    def paper(cls, **options: Any) -> DistillConfig:
+        """The papers' settings, of which ``options`` take precedence: plain SFM if they name no method."""
+        return cls(**(PAPER | options))
 
     @property
     def views_per_step(self) -> int:
         return DECLARED[self.method].usual_views if self.views is None else self.views
 
     def schedule(self, levels: int) -> Schedule:
-        """The step size and growth of a run whose pyramids have ``levels`` levels: those given, or in proportion to the papers' 5000 steps."""
-        lr = min(max(10 / self.steps, 2e-3), 0.02) if self.lr is None else self.lr
+        """The step size and growth of a run whose pyramids have ``levels`` levels: those given, or those of `lr`'s help, and in proportion to the papers' 5000 steps."""
+        if self.lr is not None:
+            lr = self.lr
+        elif self.init == "real":
+            lr = min(max(5 / self.steps, 2.5e-3), 0.01)
+        else:
+            lr = min(max(10 / self.steps, 2e-3), 0.02)
         every = max(1, round(0.36 * self.steps / levels)) if self.grow_every is None else self.grow_every
         return Schedule(lr, every)
 
@@ -222,6 +253,8 @@ class DistillConfig(_MethodOptions):
 
     @property
     def augmentation(self) -> Augmentation:
+        assert self.min_area is not None
+        assert self.noise is not None
         return Augmentation(min_area=self.min_area, noise=self.noise)
 
     def to_dict(self) -> dict[str, Any]:

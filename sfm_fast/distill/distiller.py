@@ -73,7 +73,7 @@ class Distiller:
         )
         self.schedule = config.schedule(len(self.images.sizes))
         self.optimiser = PyramidAdam(self.images, self.schedule.lr)
-        self.average = IterateAverage(config.average_last)
+        self.average = IterateAverage(config.average_last or 0.0)
         self.staging = FromHost(device) if host else InPlace()
         self.steps_done, self._start = 0, start
         self._stepper: DistillationStep | None = None

@@ -13,7 +13,7 @@ from ..options import option
 from ..settings import FLOWS, METRICS
 
 LEVELS = ("class", "cluster")
-CENTERS = ("means", "discriminant")
+CENTERS = ("means", "discriminant", "regression")
 LGM_VARIANTS = ("closed-form", "frozen", "stock")
 
 
@@ -121,12 +121,12 @@ class AnchoredOptions:
     """Options of `AnchoredFlow`."""
 
     length_weight: float = option(
-        0.0,
+        2.0,
         "for sfm-anchored: weight of the term that pulls the lengths of the flows to those of the centres; 0 leaves them free",
         within="[0, 1e6]",
     )
     length_delta: float | None = option(
-        None,
+        0.1,
         "for sfm-anchored: logarithm of the ratio of lengths from which on the term grows in proportion to it, so that lengths out of reach pull no harder",
         usual="none, its square grows everywhere",
         within="(0, 1e6]",

@@ -6,7 +6,6 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import TypedDict
 
 from .. import units
@@ -150,8 +149,13 @@ def plan(
         roomy = [candidate for candidate in fitting if (candidate["micro_batch"] or count) >= min(8, count)] or fitting
         roomy[0]["recommended"] = True
     for variant in ("closed-form", "frozen", "stock"):
-        lgm = replace(
-            config, method="lgm", level="class", centers="means", average_last=0.0, lgm_variant=variant, views=lgm_views
+        lgm = DistillConfig.paper(
+            method="lgm",
+            ipc=config.ipc,
+            size=config.size,
+            parametrization=config.parametrization,
+            lgm_variant=variant,
+            views=lgm_views,
         )
         rows.append(row(lgm, variant, None))
         if variant == "closed-form" and fitting and roomy and roomy[0]["micro_batch"]:

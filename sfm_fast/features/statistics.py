@@ -14,7 +14,9 @@ from ..checks import check_labels, kind_of
 from ..errors import InputError, require_package
 from ..files import Metadata, load_tensors, save_tensors
 from ..schema import BACKBONE, NAMES, check
+from ..settings import PROXIMITY, SHRINKAGE
 from .discriminant import discriminant_centers
+from .regression import regression_centers
 from .scatter import Scatter
 
 FORMAT = "sfm_fast.statistics/1"
@@ -205,13 +207,30 @@ class ClassStatistics:
         chosen from the statistics. Formulas and rules: `sfm_fast.features.discriminant`.
         Raises ``InputError`` without ``covariance``, for an empty class, and for values out of range.
         """
+        within = self._needed_covariance("discriminant")
+        return discriminant_centers(self.centers, within, shrinkage=shrinkage, scale=scale)
+
+    def regression_centers(
+        self, start: Tensor | None = None, *, shrinkage: float = SHRINKAGE, proximity: float = PROXIMITY
+    ) -> Tensor:
+        """(C, D) float64 regression centres, or (C, K, D): targets on which ridge regression learns to predict the classes of the real data.
+
+        They can take the place of ``centers``, or of ``cluster_centers``, in any loss. start: what they start from and stay near, (C, D) or
+        (C, K, D), such as ``cluster_centers`` (None: ``centers``). shrinkage: lambda > 0 of the ridge regression, in units of the targets' mean
+        squared distance from their mean. proximity: > 0, the weight of staying near. Formulas: `sfm_fast.features.regression`.
+        Raises ``InputError`` without ``covariance``, for an empty class, for another shape and for values out of range.
+        """
+        within = self._needed_covariance("regression")
+        return regression_centers(self.centers, within, start, shrinkage=shrinkage, proximity=proximity)
+
+    def _needed_covariance(self, kind: str) -> Tensor:
         within = self.within_covariance
         if within is None:
             raise InputError(
-                f"{self.where}: holds no covariance, which discriminant centres need: compute it with ClassStatistics(..., covariance=True) "
+                f"{self.where}: holds no covariance, which {kind} centres need: compute it with ClassStatistics(..., covariance=True) "
                 "or `sfm-fast stats` without --no-covariance"
             )
-        return discriminant_centers(self.centers, within, shrinkage=shrinkage, scale=scale)
+        return within
 
     def save(self, path: str | os.PathLike[str], provenance: Metadata | None = None) -> None:
         """Write a safetensors file (atomically): sums, counts, centres, and ``provenance`` (default: its own) as metadata."""

@@ -32,13 +32,13 @@ def test_statistics_of_the_other_kind_are_refused(prepared: bool) -> None:
     stats = ClassStatistics(3, made.num_features)
     stats.update(torch.randn(30, made.num_features), torch.arange(30) % 3)
     stats.provenance = {"backbone": dict(made.describe()), "channels": 1}
-    assert make_distiller(DistillConfig(steps=1), made, statistics=stats).backbone.prepared == made.prepared
+    assert make_distiller(DistillConfig.paper(steps=1), made, statistics=stats).backbone.prepared == made.prepared
     words = ("prepared", r"as loaded \(--no-prepare\)")
     with pytest.raises(
         InputError,
         match=f"computed with the backbone {words[not prepared]}, but here it runs {words[prepared]}; recompute them",
     ):
-        make_distiller(DistillConfig(steps=1), other, statistics=stats)
+        make_distiller(DistillConfig.paper(steps=1), other, statistics=stats)
 
 
 def test_compiled_features_and_gradients_are_equal() -> None:

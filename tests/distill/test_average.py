@@ -15,7 +15,7 @@ from sfm_fast.features.compute import class_statistics
 from sfm_fast.files import load_tensors, save_tensors
 from sfm_fast.synthetic import SyntheticSet
 
-CONFIG = DistillConfig(method="sfm-decoupled", steps=8, grow_every=1, lr=0.05, average_last=0.5)
+CONFIG = DistillConfig.paper(method="sfm-decoupled", steps=8, grow_every=1, lr=0.05, average_last=0.5)
 
 
 @pytest.fixture(scope="module")
@@ -103,4 +103,4 @@ def test_shares():
     none.add(torch.ones(1, 1), 4)
     assert none.mean is None
     with pytest.raises(InputError, match=r"average_last must be in \[0, 1\], got 1.5"):
-        DistillConfig(average_last=1.5)
+        DistillConfig.paper(average_last=1.5)

@@ -64,7 +64,7 @@ def test_flows_within_a_class_are_left_out(batch) -> None:
 
 @pytest.mark.parametrize(("method", "alignment"), [("sfm", "pair"), ("sfm-decoupled", "global")])
 def test_a_run_comes_closer_to_the_clusters(method: str, alignment: str) -> None:
-    config = DistillConfig(
+    config = DistillConfig.paper(
         method=method,
         level="cluster",
         alignment=alignment,
@@ -88,12 +88,12 @@ def test_statistics_must_hold_as_many_centres_as_images() -> None:
     backbone = load_backbone()
     found = ClassStatistics(2, backbone.num_features, clusters=2, device="cpu")
     found.update(torch.randn(40, backbone.num_features), torch.arange(40) % 2)
-    config = DistillConfig(method="sfm-decoupled", level="cluster", ipc=3)
+    config = DistillConfig.paper(method="sfm-decoupled", level="cluster", ipc=3)
     with pytest.raises(InputError, match="ipc 3 needs 3 k-means centres per class, but the statistics hold 2"):
         make_distiller(config, backbone, None, found)
     plain = ClassStatistics(2, backbone.num_features)
     plain.update(torch.randn(4, backbone.num_features), torch.arange(4) % 2)
-    config = DistillConfig(method="sfm-decoupled", level="cluster")
+    config = DistillConfig.paper(method="sfm-decoupled", level="cluster")
     with pytest.raises(InputError, match="--clusters 1"):
         make_distiller(config, backbone, None, plain)
 
@@ -109,7 +109,7 @@ def test_statistics_must_hold_as_many_centres_as_images() -> None:
 )
 def test_what_clusters_can_not_do(options: dict[str, str], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        DistillConfig(**{"level": "cluster", **options})
+        DistillConfig.paper(**{"level": "cluster", **options})
 
 
 def test_the_command_distils_from_statistics_with_clusters(tmp_path) -> None:
@@ -139,7 +139,7 @@ def test_the_command_distils_from_statistics_with_clusters(tmp_path) -> None:
     assert (out / "synthetic.safetensors").exists()
 
 
-def test_recommended_options_and_what_comes_after_them() -> None:
+def test_what_follows_from_the_options_given() -> None:
     parser = argparse.ArgumentParser()
     add_method_arguments(parser)
 
@@ -147,50 +147,45 @@ def test_recommended_options_and_what_comes_after_them() -> None:
         return method_config(parser.parse_args(options))
 
     assert config() == DistillConfig()
-    assert config("--recommended", "--steps", "7") == DistillConfig.recommended(steps=7)
-    assert config("--recommended", "--ipc", "3") == DistillConfig.recommended(ipc=3)
-    assert config("--ipc", "3", "--recommended").level == "cluster"
-    assert config("--ipc", "3", "--recommended").centers == "means"
-    assert config("--ipc", "3", "--recommended", "--level", "class").centers == "discriminant"
-    assert config("--ipc", "3", "--recommended", "--centers", "discriminant").centers == "discriminant"
-    assert config("--ipc", "3", "--recommended", "--shrinkage", "5").shrinkage == 5
-    assert config("--recommended", "--ipc", "3", "--level", "class", "--min-area", "0.5") == DistillConfig.recommended(
-        ipc=3, level="class", min_area=0.5
-    )
-    assert config("--recommended", "--ipc", "3", "--method", "sfm").level == "class"
-    assert config("--min-area", "0.5", "--noise", "--recommended") == DistillConfig.recommended(
-        min_area=0.5, noise=True
-    )
-    assert config("--method", "sfm", "--recommended").method == "sfm"
-    assert config("--method", "lgm", "--recommended").centers == "means"
-    assert config("--centers", "means", "--recommended").centers == "means"
-    assert config("--recommended", "--method", "sfm-decoupled", "--ipc", "2", "--alpha", "0.5").level == "class"
+    one, many = config("--steps", "7"), config("--ipc", "3")
+    assert (one.method, one.level, one.centers, one.init) == ("sfm-anchored", "class", "regression", "auto")
+    assert (one.noise, one.average_last, one.length_weight, one.length_delta) == (False, 0.25, 2.0, 0.1)
+    assert (many.level, many.centers) == ("cluster", "regression")
+    assert config("--ipc", "3", "--level", "class").centers == "regression"
+    assert config("--ipc", "3", "--centers", "discriminant").level == "cluster"
+    assert config("--ipc", "3", "--center-scale", "5").centers == "discriminant"
+    assert config("--ipc", "3", "--method", "sfm").level == "class"
+    assert config("--method", "sfm-decoupled", "--ipc", "2").level == "cluster"
+    assert config("--method", "sfm-decoupled", "--ipc", "2", "--alpha", "0.5").level == "class"
+    assert config("--noise", "--min-area", "0.9") == DistillConfig(noise=True, min_area=0.9)
+    # LGM's are its paper's, with or without --paper.
+    lgm = config("--method", "lgm", "--steps", "9")
+    assert lgm == DistillConfig.paper(method="lgm", steps=9)
+    assert (lgm.init, lgm.noise, lgm.min_area, lgm.average_last) == ("noise", True, 0.08, 0.0)
+    paper = config("--paper", "--steps", "9")
+    assert paper == DistillConfig.paper(steps=9)
+    assert (paper.method, paper.level, paper.centers, paper.init) == ("sfm", "class", "means", "noise")
+    assert config("--paper").steps == 5000
+    assert config("--paper", "--min-area", "0.5", "--no-noise") == DistillConfig.paper(min_area=0.5, noise=False)
     with pytest.raises(InputError, match="--shrinkage must be in"):
-        config("--recommended", "--shrinkage", "-1")
+        config("--shrinkage", "-1")
     for wrong, message in (
         ({"method": "best"}, "method must be one of"),
         ({"method": ["x"]}, "method must be one of"),
         ({"ipc": "2"}, "ipc must be"),
     ):
         with pytest.raises(InputError, match=message):
-            DistillConfig.recommended(**wrong)
+            DistillConfig(**wrong)
 
 
-def test_the_plan_of_a_recommended_run_has_lgm_beside_it(tmp_path, capsys) -> None:
-    options = ["--backbone", "fashion_vit", "--num-classes", "4", "--ipc", "2", "--recommended"]
-    main(["plan", *options, "--json", str(tmp_path / "plan.json")])
+def test_the_plan_says_what_was_given_and_has_lgm_beside_it(tmp_path, capsys) -> None:
+    options = ["--backbone", "fashion_vit", "--num-classes", "4", "--ipc", "2"]
+    given = ["--method", "sfm-decoupled", "--lr", "0.05", "--noise", "--centers", "discriminant"]
+    main(["plan", *options, *given, "--json", str(tmp_path / "plan.json")])
     rows = json.loads((tmp_path / "plan.json").read_text())["rows"]
     assert {row["method"] for row in rows} == {"sfm", "lgm"}
     advice = capsys.readouterr().out.strip().splitlines()[-1]
-    for words in (
-        "--method sfm-anchored",
-        "--length-weight 2.0",
-        "--length-delta 0.1",
-        "--lr 0.02",
-        "--level cluster",
-        "--average-last 0.25",
-        "--min-area 0.3",
-        "--no-noise",
-        "--ipc 2",
-    ):
-        assert words in advice
+    for word in (" ".join(given[:2]), "--lr 0.05", "--noise", "--centers discriminant", "--ipc 2"):
+        assert word in advice
+    for name in ("--level", "--min-area", "--average-last", "--init", "--steps"):
+        assert name not in advice

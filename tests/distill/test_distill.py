@@ -39,7 +39,7 @@ def statistics(backbone, source):
 
 
 def run(folder, backbone, source, statistics, resume=False, distil=None, **options):
-    config = DistillConfig(**({"steps": 12, "grow_every": 5, "lr": 0.02} | options))
+    config = DistillConfig.paper(**({"steps": 12, "grow_every": 5, "lr": 0.02} | options))
     distiller = distil or make_distiller(config, backbone, source, statistics)
     return distiller.run(folder, resume=resume, progress=False, checkpoint_every=4, log_every=1, grid_every=6)
 
@@ -103,7 +103,7 @@ def test_lgm_variants_follow_the_same_path(tmp_path, backbone, source, statistic
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_saves_and_resuming_changes_nothing(tmp_path, backbone, source, statistics, signum):
     run(tmp_path / "whole", backbone, source, statistics)
-    distiller = make_distiller(DistillConfig(steps=12, grow_every=5, lr=0.02), backbone, source, statistics)
+    distiller = make_distiller(DistillConfig.paper(steps=12, grow_every=5, lr=0.02), backbone, source, statistics)
     with pytest.raises(Interrupted) as stopped:
         distiller.run(
             tmp_path / "parts",
@@ -186,8 +186,8 @@ def test_what_a_run_leaves(tmp_path, backbone, source, statistics):
 def test_a_starved_run_says_so_unless_it_waits_for_images(tmp_path, backbone, source, statistics, monkeypatch):
     monkeypatch.setattr(StarvationNotice, "add", lambda self, step: "others use the CPUs")
     with pytest.warns(RuntimeWarning, match="others use the CPUs"):
-        make_distiller(DistillConfig(steps=2), backbone, source, statistics).run(tmp_path / "sfm", progress=False)
-    lgm = make_distiller(DistillConfig(method="lgm", steps=2, views=1), backbone, source, statistics)
+        make_distiller(DistillConfig.paper(steps=2), backbone, source, statistics).run(tmp_path / "sfm", progress=False)
+    lgm = make_distiller(DistillConfig.paper(method="lgm", steps=2, views=1), backbone, source, statistics)
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         lgm.run(tmp_path / "lgm", progress=False)
@@ -216,7 +216,7 @@ def test_a_damaged_checkpoint_is_one_clear_line(tmp_path, backbone, source, stat
 
 
 def test_nan_stops_the_run_and_keeps_the_last_good_state(tmp_path, backbone, source, statistics):
-    config = DistillConfig(steps=12, grow_every=5)
+    config = DistillConfig.paper(steps=12, grow_every=5)
     distiller = make_distiller(config, backbone, source, statistics)
     normal = distiller.objective.loss
 
@@ -236,11 +236,11 @@ def test_lgm_needs_random_access(backbone, statistics):
             return iter([(torch.rand(1, 28, 28), 0), (torch.rand(1, 28, 28), 1)])
 
     with pytest.raises(InputError, match="can only be read in order"):
-        make_distiller(DistillConfig(method="lgm"), backbone, from_iterable(Stream(), ["a", "b"], channels=1))
+        make_distiller(DistillConfig.paper(method="lgm"), backbone, from_iterable(Stream(), ["a", "b"], channels=1))
     with pytest.raises(InputError, match="needs the data set"):
-        make_distiller(DistillConfig(method="lgm"), backbone)
+        make_distiller(DistillConfig.paper(method="lgm"), backbone)
     with pytest.raises(InputError, match="needs class statistics"):
-        make_distiller(DistillConfig(), backbone)
+        make_distiller(DistillConfig.paper(), backbone)
 
 
 @pytest.mark.parametrize(
@@ -259,11 +259,11 @@ def test_lgm_needs_random_access(backbone, statistics):
 )
 def test_bad_options_are_named(bad):
     with pytest.raises(InputError, match=next(iter(bad))):
-        DistillConfig(**bad)
+        DistillConfig.paper(**bad)
 
 
 def test_compare_measures_lgm_above_sfm(backbone, source, statistics):
-    rows = compare_methods(sfm_and_lgm(DistillConfig()), backbone, source, statistics, rounds=1)
+    rows = compare_methods(sfm_and_lgm(DistillConfig.paper()), backbone, source, statistics, rounds=1)
     assert [row["name"] for row in rows] == ["SFM", "LGM closed-form", "LGM frozen", "LGM stock"]
     assert [row["views"] for row in rows] == [1, 10, 10, 10]
     peaks = [row["peak_bytes"] for row in rows]
@@ -277,7 +277,7 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path, backbone, source, stati
     (tmp_path / "images" / "mine.jpg").write_text("holiday")
     (tmp_path / "log.jsonl").write_text("mine")
     for overwrite in (False, True):
-        distiller = make_distiller(DistillConfig(steps=3), backbone, source, statistics)
+        distiller = make_distiller(DistillConfig.paper(steps=3), backbone, source, statistics)
         with pytest.raises(InputError, match="holds files that are not of a run"):
             distiller.run(tmp_path, overwrite=overwrite, progress=False)
     assert (tmp_path / "images" / "mine.jpg").read_text() == "holiday"
@@ -287,12 +287,14 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path, backbone, source, stati
 def test_overwrite_keeps_the_old_run_until_the_new_one_makes_a_step(tmp_path, backbone, source, statistics):
     run(tmp_path, backbone, source, statistics)
     before = (tmp_path / "synthetic.safetensors").read_bytes()
-    distiller = make_distiller(DistillConfig(steps=3), backbone, source, statistics)
+    distiller = make_distiller(DistillConfig.paper(steps=3), backbone, source, statistics)
     distiller.objective.loss = lambda features, labels, step: features.sum() * float("nan")
     with pytest.raises(InputError, match="at step 0"):
         distiller.run(tmp_path, overwrite=True, progress=False)
     assert (tmp_path / "synthetic.safetensors").read_bytes() == before
-    make_distiller(DistillConfig(steps=3), backbone, source, statistics).run(tmp_path, overwrite=True, progress=False)
+    make_distiller(DistillConfig.paper(steps=3), backbone, source, statistics).run(
+        tmp_path, overwrite=True, progress=False
+    )
     assert (tmp_path / "synthetic.safetensors").read_bytes() != before
     assert not list((tmp_path / "grids").iterdir())
 

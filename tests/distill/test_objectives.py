@@ -34,7 +34,7 @@ def given():
 )
 def test_a_separable_loss_is_a_sum_over_classes(given, options):
     """The gradient of a class's features doesn't change with those of the others, exactly where the method says so."""
-    objective = METHODS[options["method"]].build(DistillConfig(**options), given)
+    objective = METHODS[options["method"]].build(DistillConfig.paper(**options), given)
     features = torch.randn(4, 192, generator=torch.Generator().manual_seed(1))
     other = features.clone()
     other[1:] += 1
@@ -51,7 +51,7 @@ def test_a_method_declares_options_that_the_configuration_has(name):
     kind = METHODS[name]
     assert kind.about
     assert options_of(kind.options).keys() <= options_of(DistillConfig).keys()
-    assert DistillConfig(method=name).views_per_step == kind.usual_views
+    assert DistillConfig.paper(method=name).views_per_step == kind.usual_views
 
 
 NEW = """
@@ -112,7 +112,7 @@ def test_stock_leaves_a_shared_backbone_frozen():
     backbone, source = load_backbone(), open_dataset("embedded", "train")
     during = []
     run = dataclasses.replace(backbone, run=lambda x: during.append(requiring(backbone)) or backbone.model(x))
-    config = DistillConfig(method="lgm", lgm_variant="stock", views=1, steps=1)
+    config = DistillConfig.paper(method="lgm", lgm_variant="stock", views=1, steps=1)
     distiller = make_distiller(config, run, source)
     assert not requiring(backbone)
     distiller.step()

@@ -82,7 +82,7 @@ def test_the_state_on_the_host_changes_no_bit(backbone, statistics, options, mic
 @pytest.mark.parametrize("micro_batch", [2, 3, 6])
 def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, backbone, statistics, options, micro_batch):
     def run(folder, steps, resume=False):
-        config = DistillConfig(steps=steps, ipc=3, centers="discriminant", grow_every=2, **options)
+        config = DistillConfig.paper(steps=steps, ipc=3, centers="discriminant", grow_every=2, **options)
         made = make_distiller(config, backbone, None, statistics, execution=Execution(micro_batch))
         made.run(folder, resume=resume, progress=False)
         return made.images.pyramid.data
@@ -155,12 +155,12 @@ def test_what_is_not_finite_says_whether_anything_was_updated(
 @pytest.mark.parametrize("ipc", [1, 3])
 def test_the_prediction_knows_it(backbone, options, ipc):
     """Operations of whole classes are those of one shot; the features of all images are no longer in memory."""
-    config = DistillConfig(ipc=ipc, **options)
+    config = DistillConfig.paper(ipc=ipc, **options)
     classes = 40
     shot, small, smallest = (predict_step(config, backbone, classes, 1, size) for size in (None, 6, 2))
     assert small.flops == shot.flops
     assert small.peak_bytes < shot.peak_bytes / 2
-    coupled = predict_step(DistillConfig(ipc=ipc), backbone, classes, 1, 6)
+    coupled = predict_step(DistillConfig.paper(ipc=ipc), backbone, classes, 1, 6)
     assert coupled.flops > 1.2 * small.flops
     forward = coupled.flops - small.flops
     if ipc == 3:  # of each class two images run forward twice

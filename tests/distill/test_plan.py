@@ -19,7 +19,7 @@ from sfm_fast.distill.predict import predict_step
 from sfm_fast.measure.memory import peak_memory
 from sfm_fast.measure.tracker import CATEGORIES
 
-CONFIG = DistillConfig(steps=10)
+CONFIG = DistillConfig.paper(steps=10)
 
 
 def check(config, backbone, source, statistics, execution, tolerance=0.0, at_most=False):

@@ -51,7 +51,7 @@ def statistics(backbones):
 
 
 def distiller(backbones, statistics, micro_batch=100, state="device", **options):
-    config = DistillConfig(**({"steps": 4, "grow_every": 2, "lr": 0.02, "size": 32} | options))
+    config = DistillConfig.paper(**({"steps": 4, "grow_every": 2, "lr": 0.02, "size": 32} | options))
     made = make_distiller(config, backbones, None, statistics, execution=Execution(micro_batch, state=state))
     made.grow_fully()
     return made
@@ -77,7 +77,7 @@ def test_lgm_too(backbone, backbones):
     source, options = open_dataset("embedded", "train"), {"method": "lgm", "steps": 4, "views": 2, "size": 28}
     parts = []
     for some in (backbone, backbones[1], backbones[:2]):
-        made = make_distiller(DistillConfig(**options), some, source, execution=Execution(10))
+        made = make_distiller(DistillConfig.paper(**options), some, source, execution=Execution(10))
         parts.append(gradient_of_step(made))
     (_, one), (_, two), (loss, both) = parts
     assert loss.isfinite()
@@ -173,7 +173,7 @@ def test_out_of_memory_says_whether_anything_was_updated(backbones, statistics):
 
 def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, backbones, statistics):
     def run(folder, steps, resume=False, some=backbones, known=statistics):
-        config = DistillConfig(method="sfm-anchored", steps=steps, ipc=2, grow_every=2, lr=0.02)
+        config = DistillConfig.paper(method="sfm-anchored", steps=steps, ipc=2, grow_every=2, lr=0.02)
         made = make_distiller(config, some, None, known, execution=Execution(3))
         made.run(folder, resume=resume, progress=False)
         return made.images.pyramid.data
@@ -188,7 +188,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(tmp_path, backbones, statistics):
 
 def test_memory_is_that_of_one_backbone_at_a_time(backbones, statistics):
     """Predicted and measured: the largest backbone's step, and little more; operations add."""
-    config = DistillConfig(method="sfm-anchored", length_weight=0.5, size=32)
+    config = DistillConfig.paper(method="sfm-anchored", length_weight=0.5, size=32)
     alone = [predict_step(config, one, CLASSES, 1, count_parameters=False) for one in backbones]
     together = predict_step(config, backbones, CLASSES, 1, count_parameters=False)
     # Besides the features and gradients of the others, which are small.
@@ -205,7 +205,7 @@ def test_memory_is_that_of_one_backbone_at_a_time(backbones, statistics):
 @pytest.mark.parametrize("method", ["sfm", "sfm-anchored"])
 def test_operations_are_counted_for_every_forward_pass(backbones, method, micro_batch):
     counted, sizes = zip(*(count_calls(one) for one in backbones), strict=True)
-    config = DistillConfig(method=method, ipc=3, size=32)
+    config = DistillConfig.paper(method=method, ipc=3, size=32)
     made = make_distiller(
         config, counted, None, [made_statistics(one) for one in backbones], execution=Execution(micro_batch)
     )
@@ -214,7 +214,7 @@ def test_operations_are_counted_for_every_forward_pass(backbones, method, micro_
     forward = [sum(size for size, _ in some) for some in sizes]
     shot = [predict_step(config, one, CLASSES, 1) for one in backbones]
     # Of one backbone with a single term, micro-batches run all but the last one again, which shows the cost of a forward pass.
-    coupled = DistillConfig(ipc=3, size=32)
+    coupled = DistillConfig.paper(ipc=3, size=32)
     again = [
         (predict_step(coupled, one, CLASSES, 1, 1).flops - predict_step(coupled, one, CLASSES, 1).flops) / 11
         for one in backbones
@@ -226,7 +226,7 @@ def test_operations_are_counted_for_every_forward_pass(backbones, method, micro_
 
 def test_plan_shows_the_sum(backbones):
     shapes = [shape_of_backbone("fashion_vit"), shape_of_backbone("fashion_cnn")]
-    config = DistillConfig(method="sfm-anchored")
+    config = DistillConfig.paper(method="sfm-anchored")
     both, one, two = (plan(config, some, 10, 1, memory=10**9) for some in (shapes, shapes[:1], shapes[1]))
     for rows in zip(both, one, two, strict=True):
         flops = [row["flops_per_step"] for row in rows]
@@ -236,7 +236,7 @@ def test_plan_shows_the_sum(backbones):
 
 def test_a_set_of_several_backbones_is_evaluated_on_each(tmp_path, backbones):
     source, test = (open_dataset("embedded", split) for split in ("train", "test"))
-    made = make_distiller(DistillConfig(method="sfm-decoupled", steps=2), backbones[:2], source, progress=False)
+    made = make_distiller(DistillConfig.paper(method="sfm-decoupled", steps=2), backbones[:2], source, progress=False)
     made.run(tmp_path / "run", progress=False)
     synthetic = SyntheticSet.load(tmp_path / "run" / "synthetic.safetensors")
     assert [one["name"] for one in synthetic.metadata["backbones"]] == ["fashion_vit", "fashion_cnn"]
@@ -249,7 +249,7 @@ def test_a_set_of_several_backbones_is_evaluated_on_each(tmp_path, backbones):
 
 
 def test_what_is_wrong_is_said(backbone, backbones, statistics):
-    config = DistillConfig(method="sfm-anchored", steps=1)
+    config = DistillConfig.paper(method="sfm-anchored", steps=1)
     for some, known, said in (
         ([], [], "at least one, got none"),
         ([backbone, backbone], statistics[:2], "must differ, got 'fashion_vit' with the same weights twice"),
@@ -268,7 +268,7 @@ def test_what_is_wrong_is_said(backbone, backbones, statistics):
     plain = ClassStatistics(CLASSES, backbones[1].num_features)
     plain.update(torch.randn(8, backbones[1].num_features), torch.arange(8) % CLASSES)
     make_distiller(config, backbones[:2], None, [statistics[0], plain])
-    squared = DistillConfig(method="sfm-decoupled", steps=1)
+    squared = DistillConfig.paper(method="sfm-decoupled", steps=1)
     with pytest.raises(InputError, match="without a covariance, by which squared errors"):
         make_distiller(squared, backbones[:2], None, [statistics[0], plain])
     same = ClassStatistics(CLASSES, backbones[1].num_features, covariance=True)

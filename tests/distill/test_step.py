@@ -37,7 +37,7 @@ def statistics(backbone):
 
 
 def distiller(backbone, statistics, execution=Execution(), source=None, **options):
-    config = DistillConfig(**({"steps": 4, "grow_every": 2, "lr": 0.02} | options))
+    config = DistillConfig.paper(**({"steps": 4, "grow_every": 2, "lr": 0.02} | options))
     made = make_distiller(config, backbone, source, statistics, execution=execution)
     made.grow_fully()
     return made
@@ -278,7 +278,7 @@ def test_no_room_for_the_loss_is_a_clear_error(backbone, statistics):
 
 
 def test_a_resumed_run_keeps_a_halved_micro_batch(tmp_path, backbone, statistics):
-    config = DistillConfig(steps=2, ipc=2)
+    config = DistillConfig.paper(steps=2, ipc=2)
     limited = run_out(backbone, (), 3)
     first = make_distiller(config, limited, None, statistics, execution=Execution(6))
     assert first.run(tmp_path, progress=False)["micro_batch"] == 3
@@ -304,7 +304,7 @@ def test_a_resumed_run_keeps_its_micro_batch(tmp_path, backbone, statistics):
 
     def run(folder, steps, execution, resume=False):
         made = make_distiller(
-            DistillConfig(**options | {"steps": steps}), backbone, None, statistics, execution=execution
+            DistillConfig.paper(**options | {"steps": steps}), backbone, None, statistics, execution=execution
         )  # fmt: skip
         return made.run(folder, resume=resume, progress=False)
 
@@ -313,7 +313,7 @@ def test_a_resumed_run_keeps_its_micro_batch(tmp_path, backbone, statistics):
     assert run(tmp_path / "parts", 6, Execution("auto"), resume=True)["micro_batch"] == 3
     one, two = (SyntheticSet.load(tmp_path / name) for name in ("whole", "parts"))
     assert torch.equal(one.images, two.images)
-    fresh = make_distiller(DistillConfig(**options), backbone, None, statistics, execution=Execution(5))
+    fresh = make_distiller(DistillConfig.paper(**options), backbone, None, statistics, execution=Execution(5))
     checkpoint = tmp_path / "whole" / "checkpoint.safetensors"
     state = fresh.images, fresh.optimiser, fresh.average
     assert load_checkpoint(checkpoint, *state, fresh.config, fresh.provenance) == (6, 3, fresh.schedule, 3)

@@ -27,14 +27,16 @@ def statistics(backbone):
 
 
 def test_class_level(statistics):
-    assert torch.equal(targets(statistics, DistillConfig()), statistics.centers)
-    chosen = targets(statistics, DistillConfig(centers="discriminant", shrinkage=2.0, center_scale=1.5))
+    assert torch.equal(targets(statistics, DistillConfig.paper()), statistics.centers)
+    chosen = targets(statistics, DistillConfig.paper(centers="discriminant", shrinkage=2.0, center_scale=1.5))
     assert torch.equal(chosen, statistics.discriminant_centers(shrinkage=2.0, scale=1.5))
-    assert torch.equal(targets(statistics, DistillConfig(centers="discriminant")), statistics.discriminant_centers())
+    assert torch.equal(
+        targets(statistics, DistillConfig.paper(centers="discriminant")), statistics.discriminant_centers()
+    )
 
 
 def test_clusters_move_with_their_class(statistics):
-    config = DistillConfig(method="sfm-anchored", level="cluster", ipc=3, centers="discriminant")
+    config = DistillConfig.paper(method="sfm-anchored", level="cluster", ipc=3, centers="discriminant")
     moved = targets(statistics, config) - statistics.cluster_centers
     expected = statistics.discriminant_centers() - statistics.centers
     torch.testing.assert_close(moved, expected.unsqueeze(1).expand(-1, 3, -1))
@@ -44,7 +46,7 @@ def test_clusters_move_with_their_class(statistics):
 @pytest.mark.parametrize("views", [1, 2])
 def test_the_anchor_is_the_real_mean(backbone, statistics, level, views):
     """Not the mean of the targets, which d moves."""
-    config = DistillConfig(
+    config = DistillConfig.paper(
         method="sfm-anchored",
         centers="discriminant",
         level=level,
@@ -78,7 +80,7 @@ def test_what_cannot_be_combined(backbone):
     plain = ClassStatistics(CLASSES, backbone.num_features)
     plain.update(torch.randn(40, backbone.num_features), torch.arange(40) % CLASSES)
     with pytest.raises(InputError, match="holds no covariance"):
-        make_distiller(DistillConfig(centers="discriminant"), backbone, None, plain)
+        make_distiller(DistillConfig.paper(centers="discriminant"), backbone, None, plain)
     for options, message in (
         ({"method": "lgm", "centers": "discriminant"}, "centers must be 'means' for method 'lgm'"),
         ({"centers": "medians"}, "centers must be one of"),
@@ -90,24 +92,24 @@ def test_what_cannot_be_combined(backbone):
         ({"center_scale": 1.0, "method": "sfm-anchored"}, "centers must be 'discriminant' if center_scale is given"),
     ):
         with pytest.raises(InputError, match=message):
-            DistillConfig(**options)
+            DistillConfig.paper(**options)
 
 
 def test_the_schedule_follows_steps_and_size():
-    assert DistillConfig().schedule(9) == (2e-3, 200)  # the papers' 5000 steps at 256 px
-    assert DistillConfig(steps=600).schedule(6) == (pytest.approx(10 / 600), 36)
-    assert DistillConfig(steps=60).schedule(6) == (0.02, 4)
-    assert DistillConfig(steps=2).schedule(6).grow_every == 1
-    assert DistillConfig(steps=600, lr=0.1, grow_every=7).schedule(6) == (0.1, 7)
+    assert DistillConfig.paper().schedule(9) == (2e-3, 200)  # the papers' 5000 steps at 256 px
+    assert DistillConfig.paper(steps=600).schedule(6) == (pytest.approx(10 / 600), 36)
+    assert DistillConfig.paper(steps=60).schedule(6) == (0.02, 4)
+    assert DistillConfig.paper(steps=2).schedule(6).grow_every == 1
+    assert DistillConfig.paper(steps=600, lr=0.1, grow_every=7).schedule(6) == (0.1, 7)
 
 
 def test_a_resumed_run_keeps_its_schedule(tmp_path, backbone, statistics):
     """Unless given, it would follow the new number of steps."""
-    first = make_distiller(DistillConfig(steps=100), backbone, None, statistics)
+    first = make_distiller(DistillConfig.paper(steps=100), backbone, None, statistics)
     for _ in range(7):
         first.step()
     first.save(tmp_path / "checkpoint.safetensors")
-    longer = make_distiller(DistillConfig(steps=5000), backbone, None, statistics)
+    longer = make_distiller(DistillConfig.paper(steps=5000), backbone, None, statistics)
     assert longer.schedule != first.schedule
     longer.restore(tmp_path / "checkpoint.safetensors")
     assert longer.schedule == first.schedule

@@ -83,7 +83,7 @@ def test_memory_of_the_image_path(performance_gate):
 def test_a_step_at_imagenet_100(performance_gate, micro_batch):
     """Counted on fake tensors: the same on every machine with the same torch."""
     backbone = shape_of_backbone("vit_base_patch14_dinov2", image_size=224, precision="bf16")
-    found = predict_step(DistillConfig(), backbone, 100, 3, micro_batch)
+    found = predict_step(DistillConfig.paper(), backbone, 100, 3, micro_batch)
     name = f"ViT-B/14, 100 classes, micro-batch {micro_batch}"
     performance_gate.unchanged(f"bytes of a step, {name}", found.peak_bytes, unit="bytes")
     performance_gate.unchanged(f"operations of a step, {name}", found.flops, unit="FLOP")

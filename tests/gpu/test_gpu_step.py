@@ -40,7 +40,7 @@ def distiller(backbone, micro_batch, state="device"):
         torch.randn(2 * CLASSES, backbone.num_features, generator=generator), torch.arange(2 * CLASSES) % CLASSES
     )
     execution = Execution(micro_batch, state=state)
-    made = make_distiller(DistillConfig(lr=0.02), backbone, None, statistics, execution=execution)
+    made = make_distiller(DistillConfig.paper(lr=0.02), backbone, None, statistics, execution=execution)
     made.grow_fully()
     return made
 

@@ -79,11 +79,17 @@ def advice(rows: list[PlanRow], args: argparse.Namespace, config: DistillConfig)
             f"nothing fits into {args.memory}: try {further if args.grad_checkpointing else '--grad-checkpointing, ' + further}"
         ]
     words = ["sfm-fast distill", f"--precision {args.precision}"]
-    if args.backbone != [DEFAULT]:
-        words.append(f"--backbone {' '.join(args.backbone)}")
-    if args.image_size is not None:
-        words.append(f"--image-size {' '.join('auto' if size is None else str(size) for size in args.image_size)}")
-    usual, chosen_ones = DistillConfig().to_dict(), config.to_dict()
+    backbones = asked(args)
+    if [one.name for one in backbones] != [DEFAULT]:
+        words.append(f"--backbone {' '.join(one.name for one in backbones)}")
+    sizes = [one.image_size for one in backbones]
+    if any(sizes):
+        words.append(f"--image-size {' '.join('auto' if size is None else str(size) for size in sizes)}")
+    chosen_ones = config.to_dict()
+    # What follows from method and images per class isn't repeated.
+    usual = DistillConfig(method=config.method, ipc=config.ipc).to_dict() | {
+        name: getattr(DistillConfig, name) for name in ("method", "ipc")
+    }
     for name, value in chosen_ones.items():
         option = name.replace("_", "-")
         if value != usual[name]:
