@@ -81,6 +81,10 @@ SLOW_RUNS = frozenset(
 )
 
 
+def slug_of(data: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.-]+", "_", data)
+
+
 @dataclass(frozen=True)
 class Table:
     """Settings of one table; a job's file is valid as long as the settings it depends on are the same."""
@@ -96,7 +100,7 @@ class Table:
     @property
     def slug(self) -> str:
         """The data's name as a part of file names."""
-        return re.sub(r"[^A-Za-z0-9.-]+", "_", self.data)
+        return slug_of(self.data)
 
     def steps_of(self, phi: str, ipc: int) -> int:
         return self.steps or STEPS[ipc][phi]

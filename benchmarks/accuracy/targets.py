@@ -61,7 +61,12 @@ class Place(NamedTuple):
 
     def tag(self, phi: str) -> str:
         """What the result of a cell on a backbone depends on, besides its options."""
-        return f"{self.data} {phi} {runs.backbone(phi).fingerprint}, of {' '.join(self.backbones)}, {self.epochs} epochs, {DRAWS} draws"
+        return f"{self.data} {phi} {' '.join(runs.backbone(name).fingerprint for name in phi.split())}, of {' '.join(self.backbones)}, {self.epochs} epochs, {DRAWS} draws"
+
+    @property
+    def slug(self) -> str:
+        """The data's name as a part of file names."""
+        return runs.slug_of(self.data)
 
     @property
     def judge(self) -> ProbeConfig:

@@ -1,0 +1,200 @@
+"""How the default settings of `distill` were chosen: one change at a time, judged on held-out training images.
+
+    python -m sfm_fast.benchmarks.accuracy.settings --out benchmarks/results/cpu
+
+Images are made for one backbone, or for two at once, from five sixths of the training images, and a linear probe trained on them is tested on the
+other sixth (`targets`): with three sets of views on the backbones that they were made for, with one on the others. Test images decide nothing here.
+Finished cells are kept in WORK.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import os
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sfm_fast.arguments import add_list, check_names
+from sfm_fast.data.sources import ArraySource
+from sfm_fast.distill.build import make_distiller
+from sfm_fast.distill.config import DistillConfig, Execution
+from sfm_fast.evaluation.evaluator import ProbeConfig
+from sfm_fast.features.compute import view_features
+from sfm_fast.features.statistics import ClassStatistics
+from sfm_fast.files import write_json
+from sfm_fast.views import Augmentation
+
+from ..cells import Cell, fill, in_parallel
+from ..machine import environment
+from . import runs
+from .setting_tables import settings_table
+from .targets import DRAWS, EVERY, Data, Place, data, probe
+
+FORMAT = "sfm_fast settings 1"
+STEPS = {1: 1000, 10: 300}  # by images per class
+VIT, CNN, LITE = runs.BACKBONES
+# What the images are made for, by images per class.
+MADE_FOR = {1: ((VIT,), (CNN,), (VIT, CNN), (LITE,)), 10: ((VIT,), (CNN,))}
+# Changes of the default, by their name in the table; "steps" is a factor of the usual number.
+CHANGES: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "start from noise": {"init": "noise"},
+    "step size 0.0025": {"lr": 0.0025},
+    "step size 0.01": {"lr": 0.01},
+    "step size 0.02": {"lr": 0.02},
+    "half the steps": {"steps": 0.5},
+    "twice the steps": {"steps": 2},
+    "two views, half the steps": {"views": 2, "steps": 0.5},
+    "crops from 0.15": {"min_area": 0.15},
+    "crops from 0.3": {"min_area": 0.3},
+    "crops from 0.5": {"min_area": 0.5},
+    "crops from 0.7": {"min_area": 0.7},
+    "views with noise": {"noise": True},
+    "no average of iterates": {"average_last": 0.0},
+    "average of the last tenth": {"average_last": 0.1},
+    "means as centres": {"centers": "means"},
+    "discriminant centres": {"centers": "discriminant"},
+    "shrinkage 0.3": {"shrinkage": 0.3},
+    "proximity 0.5": {"proximity": 0.5},
+    "proximity 2": {"proximity": 2.0},
+    "no term for lengths": {"length_weight": 0.0},
+    "length weight 0.5": {"length_weight": 0.5},
+    "squared error": {"method": "sfm-decoupled"},
+    "class level": {"level": "class"},
+    "images 1.5 times as large": {"size": 42},
+    "as in the paper": {"paper": True},
+}
+# Those that are tried on the slow backbone, and on two at once.
+FEWER = (
+    "default", "start from noise", "step size 0.0025", "step size 0.01", "twice the steps", "crops from 0.3", "crops from 0.5", "means as centres", "discriminant centres",
+    "no term for lengths", "squared error", "as in the paper",
+)  # fmt: skip
+
+
+def config_of(change: str, ipc: int, steps: int | None, seed: int) -> DistillConfig:
+    """The configuration of a change; ``steps``: instead of the usual number."""
+    options = dict(CHANGES[change])
+    factor, paper = options.pop("steps", 1), options.pop("paper", False)
+    options |= {"ipc": ipc, "seed": seed, "steps": max(1, round(factor * (steps or STEPS[ipc])))}
+    if change != "default" and "lr" not in options and "init" not in options and not paper:
+        options["lr"] = DistillConfig(steps=steps or STEPS[ipc], init="real").schedule(1).lr  # of the default
+    return DistillConfig.paper(**options) if paper else DistillConfig(**options)
+
+
+@functools.cache
+def kept(name: str) -> ArraySource:
+    """The training images that aren't held out."""
+    source = runs.source(name, "train")
+    assert isinstance(source, ArraySource)
+    rows = torch.arange(len(source))
+    return source.subset(rows[rows % EVERY != 0].tolist(), f"{source.name}, five sixths")
+
+
+@functools.cache
+def known(place: Place, phi: str, clusters: int) -> ClassStatistics:
+    """Statistics of the kept images, with k-means centres; computed once and read from its file by other processes."""
+    path = place.work / f"held-out-{place.slug}-{runs.backbone(phi).fingerprint}-{clusters}.safetensors"
+    if not path.exists():
+        features, labels = runs.features(place.work).features(
+            runs.source(place.data, "train"), runs.backbone(phi), progress=False
+        )
+        rows = torch.arange(len(labels)) % EVERY != 0
+        made = ClassStatistics(int(labels.max()) + 1, features.shape[1], clusters=clusters, covariance=True)
+        made.update(features[rows], labels[rows])
+        made.provenance = {"channels": runs.source(place.data, "train").channels}
+        made.save(path)
+    return ClassStatistics.load(path)
+
+
+def judged(place: Place, made_for: tuple[str, ...], config: DistillConfig) -> dict[str, Any]:
+    """Distil for the backbones ``made_for``, and probe on all backbones."""
+    clusters = config.ipc if config.level == "cluster" else 0
+    models = [runs.backbone(name) for name in made_for]
+    execution = Execution(memory_budget=runs.MEMORY)
+    its = [known(place, name, clusters) for name in made_for]
+    distiller = make_distiller(config, models, kept(place.data), its, execution=execution)
+    started = time.perf_counter()
+    while distiller.steps_done < config.steps:
+        distiller.step()
+    seconds = time.perf_counter() - started
+    made = distiller.result()
+    judge = ProbeConfig(seeds=1, views=100 if config.ipc == 1 else 30, epochs=place.epochs)
+    augmentation = Augmentation(min_area=judge.min_area, noise=False)
+    top1 = {}
+    for name in place.backbones:
+        of: Data = data(place, name, "held out")
+        scores = []
+        for seed in range(DRAWS if name in made_for else 1):
+            views = view_features(runs.backbone(name), made.images, judge.views, augmentation, seed=seed)
+            scores.append(probe(of, views, made.labels, seed, judge))
+        top1[name] = statistics.fmean(scores)
+    return {"config": distiller.config.to_dict(), "lr": distiller.schedule.lr, "seconds": seconds, "top1": top1}
+
+
+def cells(args: argparse.Namespace, place: Place) -> Iterator[tuple[dict[str, Any], Cell[str, dict[str, Any]]]]:
+    """Every cell, whose name has all that its result depends on, with what its row says besides; the most important come first."""
+    for change in args.changes:
+        for ipc in args.ipc:
+            for made_for in MADE_FOR[ipc]:
+                if not set(made_for) <= set(place.backbones) or (change == "class level" and ipc == 1):
+                    continue
+                if made_for in ((LITE,), (VIT, CNN)) and change not in FEWER:
+                    continue
+                config = config_of(change, ipc, args.steps, 0)
+                key = json.dumps(config.to_dict(), sort_keys=True)
+                about = {"change": change, "ipc": ipc, "made_for": list(made_for)}
+                name = f"settings, {place.tag(' '.join(made_for))}, {key}"
+                yield about, Cell(name, functools.partial(judged, place, made_for, config))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", default="fashion-mnist")
+    parser.add_argument("--out", required=True, help="folder of settings.json")
+    parser.add_argument("--work", default="runs/accuracy", help="folder of features and finished cells")
+    add_list(parser, "--backbones", default=runs.BACKBONES, help=f"of {', '.join(runs.BACKBONES)}")
+    add_list(parser, "--ipc", int, default=tuple(STEPS), help=f"of {', '.join(map(str, STEPS))}")
+    parser.add_argument("--changes", nargs="+", metavar="NAME", default=list(CHANGES), help="some of the table's")
+    parser.add_argument("--steps", type=int, help=f"instead of {STEPS}")
+    parser.add_argument("--epochs", type=int, default=ProbeConfig().epochs, help="of each probe")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
+    args = parser.parse_args()
+    args.backbones = check_names("--backbones", args.backbones, runs.BACKBONES)
+    args.ipc = check_names("--ipc", args.ipc, tuple(STEPS))
+    args.changes = check_names("--changes", args.changes, tuple(CHANGES))
+    out, place = Path(args.out), Place(args.data, Path(args.work).resolve(), tuple(args.backbones), args.epochs)
+    for folder in (out, place.work / "features"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for phi in args.backbones:  # once, before several processes want them
+        data(place, phi, "held out")
+        for clusters in {0, *(ipc for ipc in args.ipc if ipc > 1)}:
+            known(place, phi, clusters)
+    store = place.work / "settings-kept.json"
+    found: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
+    wanted = list(cells(args, place))
+
+    def result() -> dict[str, Any]:
+        rows = [about | found[cell.name] for about, cell in wanted if cell.name in found]
+        told = {"format": FORMAT, "data": args.data, "environment": environment(), "backbones": args.backbones}
+        return told | {"rows": rows}
+
+    def save() -> None:
+        write_json(store, found)
+        write_json(out / "settings.json", result())
+
+    run = in_parallel(args.jobs, max(1, (os.cpu_count() or 1) // args.jobs), "settings")
+    for _ in fill(found, [cell for _, cell in wanted], save, run=run):
+        pass
+    save()
+    print(settings_table(result()))
+
+
+if __name__ == "__main__":
+    main()
