@@ -157,6 +157,7 @@ def workplace(tmp_path_factory):
         ["stats", *data, "--out", str(place / "stats")],
         [
             "distill",
+            "--paper",
             *data,
             "--stats",
             str(place / "stats"),
@@ -214,8 +215,8 @@ def read_statistics(path, place, vit):
 def read_synthetic(path, place, vit):
     synthetic = SyntheticSet.load(path)
     name = synthetic.metadata.get("config", {}).get("method", "")
-    made = synthetic.metadata.get("backbone", {}).get("fingerprint", "")
-    assert isinstance(name + made, str)
+    made = [one.get("fingerprint", "") for one in synthetic.metadata.get("backbones", [])]
+    assert isinstance("".join([name, *made]), str)
     save_image_folder(path.parent / "pictures", synthetic)
     save_grid(path.parent / "grid.png", synthetic.images, synthetic.labels, synthetic.class_names)
 

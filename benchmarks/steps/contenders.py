@@ -219,7 +219,7 @@ def one_shot(shape: StepShape, name: str = "SFM one-shot") -> Way:
 def micro_batch(size: int, *, host: bool = False, method: str = "sfm") -> Way:
     """``method`` `ANCHORED` has a separable loss, so nothing runs forward twice."""
     name = f"SFM{' anchored' if method == ANCHORED else ''} micro-batch {size}{', state on host' if host else ''}"
-    return Way(name, distilled, size, DistillConfig.paper(method=method), host)
+    return Way(name, distilled, size, DistillConfig.paper(method=method, length_weight=0.0), host)
 
 
 def lgm(shape: StepShape, variant: str) -> Way:

@@ -53,9 +53,9 @@ def check(args: argparse.Namespace) -> None:
     if args.method == "lgm":
         methods = ", ".join(name for name in DECLARED if name != "lgm")
         raise InputError(f"--method must be one of {methods}, got lgm: the rows of LGM are always shown")
-    for name in ("num_classes", "lgm_views"):
-        if getattr(args, name) < 1:
-            raise InputError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(args, name)}")
+    for name, least in (("num_classes", 2), ("lgm_views", 1)):
+        if getattr(args, name) < least:
+            raise InputError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(args, name)}")
     parse_bytes(args.memory)
     common.asked(args)
     distill.method_config(args)

@@ -121,7 +121,7 @@ def test_statistics_and_runs_keep_their_precision(precision, files, capsys, wide
     if precision == "bf16":
         set_cpu(monkeypatch)
     stats, run = files / f"{precision}.safetensors", files / "run"
-    words = ["distill", "--stats", stats, "--out", run, *SMALL]
+    words = ["distill", "--paper", "--stats", stats, "--out", run, *SMALL]
     code, out, err = call(capsys, *words, "--steps", "1")
     assert code == 0, err
     assert f"fashion_vit runs in {precision}, because the statistics in {stats} were computed so" in out
@@ -145,7 +145,16 @@ def test_without_a_record_the_rule_decides(files, capsys, wide_is_narrow):
     del stats.provenance["backbone"]["precision"]
     stats.save(files / "old.safetensors")
     code, out, err = call(
-        capsys, "distill", "--stats", files / "old.safetensors", "--out", files / "run", *SMALL, "--steps", "1"
+        capsys,
+        "distill",
+        "--paper",
+        "--stats",
+        files / "old.safetensors",
+        "--out",
+        files / "run",
+        *SMALL,
+        "--steps",
+        "1",
     )
     assert code == 0, err
     assert "runs in bf16, because this CPU multiplies bfloat16 matrices in hardware" in out

@@ -126,6 +126,7 @@ def test_a_stopped_process_resumes_from_its_last_checkpoint(tmp_path, statistics
         "-m",
         "sfm_fast",
         "distill",
+        "--paper",
         "--steps",
         "400",
         "--grow-every",

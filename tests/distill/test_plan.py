@@ -185,7 +185,7 @@ def test_the_command(tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--backbone", "vit_tinny"], "backbone must be"),
-        (["--num-classes", "0"], "--num-classes must be at least 1"),
+        (["--num-classes", "0"], "--num-classes must be at least 2"),
         (["--memory", "much"], "amount of memory"),
         (["--method", "lgm"], "--method must be one of sfm, sfm-decoupled, sfm-anchored, got lgm"),
         (["--micro-batch", "0"], "--micro-batch must be at least 1"),

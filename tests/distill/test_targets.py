@@ -88,7 +88,9 @@ def test_what_cannot_be_combined(backbone):
         ({"center_scale": 0.0}, "center_scale must be in"),
         ({"length_weight": -0.1}, "length_weight must be in"),
         ({"length_delta": 0}, "length_delta must be in"),
-        ({"shrinkage": 1.0}, "centers must be 'discriminant' if shrinkage is given"),
+        ({"shrinkage": 1.0}, "centers must be 'discriminant' or 'regression' if shrinkage is given"),
+        ({"proximity": 1.0, "centers": "discriminant"}, "centers must be 'regression' if proximity is given"),
+        ({"proximity": 0.0}, "proximity must be in"),
         ({"center_scale": 1.0, "method": "sfm-anchored"}, "centers must be 'discriminant' if center_scale is given"),
     ):
         with pytest.raises(InputError, match=message):
@@ -130,8 +132,8 @@ def test_from_the_command_line(tmp_path, capsys):
     assert "holds no covariance" in capsys.readouterr().err
     summary = str(tmp_path / "summary.json")
     assert main([*anchored, "--stats", stats, "--json", summary]) == 0
-    assert json.loads((tmp_path / "summary.json").read_text())["schedule"] == {"lr": 0.02, "grow_every": 1}
+    assert json.loads((tmp_path / "summary.json").read_text())["schedule"] == {"lr": 0.01, "grow_every": 1}
     made = SyntheticSet.load(tmp_path / "run").metadata
     assert made["config"]["centers"] == "discriminant"
     assert main(["plan", "--backbone", "fashion_vit", *anchored[1:5], "--num-classes", "10", "--memory", "1GB"]) == 0
-    assert "--method sfm-anchored --centers discriminant" in capsys.readouterr().out.replace("level class ", "")
+    assert "--centers discriminant" in capsys.readouterr().out.replace("level class ", "")
