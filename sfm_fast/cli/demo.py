@@ -21,13 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="demo",
         help="folder for all output; an earlier demo in it is replaced",
     )
-    parser.add_argument("--steps", type=int, default=1200, help="number of SFM steps")
-    parser.add_argument(
-        "--lr",
-        type=float,
-        default=0.02,
-        help="Adam's learning rate",
-    )
+    parser.add_argument("--steps", type=int, default=600, help="number of SFM steps")
     parser.add_argument(
         "--seeds", type=int, default=3, help="number of probes trained for each row of the accuracy table"
     )
@@ -50,4 +44,4 @@ def check(args: argparse.Namespace) -> None:
 
 def config(args: argparse.Namespace) -> DistillConfig:
     """The configuration of the demo's runs."""
-    return DistillConfig(steps=args.steps, lr=args.lr)
+    return DistillConfig(steps=args.steps)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,30 @@ from .page import pixel_class_means, write_page
 from .progress import Pulse, Together
 
 STARTED = "demo.json"  # marks a folder as a demo's, which another demo may replace
-METHODS_SHOWN = ("sfm", "sfm-decoupled")  # the page shows the images of the last one
+# The runs by their folders; the page shows the images of the last one.
+SHOWN: Mapping[str, Callable[[DistillConfig], DistillConfig]] = {
+    "paper": lambda config: DistillConfig.paper(steps=config.steps, seed=config.seed),
+    "sfm": lambda config: config,
+}
+
+
+def told(rows: list[Row], costs: list[Cost]) -> list[str]:
+    """What the numbers mean, in sentences: how the last row, of the default settings, compares with real images, and a step with LGM's."""
+    ours, by_name = rows[-1], {row["images"]: row for row in rows}
+    percent = {name: f"{100 * row['top1_mean']:.1f} %" for name, row in {**by_name, "ours": ours}.items()}
+    whole, random, closed = (
+        by_name["full"],
+        by_name["random-real"],
+        next(c for c in costs if c["variant"] == "closed-form"),
+    )
+    return [
+        f"A linear classifier trained on {ours['ipc']} distilled image(s) per class is right about {percent['ours']} of the test images. Trained on as many "
+        f"random real images: {percent['random-real']}; on the real ones nearest to their class's centre: {percent['nearest-real']}; on all {whole['ipc']} per class: {percent['full']}."
+        f" The distilled images are {100 * (ours['top1_mean'] - random['top1_mean']):.0f} points better than random ones.",
+        f"A step of SFM takes 1/{closed['step_seconds'] / costs[0]['step_seconds']:.0f} of the time and 1/{closed['peak_bytes'] / costs[0]['peak_bytes']:.0f} of the memory of a step of "
+        "LGM, the earlier method, in its fastest form.",
+        "More images per class, other networks, and your own data: README.md.",
+    ]
 
 
 @dataclass(frozen=True)
@@ -74,35 +97,35 @@ def run_demo(
         pulse.state["features"] = "of the training images"
         cache = FeatureCache(None)  # the references of the evaluation are made of the same features
         known = cache.features(train, model, batch_size=batch_size, progress=False)
-        statistics = class_statistics(train, model, known=known, batch_size=batch_size)
+        statistics = class_statistics(train, model, known=known, covariance=True, batch_size=batch_size)
         statistics.save(out / "stats.safetensors")
 
-        pulse.part(f"2/4 distillation: {config.steps} steps of SFM as in the paper, and of its decoupled variant")
+        pulse.part(f"2/4 distillation: {config.steps} steps of SFM as in the paper, and with this package's defaults")
 
-        def distil(method: str) -> dict[str, Any]:
+        def distil(name: str) -> dict[str, Any]:
             def on_step(step: int) -> None:
                 together.check()
-                pulse.state[method] = f"step {step} of {config.steps}"
+                pulse.state[name] = f"step {step} of {config.steps}"
 
-            distiller = make_distiller(replace(config, method=method), model, train, statistics)
-            return distiller.run(out / method, overwrite=True, progress=False, on_step=on_step)
+            distiller = make_distiller(SHOWN[name](config), model, train, statistics)
+            return distiller.run(out / name, overwrite=True, progress=False, on_step=on_step)
 
-        summaries = together.run({method: functools.partial(distil, method) for method in METHODS_SHOWN})
+        summaries = together.run({name: functools.partial(distil, name) for name in SHOWN})
 
         pulse.part("3/4 evaluation: linear probes on synthetic images and on the references")
         evaluator = Evaluator(model, test, train, config=probe, cache=cache, batch_size=batch_size, progress=False)
         pulse.state["features"] = "of the test images"
         evaluator.test_features  # noqa: B018 (computed once, before the rows that run at the same time)
         pulse.state.clear()
-        sets = [SyntheticSet.load(out / method / RESULT) for method in METHODS_SHOWN]
+        sets = [SyntheticSet.load(out / name / RESULT) for name in SHOWN]
         size = sets[0].images.shape[-1]
         probes: dict[str, Callable[[], Row]] = {
             "full": evaluator.full,
             "random-real": functools.partial(evaluator.random_real, 1, size),
             "nearest-real": functools.partial(evaluator.nearest_real, 1, size),
             **{
-                method: functools.partial(evaluator.probe_synthetic, synthetic)
-                for method, synthetic in zip(METHODS_SHOWN, sets, strict=True)
+                name: functools.partial(evaluator.probe_synthetic, synthetic)
+                for name, synthetic in zip(SHOWN, sets, strict=True)
             },
         }
 
@@ -136,7 +159,7 @@ def run_demo(
             synthetic=sets[-1],
             nearest=nearest,
             means=means,
-            log=iterate_log(out / METHODS_SHOWN[-1] / LOG),
+            log=iterate_log(out / list(SHOWN)[-1] / LOG),
             accuracy=accuracy,
             costs=costs,
             facts=facts,

@@ -96,7 +96,8 @@ def test_demo_writes_a_page_that_needs_nothing_else(tmp_path, capsys):
         ).replace("https://matplotlib.org", "")
     result = json.loads((made / "result.json").read_text())
     assert [row["images"] for row in result["rows"]] == ["full", "random-real", "nearest-real", "sfm", "sfm"]
-    assert result["costs"][0]["method"] == "sfm"
+    assert [row.get("method") for row in result["rows"][-2:]] == ["sfm", "sfm-anchored"]
+    assert result["costs"][0]["method"] == "sfm-anchored"
     assert "LGM stock" in {row["name"] for row in result["costs"]}
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ...backbones.load import load_backbone
 from ...demo.page import cost_note, cost_table
-from ...demo.run import METHODS_SHOWN, run_demo
+from ...demo.run import SHOWN, run_demo, told
 from ...evaluation.modes import ProbeConfig
 from ...report.tables import accuracy_table
 from ..demo import config
@@ -38,5 +38,7 @@ def run(args: argparse.Namespace) -> None:
         cost_table(shown.costs),
         cost_note(shown.costs),
         "",
-        f"{shown.seconds:.0f} s in total; see {Path(shown.page).resolve()} and {Path(args.out) / METHODS_SHOWN[-1] / 'images'}",
+        *told(shown.rows, shown.costs),
+        "",
+        f"{shown.seconds:.0f} s in total; see {Path(shown.page).resolve()} and {Path(args.out) / list(SHOWN)[-1] / 'images'}",
     )
