@@ -6,7 +6,7 @@ READY = $(VENV)/.sfm_fast_ready
 # Python keeps its bytecode whatever the environment says: compiling torch and timm again at every start takes seconds.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test soak lint bench claims predict gpu gpu-prepare static accuracy derivation readme clean
+.PHONY: demo test soak lint bench claims predict gpu gpu-prepare static accuracy settings derivation readme clean
 
 SOURCES = $(wildcard csrc/*.cpp csrc/cpu/* csrc/cuda/*)
 
@@ -61,8 +61,11 @@ gpu-prepare: $(READY)  ## on a machine without one: build what `make gpu` needs,
 static: $(READY)  ## rewrite the table of the compiled GPU kernels (tests compare with it)
 	$(BIN)/python tests/static/table.py --update
 
-accuracy: $(READY)  ## the accuracy tables on full Fashion-MNIST, three backbones: resumable, one to two hours on 2 cores
+accuracy: $(READY)  ## the accuracy table on full Fashion-MNIST, three backbones: resumable, 75 minutes on 2 fast cores; FULL=1: everything, a day
 	$(BIN)/python -m benchmarks.accuracy --data fashion-mnist --out benchmarks/results/cpu
+
+settings: $(READY)  ## how the default settings were chosen, on held-out training images: resumable, an hour on 2 fast cores
+	$(BIN)/python -m benchmarks.accuracy.settings --out benchmarks/results/cpu
 	$(BIN)/python -m benchmarks.accuracy.targets --out benchmarks/results/cpu --figure docs/figures/targets.svg
 
 derivation: $(READY)  ## LGM's gradient against the flow on full Fashion-MNIST: table and figure, some minutes

@@ -27,7 +27,7 @@ from sfm_fast.evaluation.evaluator import Evaluator, ProbeConfig
 from sfm_fast.features.compute import class_statistics
 from sfm_fast.files import check_output_file, write_json
 
-from .accuracy.runs import distilled
+from .accuracy.trajectory import distilled
 from .machine import environment
 from .presets import STEPS
 from .registry import Options

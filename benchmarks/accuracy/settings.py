@@ -33,13 +33,14 @@ from sfm_fast.views import Augmentation
 
 from ..cells import Cell, fill, in_parallel
 from ..machine import environment
-from . import runs
+from . import places
+from .content import BACKBONES, CNN, LITE, VIT
 from .setting_tables import settings_table
 from .targets import DRAWS, EVERY, Data, Place, data, probe
+from .trajectory import MEMORY
 
 FORMAT = "sfm_fast settings 1"
 STEPS = {1: 1000, 10: 300}  # by images per class
-VIT, CNN, LITE = runs.BACKBONES
 # What the images are made for, by images per class.
 MADE_FOR = {1: ((VIT,), (CNN,), (VIT, CNN), (LITE,)), 10: ((VIT,), (CNN,))}
 # Changes of the default, by their name in the table; "steps" is a factor of the usual number.
@@ -91,7 +92,7 @@ def config_of(change: str, ipc: int, steps: int | None, seed: int) -> DistillCon
 @functools.cache
 def kept(name: str) -> ArraySource:
     """The training images that aren't held out."""
-    source = runs.source(name, "train")
+    source = places.source(name, "train")
     assert isinstance(source, ArraySource)
     rows = torch.arange(len(source))
     return source.subset(rows[rows % EVERY != 0].tolist(), f"{source.name}, five sixths")
@@ -100,15 +101,15 @@ def kept(name: str) -> ArraySource:
 @functools.cache
 def known(place: Place, phi: str, clusters: int) -> ClassStatistics:
     """Statistics of the kept images, with k-means centres; computed once and read from its file by other processes."""
-    path = place.work / f"held-out-{place.slug}-{runs.backbone(phi).fingerprint}-{clusters}.safetensors"
+    path = place.work / f"held-out-{place.slug}-{places.backbone(phi).fingerprint}-{clusters}.safetensors"
     if not path.exists():
-        features, labels = runs.features(place.work).features(
-            runs.source(place.data, "train"), runs.backbone(phi), progress=False
+        features, labels = places.features(place.work).features(
+            places.source(place.data, "train"), places.backbone(phi), progress=False
         )
         rows = torch.arange(len(labels)) % EVERY != 0
         made = ClassStatistics(int(labels.max()) + 1, features.shape[1], clusters=clusters, covariance=True)
         made.update(features[rows], labels[rows])
-        made.provenance = {"channels": runs.source(place.data, "train").channels}
+        made.provenance = {"channels": places.source(place.data, "train").channels}
         made.save(path)
     return ClassStatistics.load(path)
 
@@ -116,8 +117,8 @@ def known(place: Place, phi: str, clusters: int) -> ClassStatistics:
 def judged(place: Place, made_for: tuple[str, ...], config: DistillConfig) -> dict[str, Any]:
     """Distil for the backbones ``made_for``, and probe on all backbones."""
     clusters = config.ipc if config.level == "cluster" else 0
-    models = [runs.backbone(name) for name in made_for]
-    execution = Execution(memory_budget=runs.MEMORY)
+    models = [places.backbone(name) for name in made_for]
+    execution = Execution(memory_budget=MEMORY)
     its = [known(place, name, clusters) for name in made_for]
     distiller = make_distiller(config, models, kept(place.data), its, execution=execution)
     started = time.perf_counter()
@@ -129,10 +130,10 @@ def judged(place: Place, made_for: tuple[str, ...], config: DistillConfig) -> di
     augmentation = Augmentation(min_area=judge.min_area, noise=False)
     top1 = {}
     for name in place.backbones:
-        of: Data = data(place, name, "held out")
+        of: Data = data(place, name)
         scores = []
         for seed in range(DRAWS if name in made_for else 1):
-            views = view_features(runs.backbone(name), made.images, judge.views, augmentation, seed=seed)
+            views = view_features(places.backbone(name), made.images, judge.views, augmentation, seed=seed)
             scores.append(probe(of, views, made.labels, seed, judge))
         top1[name] = statistics.fmean(scores)
     return {"config": distiller.config.to_dict(), "lr": distiller.schedule.lr, "seconds": seconds, "top1": top1}
@@ -159,21 +160,21 @@ def main() -> None:
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--out", required=True, help="folder of settings.json")
     parser.add_argument("--work", default="runs/accuracy", help="folder of features and finished cells")
-    add_list(parser, "--backbones", default=runs.BACKBONES, help=f"of {', '.join(runs.BACKBONES)}")
+    add_list(parser, "--backbones", default=BACKBONES, help=f"of {', '.join(BACKBONES)}")
     add_list(parser, "--ipc", int, default=tuple(STEPS), help=f"of {', '.join(map(str, STEPS))}")
     parser.add_argument("--changes", nargs="+", metavar="NAME", default=list(CHANGES), help="some of the table's")
     parser.add_argument("--steps", type=int, help=f"instead of {STEPS}")
     parser.add_argument("--epochs", type=int, default=ProbeConfig().epochs, help="of each probe")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     args = parser.parse_args()
-    args.backbones = check_names("--backbones", args.backbones, runs.BACKBONES)
+    args.backbones = check_names("--backbones", args.backbones, BACKBONES)
     args.ipc = check_names("--ipc", args.ipc, tuple(STEPS))
     args.changes = check_names("--changes", args.changes, tuple(CHANGES))
     out, place = Path(args.out), Place(args.data, Path(args.work).resolve(), tuple(args.backbones), args.epochs)
     for folder in (out, place.work / "features"):
         folder.mkdir(parents=True, exist_ok=True)
     for phi in args.backbones:  # once, before several processes want them
-        data(place, phi, "held out")
+        data(place, phi)
         for clusters in {0, *(ipc for ipc in args.ipc if ipc > 1)}:
             known(place, phi, clusters)
     store = place.work / "settings-kept.json"

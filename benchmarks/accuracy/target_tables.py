@@ -18,34 +18,6 @@ COLORS = {"fashion_vit": "#0072B2", "fashion_cnn": "#C65102", "tf_efficientnet_l
 STYLES = {0.8: (0, (1, 1.6)), 1.0: "-", 1.2: (0, (5, 3)), 1.5: (0, (5, 1.5, 1, 1.5))}  # by scale
 
 
-TITLES = {
-    "class-means": "class means, no images",
-    "recommended": "SFM, recommended",
-    "lgm-equal-time": "LGM, as long",
-    "decoupled-discriminant": "SFM decoupled, discriminant centres",
-    "decoupled-means": "SFM decoupled, class means",
-    "recommended-means": "SFM, recommended but class means",
-    "sfm": "SFM as in the paper",
-}
-
-
-def run_table(result: Mapping[str, Any]) -> str:
-    """One row per backbone and kind of run: top-1 on that backbone, the mean over the others, steps and seconds."""
-    rows, lines = result["rows"], []
-    for name in result["backbones"]:
-        for label in dict.fromkeys(row["label"] for row in rows if row["part"] == "runs"):
-            mine = [row for row in _of(rows, "runs", name) if row["label"] == label]
-            cells = [short_name(name), TITLES[label], _spread([row["top1"] for row in mine])]
-            if mine[0]["steps"] is None:
-                cells += ["", "", ""]
-            else:
-                others = _spread([_others(row) for row in mine if row["others"]])
-                seconds = statistics.fmean(row["seconds"] for row in mine)
-                cells += [others, str(mine[0]["steps"]), f"{seconds:.0f} s"]
-            lines.append(cells)
-    return text_table(("distilled on", "trained on", "own backbone", "other backbones", "steps", "time"), lines)
-
-
 def shrinkage_table(result: Mapping[str, Any]) -> str:
     """Top-1 along lambda at kappa = 1, for each backbone of a probe on the targets themselves, and of short runs' images; the last row is the rule's lambda."""
     names, lines = result["backbones"], []
@@ -98,12 +70,6 @@ def _of(rows: Iterable[Row], part: str, backbone: str) -> list[Row]:
 def _others(row: Row) -> float:
     """Mean top-1 on the backbones other than the distilling one."""
     return statistics.fmean(row["others"].values())
-
-
-def _spread(values: list[float]) -> str:
-    if not values:
-        return ""
-    return f"{statistics.fmean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def write_figure(result: Mapping[str, Any], path: Path) -> None:

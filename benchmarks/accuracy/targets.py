@@ -1,11 +1,10 @@
-"""Targets for one image per class: accuracy along lambda and kappa, on features and on images, and full runs beside LGM.
+"""Targets for one image per class: accuracy along lambda and kappa of discriminant centres, on features and on images.
 
     python -m sfm_fast.benchmarks.accuracy.targets --out benchmarks/results/cpu --figure docs/figures/targets.svg
 
-Three parts, on each backbone. "features": a linear probe trained on the targets themselves, with no images, along the shrinkage lambda and the
+Two parts, on each backbone. "features": a linear probe trained on the targets themselves, with no images, along the shrinkage lambda and the
 scale kappa of discriminant centres. "images": the same with images of short runs, along lambda and along the length weight. Both are evaluated on
-every sixth *training* image, which the statistics then leave out, so that settings are never chosen by test images. "runs": full runs of
-one setting for all backbones and their rivals, on the test images, over several seeds. Finished cells are kept in WORK.
+every sixth *training* image, which the statistics then leave out, so that settings are never chosen by test images. Finished cells are kept in WORK.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +23,6 @@ import torch
 from torch import Tensor
 
 from sfm_fast.arguments import add_list, check_names
-from sfm_fast.demo.cost import compare_methods
 from sfm_fast.distill.build import make_distiller
 from sfm_fast.distill.config import DistillConfig, Execution
 from sfm_fast.errors import InputError
@@ -38,17 +36,18 @@ from sfm_fast.views import Augmentation
 
 from ..cells import Cell, fill, in_parallel
 from ..machine import environment
-from . import runs
-from .target_tables import run_table, shrinkage_table, weight_table, write_figure
+from . import places
+from .content import BACKBONES
+from .target_tables import shrinkage_table, weight_table, write_figure
+from .trajectory import MEMORY
 
 FORMAT = "sfm_fast targets 1"
 EVERY = 6  # of the training images, every sixth is held out
 SHRINKAGES, SCALES = (1.0, 3.0, 10.0, 30.0, 100.0), (0.8, 1.0, 1.2, 1.5)
 WEIGHTS = (0.0, 0.5, 1.0, 4.0)  # of the lengths; the recommended one is among the rows along lambda
-SHORT_STEPS, STEPS = 500, 2000
+PARTS = ("features", "images")
+SHORT_STEPS = 500
 DRAWS = 3  # evaluations of each set of images; a single one has a standard deviation of 0.6 points
-# One setting for all backbones: what `--recommended` takes.
-OURS = DistillConfig()
 
 
 class Place(NamedTuple):
@@ -61,12 +60,12 @@ class Place(NamedTuple):
 
     def tag(self, phi: str) -> str:
         """What the result of a cell on a backbone depends on, besides its options."""
-        return f"{self.data} {phi} {' '.join(runs.backbone(name).fingerprint for name in phi.split())}, of {' '.join(self.backbones)}, {self.epochs} epochs, {DRAWS} draws"
+        return f"{self.data} {phi} {' '.join(places.backbone(name).fingerprint for name in phi.split())}, of {' '.join(self.backbones)}, {self.epochs} epochs, {DRAWS} draws"
 
     @property
     def slug(self) -> str:
         """The data's name as a part of file names."""
-        return runs.slug_of(self.data)
+        return places.slug_of(self.data)
 
     @property
     def judge(self) -> ProbeConfig:
@@ -82,20 +81,17 @@ class Data(NamedTuple):
 
 
 @functools.cache
-def data(place: Place, phi: str, split: str) -> Data:
-    """split: "held out" (training images judge, the others make the statistics) or "test"."""
-    model, known = runs.backbone(phi), runs.features(place.work)
-    features, labels = known.features(runs.source(place.data, "train"), model, progress=False)
-    if split == "test":
-        judged = known.features(runs.source(place.data, "test"), model, progress=False)
-    else:
-        held = torch.arange(len(labels)) % EVERY == 0
-        judged = features[held], labels[held]
-        features, labels = features[~held], labels[~held]
+def data(place: Place, phi: str) -> Data:
+    """Every sixth training image judges, and the others make the statistics."""
+    model, known = places.backbone(phi), places.features(place.work)
+    features, labels = known.features(places.source(place.data, "train"), model, progress=False)
+    held = torch.arange(len(labels)) % EVERY == 0
+    judged = features[held], labels[held]
+    features, labels = features[~held], labels[~held]
     statistics = ClassStatistics(int(labels.max()) + 1, model.num_features, covariance=True)
     for part in zip(features.split(4096), labels.split(4096), strict=True):
         statistics.update(*part)
-    statistics.provenance = {"channels": runs.source(place.data, "train").channels}
+    statistics.provenance = {"channels": places.source(place.data, "train").channels}
     return Data(statistics, *judged)
 
 
@@ -114,7 +110,7 @@ def chosen_shrinkage(statistics: ClassStatistics) -> float:
 
 def on_features(place: Place, phi: str) -> list[dict[str, Any]]:
     """The rows of part "features" on one backbone."""
-    of = data(place, phi, "held out")
+    of = data(place, phi)
     known, labels = of.statistics, torch.arange(of.statistics.num_classes)
     chosen = chosen_shrinkage(known)
     rows = [{"shrinkage": None, "scale": None, "top1": probe(of, known.centers.unsqueeze(0), labels, 0, place.judge)}]
@@ -126,12 +122,10 @@ def on_features(place: Place, phi: str) -> list[dict[str, Any]]:
     return rows
 
 
-def distil(place: Place, phi: str, split: str, config: DistillConfig) -> dict[str, Any]:
+def distil(place: Place, phi: str, config: DistillConfig) -> dict[str, Any]:
     """Distil, and judge the images by a probe on each backbone: on this one by `DRAWS` of them, each with views of its own."""
-    of, model = data(place, phi, split), runs.backbone(phi)
-    source = runs.source(place.data, "train") if config.method == "lgm" else None
-    execution = Execution(memory_budget=runs.MEMORY)
-    distiller = make_distiller(config, model, source, None if source else of.statistics, execution=execution)
+    of, model = data(place, phi), places.backbone(phi)
+    distiller = make_distiller(config, model, None, of.statistics, execution=Execution(memory_budget=MEMORY))
     started = time.perf_counter()
     while distiller.steps_done < config.steps:
         distiller.step()
@@ -142,8 +136,8 @@ def distil(place: Place, phi: str, split: str, config: DistillConfig) -> dict[st
     for name in place.backbones:
         scores = []
         for seed in range(config.seed * DRAWS, config.seed * DRAWS + (DRAWS if name == phi else 1)):
-            views = view_features(runs.backbone(name), made.images, judge.views, augmentation, seed=seed)
-            scores.append(probe(data(place, name, split), views, made.labels, seed, judge))
+            views = view_features(places.backbone(name), made.images, judge.views, augmentation, seed=seed)
+            scores.append(probe(data(place, name), views, made.labels, seed, judge))
         top1[name] = statistics.fmean(scores)
     row = {"steps": config.steps, "seed": config.seed, "seconds": seconds, "config": config.to_dict()}
     return row | {"top1": top1.pop(phi), "others": top1}
@@ -151,39 +145,19 @@ def distil(place: Place, phi: str, split: str, config: DistillConfig) -> dict[st
 
 def on_images(place: Place, phi: str, steps: int, shrinkage: float | None, **options: Any) -> dict[str, Any]:
     """The row of part "images" for one lambda; None: the one that the rule chooses."""
-    number = chosen_shrinkage(data(place, phi, "held out").statistics) if shrinkage is None else shrinkage
+    number = chosen_shrinkage(data(place, phi).statistics) if shrinkage is None else shrinkage
     config = ours(steps, 0, shrinkage=number, **options)
-    row = distil(place, phi, "held out", config)
+    row = distil(place, phi, config)
     return row | {"shrinkage": number, "chosen": shrinkage is None, "length_weight": config.length_weight}
 
 
-def class_means(place: Place, phi: str, seed: int) -> dict[str, Any]:
-    """The row of part "runs" for the class means themselves as training data, without images."""
-    of = data(place, phi, "test")
-    labels = torch.arange(of.statistics.num_classes)
-    top1 = probe(of, of.statistics.centers.unsqueeze(0), labels, seed, place.judge)
-    return {"steps": None, "seed": seed, "seconds": None, "top1": top1, "others": {}}
-
-
 def ours(steps: int, seed: int, **options: Any) -> DistillConfig:
-    return DistillConfig(steps=steps, seed=seed, **options)
+    """One setting for all backbones, with which lambda, kappa and the weight of lengths were chosen: from noise, unlike the default."""
+    kept: dict[str, Any] = {"centers": "discriminant", "init": "noise", "lr": 0.02}
+    return DistillConfig(steps=steps, seed=seed, **(kept | options))
 
 
-# The full runs by label: LGM with as many steps as fit into the time of the first. It and `sfm` have the papers' views, and our step size.
-RUNS: dict[str, Callable[[int, int, int], DistillConfig]] = {
-    "recommended": lambda steps, seed, _: ours(steps, seed),
-    "lgm-equal-time": lambda _, seed, lgm: DistillConfig.paper(method="lgm", steps=lgm, lr=runs.LR, seed=seed),
-    "decoupled-discriminant": lambda steps, seed, _: ours(steps, seed, method="sfm-decoupled"),
-    "decoupled-means": lambda steps, seed, _: ours(steps, seed, method="sfm-decoupled", centers="means"),
-    "recommended-means": lambda steps, seed, _: ours(steps, seed, centers="means"),
-    "sfm": lambda steps, seed, _: DistillConfig.paper(steps=steps, lr=runs.LR, seed=seed),
-}
-LABELS = tuple(RUNS)[:4]  # of the committed result
-
-
-def cells(
-    args: argparse.Namespace, place: Place, lgm_steps: Mapping[str, int]
-) -> Iterator[tuple[dict[str, Any], Cell]]:
+def cells(args: argparse.Namespace, place: Place) -> Iterator[tuple[dict[str, Any], Cell]]:
     """Every cell, whose name has all that its result depends on, with the common fields of its rows."""
     for phi in args.backbones:
         tag = place.tag(phi)
@@ -198,35 +172,10 @@ def cells(
                 name = f"images, {tag}, {shrinkage}, {_key(ours(args.short_steps, 0, **options))}"
                 call = functools.partial(on_images, place, phi, args.short_steps, shrinkage, **options)
                 yield {"part": "images", "backbone": phi}, Cell(name, call)
-        if "runs" in args.parts:
-            for seed in range(args.seeds):
-                yield (
-                    {"part": "runs", "backbone": phi, "label": "class-means"},
-                    Cell(f"class means, {tag}, {seed}", functools.partial(class_means, place, phi, seed)),
-                )
-                for label in args.labels:
-                    config = RUNS[label](args.steps, seed, lgm_steps[phi])
-                    name = f"runs, {tag}, {_key(config)}"
-                    call = functools.partial(distil, place, phi, "test", config)
-                    yield {"part": "runs", "backbone": phi, "label": label}, Cell(name, call)
 
 
 def _key(config: DistillConfig) -> str:
     return json.dumps(config.to_dict(), sort_keys=True)
-
-
-def lgm_steps_of(place: Place, args: argparse.Namespace, kept: dict[str, Any]) -> dict[str, int]:
-    """Steps of LGM that take as long as ours, by backbone: both steps are timed in turn, once."""
-    found = {}
-    for phi in args.backbones:
-        name = f"costs, {place.tag(phi)}, {_key(OURS)}"
-        if name not in kept:
-            configs = {"ours": OURS, "lgm": DistillConfig.paper(method="lgm")}
-            known, source = data(place, phi, "test").statistics, runs.source(place.data, "train")
-            costs = compare_methods(configs, runs.backbone(phi), source, known, rounds=7)
-            kept[name] = {cost["name"]: [cost["step_seconds"], cost["peak_bytes"]] for cost in costs}
-        found[phi] = max(1, round(args.steps * kept[name]["ours"][0] / kept[name]["lgm"][0]))
-    return found
 
 
 def main() -> None:
@@ -235,19 +184,15 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="folder of targets.json")
     parser.add_argument("--figure", help="file of the figure of parts features and images, .svg or .png")
     parser.add_argument("--work", default="runs/accuracy", help="folder of features and finished cells")
-    add_list(parser, "--backbones", default=runs.BACKBONES, help=f"of {', '.join(runs.BACKBONES)}")
-    add_list(parser, "--parts", default=("features", "images", "runs"), help="of features, images and runs")
-    add_list(parser, "--labels", default=LABELS, help=f"full runs, of {', '.join(RUNS)}")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=STEPS, help="of the full runs")
+    add_list(parser, "--backbones", default=BACKBONES, help=f"of {', '.join(BACKBONES)}")
+    add_list(parser, "--parts", default=PARTS, help=f"of {' and '.join(PARTS)}")
     parser.add_argument("--short-steps", type=int, default=SHORT_STEPS, help="of part images")
     parser.add_argument("--epochs", type=int, default=ProbeConfig().epochs, help="of each probe")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes")
     args = parser.parse_args()
-    args.backbones = check_names("--backbones", args.backbones, runs.BACKBONES)
-    args.parts = check_names("--parts", args.parts, ("features", "images", "runs"))
-    args.labels = check_names("--labels", args.labels, tuple(RUNS))
-    panels = {"features", "images"} <= set(args.parts)
+    args.backbones = check_names("--backbones", args.backbones, BACKBONES)
+    args.parts = check_names("--parts", args.parts, PARTS)
+    panels = set(PARTS) <= set(args.parts)
     if args.figure and not panels:
         raise InputError(f"--parts must have features and images for --figure, got {', '.join(args.parts)}")
     out, work = Path(args.out), Path(args.work).resolve()
@@ -258,10 +203,8 @@ def main() -> None:
     kept: dict[str, Any] = json.loads(store.read_text()) if store.exists() else {}
     save = functools.partial(write_json, store, kept)
     for phi in args.backbones:  # once, before several processes want them
-        data(place, phi, "test")
-    lgm_steps = lgm_steps_of(place, args, kept) if "runs" in args.parts else {}
-    save()
-    wanted = list(cells(args, place, lgm_steps))
+        data(place, phi)
+    wanted = list(cells(args, place))
     # The longest first, so that all processes end at about the same time.
     todo = [cell for about, cell in sorted(wanted, key=lambda one: "efficientnet" not in one[0]["backbone"])]
     run = in_parallel(args.jobs, max(1, (os.cpu_count() or 1) // args.jobs), "targets")
@@ -272,18 +215,13 @@ def main() -> None:
         "format": FORMAT,
         "data": args.data,
         "environment": environment(),
-        "recommended": OURS.to_dict(),
+        "settings": ours(args.short_steps, 0).to_dict(),
         "backbones": args.backbones,
         "rows": [about | row for about, value in values for row in (value if isinstance(value, list) else [value])],
-        "costs": {
-            phi: kept[name] for phi in args.backbones for name in kept if name.startswith(f"costs, {place.tag(phi)}")
-        },
     }
     write_json(out / "targets.json", result)
     if args.figure:
         write_figure(result, Path(args.figure))
-    if "runs" in args.parts:
-        print(run_table(result))
     if panels:
         print(shrinkage_table(result))
         print(weight_table(result))

@@ -112,8 +112,9 @@ class Evaluator:
         *,
         modes: Sequence[str] | None = None,
         chosen: bool = True,
+        seed: int = 0,
     ) -> list[Row]:
-        """A row for each mode: images (N, channels, H, W) in 0..1 with labels (N,); a list holds one set per seed.
+        """A row for each mode: images (N, channels, H, W) in 0..1 with labels (N,); a list holds one set per seed, ``seed`` being the first.
 
         ``chosen``: whether the distilling backbone was used to make or choose the images. In a row, ``parameters`` and ``bytes_…``
         count what prediction needs besides the backbone, ``parameters_folded`` the same with classifier and projector as one map;
@@ -125,13 +126,13 @@ class Evaluator:
         label_sets = labels if isinstance(labels, list) else [labels] * self.config.seeds
         fits: dict[str, list[Scored]] = {mode: [] for mode in modes}
         seconds = dict.fromkeys(modes, 0.0)
-        for seed, (seed_images, seed_labels) in enumerate(zip(sets, label_sets, strict=True)):
+        for place, (seed_images, seed_labels) in enumerate(zip(sets, label_sets, strict=True), seed):
             started = time.perf_counter()
-            features = self.sets.of_views(seed_images, seed_labels, seed, modes)
+            features = self.sets.of_views(seed_images, seed_labels, place, modes)
             shared = time.perf_counter() - started
             for mode in modes:
                 started = time.perf_counter()
-                fits[mode].append(self._fit(mode, features, seed))
+                fits[mode].append(self._fit(mode, features, place))
                 seconds[mode] += shared + time.perf_counter() - started
         ipc = len(label_sets[0]) // self.num_classes
         return [self._row(name, mode, ipc, fits[mode], seconds[mode], chosen) for mode in modes]

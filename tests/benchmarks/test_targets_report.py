@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sfm_fast.benchmarks.accuracy.target_tables import run_table, shrinkage_table, weight_table, write_figure
+from sfm_fast.benchmarks.accuracy.target_tables import shrinkage_table, weight_table, write_figure
 
 VIT, CNN = "fashion_vit", "fashion_cnn"
 
@@ -17,13 +17,6 @@ def rows(name, other, base):
     for shrinkage, weight, chosen in ((1.0, 1.0, False), (10.0, 1.0, False), (4.0, 1.0, True), (4.0, 0.0, True)):
         kind = {"part": "images", "shrinkage": shrinkage, "length_weight": weight, "chosen": chosen, "steps": 5}
         yield about | kind | {"top1": base - 1 + weight, "others": {other: base - 9, "third": base - 11}}
-    for seed in range(2):
-        run = {"part": "runs", "label": "class-means", "steps": None, "seed": seed, "seconds": None}
-        yield about | run | {"top1": base + 2 * seed, "others": {}}
-    for label, steps, gain in (("recommended", 20, 3.0), ("lgm-equal-time", 2, -5.0)):
-        for seed in range(2):
-            run = {"part": "runs", "label": label, "steps": steps, "seed": seed, "seconds": 9 + 2 * seed}
-            yield about | run | {"top1": base + gain + 2 * seed, "others": {other: base - 20, "third": base - 30}}
 
 
 RESULT = {"backbones": [VIT, CNN], "rows": [*rows(VIT, CNN, 70.0), *rows(CNN, VIT, 60.0)]}
@@ -31,15 +24,6 @@ RESULT = {"backbones": [VIT, CNN], "rows": [*rows(VIT, CNN, 70.0), *rows(CNN, VI
 
 def cells(table):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-
-
-def test_runs_have_their_mean_and_spread_over_seeds_steps_and_seconds():
-    header, _, *lines = cells(run_table(RESULT))
-    assert header == ["distilled on", "trained on", "own backbone", "other backbones", "steps", "time"]
-    assert [line[0] for line in lines] == ["vit"] * 3 + ["cnn"] * 3
-    assert lines[0][1:] == ["class means, no images", "71.0 ± 1.4", "", "", ""]
-    assert lines[1][1:] == ["SFM, recommended", "74.0 ± 1.4", "45.0 ± 0.0", "20", "10 s"]
-    assert lines[5][1:] == ["LGM, as long", "56.0 ± 1.4", "35.0 ± 0.0", "2", "10 s"]
 
 
 def test_weights_are_in_order_and_only_of_the_chosen_shrinkage():
@@ -61,7 +45,6 @@ def test_one_backbone_has_no_others(tmp_path):
         "backbones": [VIT],
         "rows": [row | ({"others": {}} if "others" in row else {}) for row in rows(VIT, CNN, 70.0)],
     }
-    assert [line[3] for line in cells(run_table(alone))[2:]] == ["", "", ""]
     assert cells(weight_table(alone))[2:] == [["0", "69.0", ""], ["1", "70.0", ""]]
     write_figure(alone, tmp_path / "a.svg")
 
