@@ -22,7 +22,7 @@ from .config import ProjectorFit as ProjectorFit
 from .heads import Projector, check_metadata
 from .linear import MOST_STEPS, check_range, check_seed, fit_linear, gradient_of
 
-PENALTIES = tuple(10.0 ** (k / 2) for k in range(-12, 3))  # 1e-6 to 10, in units of the mean eigenvalue
+PENALTIES = tuple(10.0 ** (k / 2) for k in range(-12, 5))  # 1e-6 to 100, in units of the mean eigenvalue
 LEARNING_RATE = 0.01  # Adam's, for a batch of 256
 BLOCK = 8192  # rows in float64 at a time
 
@@ -48,9 +48,9 @@ def fit_projector(
         inputs: (V, N, Dpsi) floats, features of views of N images on the evaluating backbone.
         targets: (V, N, Dphi) floats, features of the same views on the distilling one.
         solver: "ridge", or "adam": the paper's fit with `fit_linear`, lr 0.01 * batch / 256.
-        penalties: candidates for ridge, all positive; the one with the least leave-one-out squared error over rows (exact, in closed form)
-            is used, the largest of equal ones. Views of an image are similar, so the chosen penalty tends to be too small; holding out
-            views, or images with all their views, was no better on average over sets and pairs of backbones.
+        penalties: candidates for ridge, all positive; the one with the least squared error is used when each image with all its views is left
+            out in turn (exact, in closed form; of a single image, each view), the largest of equal ones. Views of an image are similar, so
+            leaving out single views would choose too small a penalty for other images.
         epochs, most_steps: for Adam, see `fit_linear`.
         seed: of Adam's initial weights and batches.
         metadata: added to the projector's; must not have the keys "format" and "file_format".
@@ -86,7 +86,7 @@ def fit_projector(
         whole = Ridge(x, y)
         held_out = None
         if len(ordered) > 1 and len(x) > 1:
-            errors = whole.left_out_errors(ordered)
+            errors = whole.left_out_errors(ordered, views if images > 1 else 1)
             best = int(errors.argmin())
             ordered, held_out = [ordered[best]], float(errors[best])
         weight, bias = whole.solve(ordered[0])
@@ -161,21 +161,34 @@ class Ridge:
         weight = (self.vectors @ (self._shrunk(penalty).unsqueeze(1) * self.moments)).T
         return weight, self.target_mean - weight @ self.input_mean
 
-    def left_out_errors(self, penalties: Sequence[float]) -> Tensor:
-        """(penalties,) mean squared error of the rows, each predicted by the fit to all others with the same λ.
+    def left_out_errors(self, penalties: Sequence[float], together: int = 1) -> Tensor:
+        """(penalties,) mean squared error of the rows, each predicted by a fit with the same λ to all rows that aren't left out with it.
 
-        Exact: row i's error is residual_i / (1 - h_i), h the diagonal of the hat matrix, 1/n of which is the bias's (Allen's PRESS).
+        together: number of rows that are left out together, those whose numbers are equal modulo rows / together: the views of an image.
+        Exact: the errors of rows b are (I - H_bb)⁻¹ residual_b, with H the hat matrix, whose entries have 1/n for the bias (of one row: Allen's PRESS).
         """
-        rows, errors = len(self.inputs), []
+        rows = len(self.inputs)
+        groups = rows // together
         shrunk = [self._shrunk(penalty) for penalty in penalties]
-        for x, y in self._blocks():
-            scores = x @ self.vectors
-            squares = scores.square()
-            for inverse in shrunk:
-                residual = y - scores @ (inverse.unsqueeze(1) * self.moments)
-                rest = (1 - 1 / rows - squares @ inverse).clamp(min=1e-12)
-                errors.append((residual / rest.unsqueeze(1)).square().sum())
-        return torch.stack(errors).view(-1, len(shrunk)).sum(0) / self.targets.numel()
+        totals = self.moments.new_zeros(len(shrunk))
+        at_once = max(1, BLOCK // together)
+        unit = torch.eye(together, dtype=self.moments.dtype, device=self.moments.device)
+        for begin in range(0, groups, at_once):
+            some = slice(begin, min(begin + at_once, groups))
+            x, y = (
+                part.view(together, groups, -1)[:, some].double() - mean
+                for part, mean in ((self.inputs, self.input_mean), (self.targets, self.target_mean))
+            )
+            scores, wanted = (x @ self.vectors).transpose(0, 1), y.transpose(0, 1)  # (groups, together, …)
+            for place, inverse in enumerate(shrunk):
+                residual = wanted - scores @ (inverse.unsqueeze(1) * self.moments)
+                if together == 1:
+                    rest = (1 - 1 / rows - scores.square() @ inverse).clamp(min=1e-12)
+                    error = residual / rest.unsqueeze(2)
+                else:
+                    error = torch.linalg.solve(unit * (1 + 1e-12) - 1 / rows - (scores * inverse) @ scores.mT, residual)
+                totals[place] += error.square().sum()
+        return totals / self.targets.numel()
 
 
 def _check(inputs: Tensor, targets: Tensor, solver: str, penalties: Sequence[float], epochs: int) -> list[float]:

@@ -56,18 +56,23 @@ def test_both_forms_agree(dim):
 
 
 @pytest.mark.parametrize("dim", [7, 60])
-def test_left_out_errors_are_those_of_refits(dim, monkeypatch):
+@pytest.mark.parametrize("images", [False, True])
+def test_left_out_errors_are_those_of_refits(dim, images, monkeypatch):
+    """Rows one by one, and images with all their views."""
     monkeypatch.setattr("sfm_fast.evaluation.projector.BLOCK", 11)  # several blocks of rows
-    x, y, _ = (part.flatten(0, 1) if part.ndim == 3 else part for part in pairs(dim=dim))
-    fit = Ridge(x, y)
+    x, y, _ = pairs(dim=dim)
+    views, number = x.shape[:2]
+    x, y = x.flatten(0, 1), y.flatten(0, 1)
+    fit, place = Ridge(x, y), torch.arange(len(x))
     for penalty in (1e-3, 0.3):
         errors = []
-        for row in range(len(x)):
-            rest = torch.arange(len(x)) != row
-            other = Ridge(x[rest], y[rest])
+        for group in range(number if images else len(x)):
+            out = (place % number if images else place) == group
+            other = Ridge(x[~out], y[~out])
             weight, bias = other.solve(penalty * fit.unit / other.unit)  # the same λ
-            errors.append((x[row] @ weight.T + bias - y[row]).square().mean())
-        torch.testing.assert_close(fit.left_out_errors([penalty])[0], torch.stack(errors).mean(), rtol=1e-7, atol=0)
+            errors.append((x[out] @ weight.T + bias - y[out]).square().mean())
+        found = fit.left_out_errors([penalty], views if images else 1)[0]
+        torch.testing.assert_close(found, torch.stack(errors).mean(), rtol=1e-7, atol=0)
 
 
 def test_an_exact_relation_is_recovered():
@@ -101,7 +106,11 @@ def test_the_penalty_with_the_least_held_out_error_is_chosen():
     y = base[..., :2] + torch.randn(1, 6, 2, generator=generator, dtype=torch.float64).expand(5, 6, 2)
     penalties = (1e-4, 1e-2, 1.0, 100.0)
     fitted = fit_projector(x, y, penalties=penalties)
-    errors = Ridge(x.flatten(0, 1), y.flatten(0, 1)).left_out_errors(penalties)
+    rows = Ridge(x.flatten(0, 1), y.flatten(0, 1))
+    errors = rows.left_out_errors(penalties, 5)
+    assert int(errors.argmin()) > int(
+        rows.left_out_errors(penalties).argmin()
+    )  # single rows would choose too small a penalty
     assert fitted.metadata["penalty"] == penalties[int(errors.argmin())]
     assert fitted.metadata["held_out_mse"] == pytest.approx(float(errors.min()), rel=1e-6)
 
