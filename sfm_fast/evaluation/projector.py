@@ -188,7 +188,8 @@ class Ridge:
                 else:
                     error = torch.linalg.solve(unit * (1 + 1e-12) - 1 / rows - (scores * inverse) @ scores.mT, residual)
                 totals[place] += error.square().sum()
-        return totals / self.targets.numel()
+        errors: Tensor = totals / self.targets.numel()
+        return errors
 
 
 def _check(inputs: Tensor, targets: Tensor, solver: str, penalties: Sequence[float], epochs: int) -> list[float]:

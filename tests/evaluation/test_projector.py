@@ -101,9 +101,9 @@ def test_the_penalty_does_not_depend_on_scale_or_repetition():
 def test_the_penalty_with_the_least_held_out_error_is_chosen():
     # Views of an image share its noise: within an image a row is told by its neighbours.
     generator = torch.Generator().manual_seed(1)
-    base = torch.randn(1, 6, 12, generator=generator, dtype=torch.float64)
-    x = base + 0.01 * torch.randn(5, 6, 12, generator=generator, dtype=torch.float64)
-    y = base[..., :2] + torch.randn(1, 6, 2, generator=generator, dtype=torch.float64).expand(5, 6, 2)
+    base = torch.randn(1, 20, 12, generator=generator, dtype=torch.float64)
+    x = base + 0.01 * torch.randn(5, 20, 12, generator=generator, dtype=torch.float64)
+    y = base[..., :2] + 2 * torch.randn(1, 20, 2, generator=generator, dtype=torch.float64).expand(5, 20, 2)
     penalties = (1e-4, 1e-2, 1.0, 100.0)
     fitted = fit_projector(x, y, penalties=penalties)
     rows = Ridge(x.flatten(0, 1), y.flatten(0, 1))
