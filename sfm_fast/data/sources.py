@@ -28,13 +28,14 @@ class ImageSource:
     """Labelled images: ``batches`` streams all of them in order, ``take`` fetches some by index.
 
     channels: of synthetic images made from it, 1 if it is grey, else 3. random_access: whether ``take`` reads only the images it needs,
-    or all of them. told: a summary of the data set in one line, or "". no_test: why a folder or archive has no test split, or "".
+    or all of them. once: whether it can be read once only. told: a summary of the data set in one line, or "". no_test: why a folder or archive has no test split, or "".
     """
 
     name: str
     class_names: list[str]
     channels: int
     random_access = True
+    once = False
     told = ""
     no_test = ""
 
@@ -219,6 +220,10 @@ class IterableSource(ImageSource):
 
     random_access = False
 
+    @property
+    def once(self) -> bool:  # type: ignore[override]
+        return iter(self.iterable) is self.iterable
+
     def __init__(
         self, iterable: Iterable[Any], class_names: Sequence[str], channels: int, name: str = "iterable"
     ) -> None:
@@ -232,8 +237,7 @@ class IterableSource(ImageSource):
         return 0 if _holds_batches(self.iterable) else _length(self.iterable)
 
     def batches(self, batch_size: int, transform: ImageTransform) -> Iterator[tuple[Tensor, Tensor]]:
-        once_only = iter(self.iterable) is self.iterable
-        if once_only and self._started:
+        if self.once and self._started:
             raise InputError(
                 f"{self.name}: a generator can only be read once, but this needs a second pass; give a list or a data set"
             )

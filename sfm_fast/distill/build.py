@@ -39,7 +39,7 @@ def make_distiller(
 ) -> Distiller:
     """A `Distiller` that runs ``config`` with the memory settings of ``execution``.
 
-    ``config.init`` "auto" becomes "real", a start from images of ``source``, or "noise" without one.
+    ``config.init`` "auto" becomes "real", a start from images of ``source``, or "noise" without one, or if it can only be read once.
 
     SFM needs ``statistics`` (a file or an object; None: computed here from ``source``); LGM needs only ``source``.
 
@@ -51,7 +51,7 @@ def make_distiller(
     """
     backbones, kind = backbones_of(backbone), METHODS[config.method]
     if config.init == "auto":
-        config = replace(config, init="noise" if source is None else "real")
+        config = replace(config, init="noise" if source is None or source.once else "real")
     if kind.trains_backbone(config):
         backbones = tuple(one.unprepared() for one in backbones)
     channels = min(one.in_channels for one in backbones)

@@ -155,6 +155,15 @@ def test_without_a_data_set(statistics, backbone):
         DistillConfig(init="zeros")
 
 
+def test_a_generator_is_read_once(backbone):
+    items = [(torch.rand(28, 28).numpy(), place % 2) for place in range(20)]
+    config = DistillConfig(steps=1)
+    for data, init in ((iter(items), "noise"), (items, "real")):
+        made = make_distiller(config, backbone, from_iterable(data, class_names=["a", "b"], channels=1), progress=False)
+        assert made.config.init == init
+        assert made.step().isfinite()
+
+
 def test_a_class_without_images_is_named(source, statistics, backbone):
     rows = (source.labels != 3).nonzero().flatten().tolist()
     start = RealStart(source.subset(rows, "no dresses"), [backbone], [statistics.centers], 1, 1, 28, 0)
