@@ -26,7 +26,7 @@ $(READY): pyproject.toml setup.py constraints.txt $(SOURCES)
 	$(call with_signs_of_life,$(BIN)/python -m pip install --progress-bar off --constraint constraints.txt --no-build-isolation --editable '.[test]')
 	touch $@
 
-demo: $(READY)  ## statistics, distillation, evaluation and cost on embedded data, about three minutes on 2 cores
+demo: $(READY)  ## statistics, distillation, evaluation and cost on embedded data, one to two minutes on 2 cores
 	$(BIN)/sfm-fast demo --out demo
 
 test: $(READY)  ## all tests, one process per core

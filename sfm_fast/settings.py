@@ -10,7 +10,7 @@ FLOWS = ("global", "class", "pair")  # between classes
 ALIGNMENTS = (*FLOWS, "anchored")
 METRICS = ("cosine", "mse")
 AREA = (0.08, 1.0)  # of a random crop, as fractions of the image
-SHRINKAGE, PROXIMITY = 0.1, 1.0  # of regression centres
+SHRINKAGE, PROXIMITY = 0.3, 1.0  # of regression centres
 MOST_PIXELS = 2**14  # side of an image, a canvas or a view
 
 

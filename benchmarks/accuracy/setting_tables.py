@@ -1,4 +1,4 @@
-"""The table of ``settings.json``: one change of the default settings in a row."""
+"""The table of ``settings.json``: one change of the base in a row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def settings_table(result: Mapping[str, Any]) -> str:
     """Top-1 on held-out training images, one row per change: on each backbone that images were made for and, behind a slash, the mean of the others."""
     rows = result["rows"]
     groups = list(dict.fromkeys((row["ipc"], tuple(row["made_for"])) for row in rows))
-    header = ["change of the default", *(f"{ipc}, {' + '.join(map(short_name, names))}" for ipc, names in groups)]
+    header = ["change of the base", *(f"{ipc}, {' + '.join(map(short_name, names))}" for ipc, names in groups)]
     lines = []
     for change in dict.fromkeys(row["change"] for row in rows):
         cells = [change]

@@ -156,13 +156,13 @@ def test_settings_are_one_line_each() -> None:
     both = {VIT: 70.0, CNN: 60.0, LITE: 50.0}
     made = {
         "rows": [
-            row("default", 1, [VIT], **both),
-            row("default", 1, [VIT, CNN], **both),
+            row("base", 1, [VIT], **both),
+            row("base", 1, [VIT, CNN], **both),
             row("start from noise", 1, [VIT], **{VIT: 61.0}),
         ]
     }
-    assert lines(settings_table(made))[0] == ["change of the default", "1, vit", "1, vit + cnn"]
+    assert lines(settings_table(made))[0] == ["change of the base", "1, vit", "1, vit + cnn"]
     assert lines(settings_table(made))[2:] == [
-        ["default", "70.0 / 55.0", "70.0, 60.0 / 50.0"],
+        ["base", "70.0 / 55.0", "70.0, 60.0 / 50.0"],
         ["start from noise", "61.0", ""],
     ]
