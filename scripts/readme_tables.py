@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sfm_fast.benchmarks.accuracy.setting_tables import settings_table
-from sfm_fast.benchmarks.accuracy.tables import full_tables, stored_table, summary, verdicts
+from sfm_fast.benchmarks.accuracy.tables import full_tables, stored_table, summary
 from sfm_fast.benchmarks.accuracy.target_tables import shrinkage_table, weight_table
 from sfm_fast.benchmarks.derivation.figure import findings_table
 from sfm_fast.benchmarks.gpu.tables import gpu_step_table, kernel_table, read_all, shown_kernels
@@ -148,7 +148,6 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "docs/gpu.md": {"gpu-kernels": functools.partial(gpu_kernels, kernel_table), "gpu-steps": gpu_steps},
     "docs/benchmarks.md": {"losing": losing},
     "docs/accuracy.md": {
-        "accuracy-verdicts": lambda: verdicts(accuracy()),
         "accuracy-full": lambda: full_tables(accuracy()),
         "settings": settings,
     },
