@@ -13,31 +13,20 @@ import argparse
 import functools
 import json
 import os
-import statistics
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sfm_fast.arguments import add_list, check_names
-from sfm_fast.data.sources import ArraySource
-from sfm_fast.distill.build import make_distiller
-from sfm_fast.distill.config import DistillConfig, Execution
+from sfm_fast.distill.config import DistillConfig
 from sfm_fast.evaluation.evaluator import ProbeConfig
-from sfm_fast.features.compute import view_features
-from sfm_fast.features.statistics import ClassStatistics
 from sfm_fast.files import write_json
-from sfm_fast.views import Augmentation
 
 from ..cells import Cell, fill, in_parallel
 from ..machine import environment
-from . import places
 from .content import BACKBONES, CNN, LITE, VIT
+from .held_out import Place, data, judged, known
 from .setting_tables import settings_table
-from .targets import DRAWS, EVERY, Data, Place, data, probe
-from .trajectory import MEMORY
 
 FORMAT = "sfm_fast settings 1"
 STEPS = {1: 1000, 10: 300}  # by images per class
@@ -90,56 +79,6 @@ def config_of(change: str, ipc: int, steps: int | None, seed: int) -> DistillCon
     if change != "base" and "lr" not in options and "init" not in options and not paper:
         options["lr"] = DistillConfig(steps=steps or STEPS[ipc], init="real").schedule(1).lr  # of the base
     return DistillConfig.paper(**options) if paper else DistillConfig(**options)
-
-
-@functools.cache
-def kept(name: str) -> ArraySource:
-    """The training images that aren't held out."""
-    source = places.source(name, "train")
-    assert isinstance(source, ArraySource)
-    rows = torch.arange(len(source))
-    return source.subset(rows[rows % EVERY != 0].tolist(), f"{source.name}, five sixths")
-
-
-@functools.cache
-def known(place: Place, phi: str, clusters: int) -> ClassStatistics:
-    """Statistics of the kept images, with k-means centres; computed once and read from its file by other processes."""
-    path = place.work / f"held-out-{place.slug}-{places.backbone(phi).fingerprint}-{clusters}.safetensors"
-    if not path.exists():
-        features, labels = places.features(place.work).features(
-            places.source(place.data, "train"), places.backbone(phi), progress=False
-        )
-        rows = torch.arange(len(labels)) % EVERY != 0
-        made = ClassStatistics(int(labels.max()) + 1, features.shape[1], clusters=clusters, covariance=True)
-        made.update(features[rows], labels[rows])
-        made.provenance = {"channels": places.source(place.data, "train").channels}
-        made.save(path)
-    return ClassStatistics.load(path)
-
-
-def judged(place: Place, made_for: tuple[str, ...], config: DistillConfig) -> dict[str, Any]:
-    """Distil for the backbones ``made_for``, and probe on all backbones."""
-    clusters = config.ipc if config.level == "cluster" else 0
-    models = [places.backbone(name) for name in made_for]
-    execution = Execution(memory_budget=MEMORY)
-    its = [known(place, name, clusters) for name in made_for]
-    distiller = make_distiller(config, models, kept(place.data), its, execution=execution)
-    started = time.perf_counter()
-    while distiller.steps_done < config.steps:
-        distiller.step()
-    seconds = time.perf_counter() - started
-    made = distiller.result()
-    judge = ProbeConfig(seeds=1, views=100 if config.ipc == 1 else 30, epochs=place.epochs)
-    augmentation = Augmentation(min_area=judge.min_area, noise=False)
-    top1 = {}
-    for name in place.backbones:
-        of: Data = data(place, name)
-        scores = []
-        for seed in range(DRAWS if name in made_for else 1):
-            views = view_features(places.backbone(name), made.images, judge.views, augmentation, seed=seed)
-            scores.append(probe(of, views, made.labels, seed, judge))
-        top1[name] = statistics.fmean(scores)
-    return {"config": distiller.config.to_dict(), "lr": distiller.schedule.lr, "seconds": seconds, "top1": top1}
 
 
 def cells(args: argparse.Namespace, place: Place) -> Iterator[tuple[dict[str, Any], Cell[str, dict[str, Any]]]]:

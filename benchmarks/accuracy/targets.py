@@ -13,92 +13,31 @@ import argparse
 import functools
 import json
 import os
-import statistics
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from sfm_fast.arguments import add_list, check_names
-from sfm_fast.distill.build import make_distiller
-from sfm_fast.distill.config import DistillConfig, Execution
+from sfm_fast.distill.config import DistillConfig
 from sfm_fast.errors import InputError
 from sfm_fast.evaluation.evaluator import ProbeConfig
-from sfm_fast.evaluation.modes import Features, fit
-from sfm_fast.features.compute import view_features
 from sfm_fast.features.discriminant import choose_shrinkage
 from sfm_fast.features.statistics import ClassStatistics
 from sfm_fast.files import write_json
-from sfm_fast.views import Augmentation
 
 from ..cells import Cell, fill, in_parallel
 from ..machine import environment
-from . import places
 from .content import BACKBONES
+from .held_out import Place, data, judged, probe
 from .target_tables import shrinkage_table, weight_table, write_figure
-from .trajectory import MEMORY
 
 FORMAT = "sfm_fast targets 1"
-EVERY = 6  # of the training images, every sixth is held out
 SHRINKAGES, SCALES = (1.0, 3.0, 10.0, 30.0, 100.0), (0.8, 1.0, 1.2, 1.5)
 WEIGHTS = (0.0, 0.5, 1.0, 4.0)  # of the lengths; the recommended one is among the rows along lambda
 PARTS = ("features", "images")
 SHORT_STEPS = 500
-DRAWS = 3  # evaluations of each set of images; a single one has a standard deviation of 0.6 points
-
-
-class Place(NamedTuple):
-    """The data set by name, the folder of features and finished cells, the backbones, all of which judge images, and the epochs of a probe."""
-
-    data: str
-    work: Path
-    backbones: tuple[str, ...]
-    epochs: int
-
-    def tag(self, phi: str) -> str:
-        """What the result of a cell on a backbone depends on, besides its options."""
-        return f"{self.data} {phi} {' '.join(places.backbone(name).fingerprint for name in phi.split())}, of {' '.join(self.backbones)}, {self.epochs} epochs, {DRAWS} draws"
-
-    @property
-    def slug(self) -> str:
-        """The data's name as a part of file names."""
-        return places.slug_of(self.data)
-
-    @property
-    def judge(self) -> ProbeConfig:
-        return ProbeConfig(seeds=1, views=100, epochs=self.epochs)
-
-
-class Data(NamedTuple):
-    """Statistics of the images that targets are made of, and the features and labels of those that judge them."""
-
-    statistics: ClassStatistics
-    features: Tensor
-    labels: Tensor
-
-
-@functools.cache
-def data(place: Place, phi: str) -> Data:
-    """Every sixth training image judges, and the others make the statistics."""
-    model, known = places.backbone(phi), places.features(place.work)
-    features, labels = known.features(places.source(place.data, "train"), model, progress=False)
-    held = torch.arange(len(labels)) % EVERY == 0
-    judged = features[held], labels[held]
-    features, labels = features[~held], labels[~held]
-    statistics = ClassStatistics(int(labels.max()) + 1, model.num_features, covariance=True)
-    for part in zip(features.split(4096), labels.split(4096), strict=True):
-        statistics.update(*part)
-    statistics.provenance = {"channels": places.source(place.data, "train").channels}
-    return Data(statistics, *judged)
-
-
-def probe(of: Data, views: Tensor, labels: Tensor, seed: int, config: ProbeConfig) -> float:
-    """Top-1 in percent of a linear probe trained on features (views, N, D)."""
-    fitted = fit("probe", Features(views.float(), None, labels), of.statistics.num_classes, None, config, seed)
-    return 100 * fitted.score(of.features, of.labels)[0]
 
 
 def chosen_shrinkage(statistics: ClassStatistics) -> float:
@@ -113,41 +52,22 @@ def on_features(place: Place, phi: str) -> list[dict[str, Any]]:
     of = data(place, phi)
     known, labels = of.statistics, torch.arange(of.statistics.num_classes)
     chosen = chosen_shrinkage(known)
-    rows = [{"shrinkage": None, "scale": None, "top1": probe(of, known.centers.unsqueeze(0), labels, 0, place.judge)}]
+    rows = [{"shrinkage": None, "scale": None, "top1": probe(of, known.centers.unsqueeze(0), labels, 0, place.judge())}]
     for shrinkage in (*SHRINKAGES, chosen):
         for scale in SCALES:
             targets = known.discriminant_centers(shrinkage=shrinkage, scale=scale)
-            top1 = probe(of, targets.unsqueeze(0), labels, 0, place.judge)
+            top1 = probe(of, targets.unsqueeze(0), labels, 0, place.judge())
             rows.append({"shrinkage": shrinkage, "scale": scale, "top1": top1, "chosen": shrinkage == chosen})
     return rows
-
-
-def distil(place: Place, phi: str, config: DistillConfig) -> dict[str, Any]:
-    """Distil, and judge the images by a probe on each backbone: on this one by `DRAWS` of them, each with views of its own."""
-    of, model = data(place, phi), places.backbone(phi)
-    distiller = make_distiller(config, model, None, of.statistics, execution=Execution(memory_budget=MEMORY))
-    started = time.perf_counter()
-    while distiller.steps_done < config.steps:
-        distiller.step()
-    seconds = time.perf_counter() - started
-    made, judge = distiller.result(), place.judge
-    augmentation = Augmentation(min_area=judge.min_area, noise=False)
-    top1 = {}
-    for name in place.backbones:
-        scores = []
-        for seed in range(config.seed * DRAWS, config.seed * DRAWS + (DRAWS if name == phi else 1)):
-            views = view_features(places.backbone(name), made.images, judge.views, augmentation, seed=seed)
-            scores.append(probe(data(place, name), views, made.labels, seed, judge))
-        top1[name] = statistics.fmean(scores)
-    row = {"steps": config.steps, "seed": config.seed, "seconds": seconds, "config": config.to_dict()}
-    return row | {"top1": top1.pop(phi), "others": top1}
 
 
 def on_images(place: Place, phi: str, steps: int, shrinkage: float | None, **options: Any) -> dict[str, Any]:
     """The row of part "images" for one lambda; None: the one that the rule chooses."""
     number = chosen_shrinkage(data(place, phi).statistics) if shrinkage is None else shrinkage
     config = ours(steps, 0, shrinkage=number, **options)
-    row = distil(place, phi, config)
+    row = judged(place, (phi,), config)
+    others = {name: top1 for name, top1 in row["top1"].items() if name != phi}
+    row |= {"steps": steps, "seed": 0, "top1": row["top1"][phi], "others": others}
     return row | {"shrinkage": number, "chosen": shrinkage is None, "length_weight": config.length_weight}
 
 
