@@ -165,7 +165,7 @@ class Ridge:
         """(penalties,) mean squared error of the rows, each predicted by a fit with the same λ to all rows that aren't left out with it.
 
         together: number of rows that are left out together, those whose numbers are equal modulo rows / together: the views of an image.
-        Exact: the errors of rows b are (I - H_bb)⁻¹ residual_b, with H the hat matrix, whose entries have 1/n for the bias (of one row: Allen's PRESS).
+        Exact: the errors of rows b are (I - H_bb)^-1 residual_b, with H the hat matrix, whose entries have 1/n for the bias (of one row: Allen's PRESS).
         """
         rows = len(self.inputs)
         groups = rows // together
