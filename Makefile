@@ -61,7 +61,7 @@ gpu-prepare: $(READY)  ## on a machine without one: build what `make gpu` needs,
 static: $(READY)  ## rewrite the table of the compiled GPU kernels (tests compare with it)
 	$(BIN)/python tests/static/table.py --update
 
-accuracy: $(READY)  ## the accuracy table on full Fashion-MNIST, three backbones: resumable, 75 minutes on 2 fast cores; FULL=1: everything, a day
+accuracy: $(READY)  ## the accuracy table on full Fashion-MNIST, three backbones: resumable, prints what each cell will take; FULL=1: everything
 	$(BIN)/python -m benchmarks.accuracy --data fashion-mnist --out benchmarks/results/cpu
 
 settings: $(READY)  ## how the default settings were chosen, on held-out training images: resumable, an hour on 2 fast cores

@@ -113,7 +113,7 @@ def main() -> None:
             "classifiers": {phi: places.classifier(table, phi).metadata for phi in backbones},
             "environment": environment(),
             "costs": costs,
-            "left_out": left_out(runs, costs, args.full),
+            "left_out": left_out(costs, args.full),
             "rows": rows,
         }
 
@@ -144,30 +144,25 @@ def main() -> None:
             costs[f"{phi}, {ipc}"] = kept[name]
     cells += reference_cells(table)
     first = [(run, seed) for run in runs if run.until != "time" for seed in range(run.seeds)]
-    for run, seed in first:
-        cells.append(
-            Cell(
-                judge.key_of(table, run, seed, args.steps),
-                functools.partial(judge.judged, table, run, seed, args.steps),
-            )
-        )
+    cells += [cell_of(table, run, seed, args.steps) for run, seed in first]
     expect(cells[len(cells) - len(first) :], first, costs, table, kept, args.steps)
     run_all(cells, "cells")
-    late = []
-    for run in runs:
-        if run.until == "time" and not too_long(run, costs, args.full):
-            for seed in range(run.seeds):
-                steps = args.steps or steps_in_time(run, seed, costs, kept)
-                late.append(
-                    Cell(
-                        judge.key_of(table, run, seed, steps), functools.partial(judge.judged, table, run, seed, steps)
-                    )
-                )
+    late = [
+        cell_of(table, run, seed, args.steps or steps_in_time(run, seed, costs, kept))
+        for run in runs
+        if run.until == "time" and (args.full or not too_long(step_seconds(costs, run)))
+        for seed in range(run.seeds)
+    ]
     cells += late
     run_all(late, "cells of equal time")
     save()
     print(summary(cast(Result, result())))
     print(verdicts(cast(Result, result())))
+
+
+def cell_of(table: places.Table, run: Run, seed: int, steps: int | None) -> Cell[str, Any]:
+    """The cell of a run with one seed; ``steps``: instead of its own."""
+    return Cell(judge.key_of(table, run, seed, steps), functools.partial(judge.judged, table, run, seed, steps))
 
 
 def expect(
@@ -206,18 +201,18 @@ def reference_cells(table: places.Table) -> list[Cell[str, Any]]:
     return found
 
 
-def too_long(run: Run, costs: Mapping[str, Any], full: bool) -> bool:
-    """Whether LGM's `content.LEAST` steps take longer than `LIMIT`."""
-    return not full and content.LEAST * step_seconds(costs, run) > LIMIT
+def too_long(seconds: float) -> bool:
+    """Whether `content.LEAST` steps of LGM, of so many seconds each, take longer than `LIMIT`."""
+    return content.LEAST * seconds > LIMIT
 
 
-def left_out(runs: list[Run], costs: Mapping[str, Any], full: bool) -> list[dict[str, Any]]:
+def left_out(costs: Mapping[str, Any], full: bool) -> list[dict[str, Any]]:
     """LGM's runs that would take too long, with what a step takes."""
     absent = []
     for name, cost in costs.items():
         phi, _, ipc = name.partition(", ")
         seconds = float(cost[LGM]["seconds"])
-        if content.LEAST * seconds > LIMIT and not full:
+        if not full and too_long(seconds):
             absent.append({"label": LGM, "made_for": [phi], "ipc": int(ipc), "step_seconds": seconds})
     return absent
 

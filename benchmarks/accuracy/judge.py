@@ -16,10 +16,10 @@ from sfm_fast.features.statistics import ClassStatistics
 
 from . import places
 from .content import EQUAL, EQUAL_STEPS, OURS, Run
+from .held_out import EVERY
 from .places import Table
 from .trajectory import Images, Point, best, follow, images_at, path_of, told
 
-EVERY = 6  # every sixth training image validates
 Row = dict[str, Any]
 REFERENCES = ("full", "class-means", "random-real", "nearest-real")
 MODES = ("probe", "inherit", "kd")

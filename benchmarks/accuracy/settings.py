@@ -3,7 +3,7 @@
     python -m sfm_fast.benchmarks.accuracy.settings --out benchmarks/results/cpu
 
 Images are made for one backbone, or for two at once, from five sixths of the training images, and a linear probe trained on them is tested on the
-other sixth (`targets`): with three sets of views on the backbones that they were made for, with one on the others. Test images decide nothing here.
+other sixth (`held_out`): with three sets of views on the backbones that they were made for, with one on the others. Test images decide nothing here.
 Finished cells are kept in WORK.
 """
 

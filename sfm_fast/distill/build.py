@@ -68,11 +68,9 @@ def make_distiller(
         _statistics(given, one, source, config, batch_size, progress, several=len(backbones) > 1)
         for given, one in zip(_of_each(statistics, backbones), backbones, strict=True)
     ]
-    names = known[0].class_names or [str(c) for c in range(known[0].num_classes)]
+    names = _class_names(known[0])
     for other in known[1:]:
-        check_class_names(
-            other.class_names or [str(c) for c in range(other.num_classes)], names, other.where, f"{known[0].where}'s"
-        )
+        check_class_names(_class_names(other), names, other.where, f"{known[0].where}'s")
     channels = min(channels, *(int(one.provenance.get("channels", 3)) for one in known))
     members, digests, matched = [], [], []
     for one, its in zip(backbones, known, strict=True):
@@ -110,6 +108,10 @@ def _start(
         raise InputError("init must be 'noise' without a data set, whose images a run with init 'real' starts from")
     size = image_size(config, backbones)
     return RealStart(source, backbones, centers, config.ipc, channels, size, config.seed)
+
+
+def _class_names(statistics: ClassStatistics) -> list[str]:
+    return statistics.class_names or [str(c) for c in range(statistics.num_classes)]
 
 
 def _of_each(

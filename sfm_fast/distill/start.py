@@ -71,11 +71,12 @@ class RealStart:
         places: list[Tensor] = []
         for images, its_labels, its_places in self._batches():
             wanted = counts[its_labels] < enough
-            for known, backbone, some in zip(features, self.backbones, images, strict=True):
-                known.append(backbone.features(some[wanted], BATCH).cpu() if wanted.any() else torch.empty(0))
-            labels.append(its_labels[wanted])
-            places.append(its_places[wanted])
-            counts += torch.bincount(labels[-1], minlength=len(counts))
+            if wanted.any():
+                for known, backbone, some in zip(features, self.backbones, images, strict=True):
+                    known.append(backbone.features(some[wanted], BATCH).cpu())
+                labels.append(its_labels[wanted])
+                places.append(its_places[wanted])
+                counts += torch.bincount(labels[-1], minlength=len(counts))
             looked += len(its_labels)
             # Rare classes would otherwise take a pass over a large data set.
             rare = looked >= MOST * enough * len(counts) and int(counts.min()) >= self.ipc
@@ -83,11 +84,7 @@ class RealStart:
                 break
         if not labels:
             raise InputError(f"{self.source.name}: holds no images to start from")
-        return (
-            [torch.cat([part for part in known if len(part)]) for known in features],
-            torch.cat(labels),
-            torch.cat(places),
-        )
+        return [torch.cat(known) for known in features], torch.cat(labels), torch.cat(places)
 
     def _batches(self) -> Iterator[tuple[list[Tensor], Tensor, Tensor]]:
         """Images as each backbone sees them, labels and places: in random order, or in the data set's own if it can only be read so."""
